@@ -1,0 +1,79 @@
+// The Python module snnkern._C: raw addresses in, nothing allocated, no framework. The only file that knows pybind11.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "lif.h"
+#include "surrogate.h"
+
+namespace py = pybind11;
+using namespace snnkern;
+
+namespace {
+
+LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshold, bool hard, double reset,
+                  double v_start, bool detach_reset, int surrogate, double a, double b, double c) {
+  return {Leak(form), leak,    threshold,    fire_at_threshold,     hard,
+          reset,      v_start, detach_reset, Surrogate(surrogate), {a, b, c}};
+}
+
+void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
+
+[[maybe_unused]] void check_cuda(int status, const char* call, const LIFShape& s) {
+  if (status != 0)
+    throw std::runtime_error(std::string(call) + " outer=" + std::to_string(s.outer) + " T=" +
+                             std::to_string(s.steps) + " inner=" + std::to_string(s.inner) + ": " +
+                             cuda_error_string(status));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  py::class_<LIFSpec>(m, "LIFSpec").def(py::init(&make_spec));
+  py::class_<LIFShape>(m, "LIFShape")
+      .def(py::init([](int dtype, int64_t outer, int64_t steps, int64_t inner, int64_t x_outer, int64_t x_step) {
+        return LIFShape{DType(dtype), outer, steps, inner, x_outer, x_step};
+      }));
+  m.attr("chunk") = kChunk;
+
+  py::dict surrogates;
+#define SNN_ITEM(name) surrogates[#name] = int(Surrogate::name);
+  SNN_SURROGATES(SNN_ITEM)
+#undef SNN_ITEM
+  m.attr("surrogates") = surrogates;
+  m.def("cpu_isa", &cpu_isa);
+
+  m.def("lif_forward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
+                              intptr_t v_last, intptr_t saved, int threads) {
+    py::gil_scoped_release release;
+    lif_forward_cpu(p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved)}, threads);
+  });
+  m.def("lif_backward_cpu",
+        [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
+           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, int threads) {
+          py::gil_scoped_release release;
+          lif_backward_cpu(p, s,
+                           {pointer(x), pointer(v), pointer(saved), pointer(grad_spikes), pointer(grad_v_last),
+                            pointer(grad_x), pointer(grad_v)},
+                           threads);
+        });
+
+#ifdef SNN_CUDA
+  m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
+                               intptr_t v_last, intptr_t saved, intptr_t stream) {
+    check_cuda(lif_forward_cuda(p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved)},
+                                pointer(stream)),
+               "lif_forward_cuda", s);
+  });
+  m.def("lif_backward_cuda",
+        [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
+           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t stream) {
+          check_cuda(lif_backward_cuda(p, s,
+                                       {pointer(x), pointer(v), pointer(saved), pointer(grad_spikes),
+                                        pointer(grad_v_last), pointer(grad_x), pointer(grad_v)},
+                                       pointer(stream)),
+                     "lif_backward_cuda", s);
+        });
+#endif
+}

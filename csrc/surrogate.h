@@ -1,0 +1,122 @@
+// Surrogate derivatives of the spike, each written once for the CPU and the GPU.
+//
+// A spike is s = H(x), x = h - threshold; its derivative is replaced by grad(x, k). The three constants k are computed
+// in snnkern/surrogate.py (`constants`), which also cites each formula. To add a surrogate: a struct here, its name in
+// SNN_SURROGATES, and a class of the same name there.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef SNN_ISA
+#include "cpu/vector.h"
+#endif
+
+#ifdef __CUDACC__
+#define SNN_HD __host__ __device__ __forceinline__
+#else
+#define SNN_HD inline __attribute__((always_inline))
+#endif
+
+namespace snnkern {
+namespace {  // every object file its own copy: the CPU kernels are compiled for several instruction sets
+
+template <class S>
+struct Constants {
+  S a, b, c;
+};
+
+// What follows is written for V = S, a number, and V = a vector of S (GCC's vector extension), in which ?: chooses lane by
+// lane. cpu/vector.h has the vector overloads of these two.
+SNN_HD float magnitude(float x) { return fabsf(x); }
+SNN_HD double magnitude(double x) { return fabs(x); }
+SNN_HD float exp_nonpositive(float x) { return expf(x); }  // exp(x) for x <= 0
+SNN_HD double exp_nonpositive(double x) { return exp(x); }
+
+// e / (1 + e)^2 with e = exp(-y), y >= 0: the logistic density, and sech^2(y/2) / 4. No overflow.
+template <class V, class S>
+SNN_HD V logistic_density(V y, S one) {
+  const V e = exp_nonpositive(-y);
+  return e / ((one + e) * (one + e));
+}
+
+struct Triangle {  // a max(0, 1 - b|x|)
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    const V rest = S(1) - magnitude(x) * k.b;
+    return k.a * (rest > S(0) ? rest : S(0));
+  }
+};
+struct Rectangle {  // a where |x| < b
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    return magnitude(x) < k.b ? k.a : S(0);
+  }
+};
+struct Dspike {  // (a/4) sech^2(b x / 2) where |x| <= c
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    const V density = k.a * logistic_density(k.b * magnitude(x), S(1));
+    return magnitude(x) <= k.c ? density : S(0);
+  }
+};
+struct Sigmoid {  // a sigmoid'(b x)
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    return k.a * logistic_density(k.b * magnitude(x), S(1));
+  }
+};
+struct ATan {  // a / (1 + (b x)^2)
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    const V y = k.b * x;
+    return k.a / (S(1) + y * y);
+  }
+};
+struct Exponential {  // a exp(-b|x|)
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    return k.a * exp_nonpositive(-(k.b * magnitude(x)));
+  }
+};
+struct SoftSign {  // a / (1 + b|x|)^2
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    const V y = S(1) + k.b * magnitude(x);
+    return k.a / (y * y);
+  }
+};
+struct SuperSpike : SoftSign {};  // the same curve in other parameters
+struct Erf {                      // a exp(-(b x)^2)
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    const V y = k.b * x;
+    return k.a * exp_nonpositive(-(y * y));
+  }
+};
+
+#define SNN_SURROGATES(X) \
+  X(Triangle) X(Rectangle) X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(Erf)
+
+}  // namespace
+enum class Surrogate : int {
+#define SNN_ITEM(name) name,
+  SNN_SURROGATES(SNN_ITEM)
+#undef SNN_ITEM
+};
+namespace {
+
+// Calls f(Triangle{}) or whichever struct `kind` names: the one place where a run-time surrogate becomes a type.
+template <class F>
+SNN_HD void with_surrogate(Surrogate kind, F&& f) {
+  switch (kind) {
+#define SNN_ITEM(name)    \
+  case Surrogate::name:   \
+    return f(name{});
+    SNN_SURROGATES(SNN_ITEM)
+#undef SNN_ITEM
+  }
+}
+
+}  // namespace
+}  // namespace snnkern

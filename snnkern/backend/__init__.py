@@ -1,0 +1,65 @@
+"""The backends, and the one rule by which a call gets one.
+
+A backend is a folder here with one file per op. Its ``__init__`` offers
+
+- ``unavailable() -> str | None``: why it cannot run on this machine;
+- ``refuses(device_type, dtype) -> str | None``: why it cannot serve such a tensor;
+- ``differentiable``: True if its ops are made of PyTorch's own, so that autograd needs no help;
+- the ops themselves.
+
+Without a wish, the first of ``ORDER`` that can serve the tensor is taken and the reasons against the others are logged at
+debug level. A wish (``backend=`` or ``SNNKERN_BACKEND``) is obeyed or raises its reason; nothing falls back from a failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+ORDER = ("cuda", "triton", "cpu", "reference")  # fastest first
+_log = logging.getLogger("snnkern")
+
+
+def why_not(name: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why backend ``name`` cannot serve a tensor on such a device and of such a dtype; None if it can."""
+    module = load(name)
+    return module.unavailable() or module.refuses(device_type, dtype)
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend, fastest first, with None if it can run on this machine, else the reason why not."""
+    return {name: load(name).unavailable() for name in ORDER}
+
+
+def choose(device_type: str, dtype: torch.dtype, backend: str | None = None) -> ModuleType:
+    """The backend for a tensor.
+
+    Raises:
+        ValueError: ``backend`` (or ``SNNKERN_BACKEND``) is not the name of one.
+        RuntimeError: it is, but cannot serve this tensor.
+    """
+    return _choose(device_type, dtype, backend or os.environ.get("SNNKERN_BACKEND") or None)
+
+
+@lru_cache(maxsize=None)
+def _choose(device_type: str, dtype: torch.dtype, wish: str | None) -> ModuleType:
+    for name in ORDER if wish is None else (wish,):
+        reason = why_not(name, device_type, dtype)
+        if reason is None:
+            return load(name)
+        if wish is not None:
+            raise RuntimeError(f"backend {wish!r} cannot run: {reason}")
+        _log.debug("%s tensor of %s: not backend %r: %s", device_type, dtype, name, reason)
+    raise AssertionError("the reference backend serves every tensor")
+
+
+def load(name: str) -> ModuleType:
+    """The module of a backend; ValueError if there is none of that name."""
+    if name not in ORDER:
+        raise ValueError(f"backend must be one of {', '.join(ORDER)}, got {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")

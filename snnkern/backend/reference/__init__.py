@@ -1,0 +1,13 @@
+"""Plain PyTorch, one operation after the other: the specification, and the backend of last resort."""
+
+from .lif import lif  # noqa: F401
+
+differentiable = True
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def refuses(device_type, dtype) -> str | None:
+    return None

@@ -1,0 +1,1 @@
+"""The ops: arguments checked, layouts settled and autograd attached here; the work is done by a backend."""
