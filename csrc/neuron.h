@@ -21,18 +21,25 @@ namespace {  // every object file its own copy: the CPU kernels are compiled for
 
 template <class S>
 struct Neuron {
-  S leak, rest, threshold, fire_above, reset;
+  Leak form;
+  bool hard;
+  Surrogate surrogate;
+  S leak, rest, threshold, fire_above, reset, v_start;
   // Adjoint: dv/dh = (s ? kept : 1) + (pull - push*h) * surrogate'; dx/dh = input_gain, dv[t-1]/dh = state_gain.
   S kept, pull, push, input_gain, state_gain;
   Constants<S> k;
 
   explicit Neuron(const LIFSpec& p)
-      : leak(S(p.leak)),
+      : form(p.form),
+        hard(p.hard),
+        surrogate(p.surrogate),
+        leak(S(p.leak)),
         rest(S(p.hard ? p.reset : 0)),
         threshold(S(p.threshold)),
         fire_above(p.fire_at_threshold ? std::nextafter(S(p.threshold), -std::numeric_limits<S>::infinity())
                                        : S(p.threshold)),
         reset(S(p.reset)),
+        v_start(S(p.v_start)),
         kept(p.hard ? S(0) : S(1)),
         pull(p.detach_reset ? S(0) : S(p.hard ? p.reset : -p.threshold)),
         push(p.detach_reset || !p.hard ? S(0) : S(1)),
@@ -44,8 +51,9 @@ struct Neuron {
 template <class V, class S>
 SNN_HD V charge(Leak form, const Neuron<S>& n, V v, V x) {
   if (form == Leak::decay) return n.leak * v + x;
-  if (form == Leak::tau_input) return v + (x - (v - n.rest)) / n.leak;
-  return v - (v - n.rest) / n.leak + x;
+  const V above_rest = v - n.rest;
+  const V change = (form == Leak::tau_input ? x - above_rest : above_rest) / n.leak;
+  return form == Leak::tau_input ? v + change : v - change + x;
 }
 
 template <class V, class S>

@@ -1,8 +1,8 @@
 """snnkern: fused leaky integrate-and-fire neurons for PyTorch."""
 
-from . import surrogate
+from . import losses, nn, surrogate
 from ._version import __version__
 from .backend import backends
 from .ops.lif import lif
 
-__all__ = ["__version__", "backends", "lif", "surrogate"]
+__all__ = ["__version__", "backends", "lif", "losses", "nn", "surrogate"]

@@ -44,6 +44,9 @@ class Surrogate:
             if not 0 < value < math.inf:
                 raise ValueError(f"{type(self).__name__}: {field.name} must be positive and finite, got {value!r}")
             object.__setattr__(self, field.name, float(value))
+        # A plain string that `parse` reads back: torch.compile can carry it where it could not carry the object.
+        values = ", ".join(repr(getattr(self, field.name)) for field in fields(self))
+        object.__setattr__(self, "text", f"{type(self).__name__}({values})")
 
     def grad(self, x: torch.Tensor) -> torch.Tensor:
         """dH/dx at ``x``."""
@@ -275,6 +278,13 @@ class Erf(Surrogate):
     @staticmethod
     def _triton(x, a, b, c):
         return a * tl.exp(-(b * x) * (b * x))
+
+
+def parse(text: str) -> Surrogate:
+    """The surrogate whose ``text`` this is."""
+    name, _, values = text.removesuffix(")").partition("(")
+    classes = {cls.__name__: cls for cls in Surrogate.__subclasses__()}
+    return classes[name](*map(float, values.split(", ")))
 
 
 # SpikingJelly's classes, by name, in ours; `a` is their alpha.

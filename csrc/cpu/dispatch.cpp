@@ -1,6 +1,4 @@
 // Picks the best copy of the CPU kernels that this processor can run, and decides when outputs bypass the cache.
-#include <unistd.h>
-
 #include <cstdlib>
 #include <cstring>
 
@@ -33,18 +31,12 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// Input and output together beyond the last-level cache: the output would be evicted before anyone reads it.
-bool outgrows_cache(const LIFShape& s, int tensors) {
-  static const int64_t cache = [] {
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-    const int64_t bytes = 0;
-#endif
-    return bytes > 0 ? bytes : int64_t(32) << 20;
-  }();
+// An output larger than the cache that its threads can count on would be evicted before anyone reads it: stream it. What
+// the system reports as last-level cache may be shared with many other cores, so a modest constant stands for it.
+bool outgrows_cache(const LIFShape& s, int threads) {
+  constexpr int64_t cache_per_thread = int64_t(4) << 20;
   const int64_t width = s.dtype == DType::f64 ? 8 : s.dtype == DType::f32 ? 4 : 2;
-  return tensors * width * s.outer * s.steps * s.inner > cache;
+  return width * s.outer * s.steps * s.inner > cache_per_thread * threads;
 }
 
 }  // namespace
@@ -52,10 +44,10 @@ bool outgrows_cache(const LIFShape& s, int tensors) {
 const char* cpu_isa() { return kernels().isa; }
 
 void lif_forward_cpu(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads) {
-  kernels().lif_forward(p, s, a, threads, outgrows_cache(s, 2));
+  kernels().lif_forward(p, s, a, threads, outgrows_cache(s, threads));
 }
 void lif_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads) {
-  kernels().lif_backward(p, s, a, threads, outgrows_cache(s, 3));
+  kernels().lif_backward(p, s, a, threads, outgrows_cache(s, threads));
 }
 
 }  // namespace snnkern

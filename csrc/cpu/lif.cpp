@@ -1,30 +1,27 @@
 // The LIF on the CPU. Compiled once per instruction set (SNN_ISA names the namespace); dispatch.cpp picks one at run time.
 //
-// Neurons are cut into tiles. A tile stays in the cache for all T steps and walks over time in chunks of kChunk:
-//   forward    load a chunk of x, step the neurons, store a chunk of spikes; v never leaves L1
-//   backward   from the last chunk to the first: recompute h from the v kept at the chunk's start, then run the adjoint
-// A chunk is used where it lies if its rows are contiguous and need no conversion; else it is staged through L1, which is
-// also where 16-bit numbers become float, narrow inner dimensions are transposed, and large outputs are streamed past
-// the cache.
+// Neurons are cut into tiles whose state stays in the cache for all T steps:
+//   forward    read a row of x (one step of one tile), step the neurons, write a row of spikes
+//   backward   in chunks of kChunk steps, last to first: recompute h from the v kept at the chunk's start, then the adjoint
+// Rows of one tile lie far apart in memory, which hardware prefetchers do not follow, so each row asks for the one kAhead
+// reads later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered into rows of
+// the stage, a chunk at a time.
 #include <algorithm>
 #include <type_traits>
 
 #include "../neuron.h"
-#include "convert.h"
 #include "kernels.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace snnkern::SNN_ISA {
 namespace {
 
-constexpr int kLanes = 512;         // neurons in a tile
+constexpr int kLanes = 1024;        // neurons in a tile
+constexpr int kAhead = 2;           // rows between a prefetch and its use
 constexpr int64_t kNarrow = 32;     // inner dimensions below this are gathered into tiles
 constexpr int64_t kSerial = 16384;  // elements below which a second thread costs more than it brings
 
 template <class IO>
-using State = std::conditional_t<std::is_same_v<std::remove_const_t<IO>, double>, double, float>;
+using State = std::conditional_t<std::is_same_v<IO, double>, double, float>;
 
 struct Tile {
   int64_t first;  // index of its first neuron in [outer * inner]
@@ -32,253 +29,235 @@ struct Tile {
 };
 
 struct Tiling {
-  int64_t outer, inner, count, per_row;
+  int64_t inner, row, per_row, count;
   int lanes;
   bool narrow;
 
-  Tiling(const LIFShape& s, int threads) : outer(s.outer), inner(s.inner) {
-    narrow = outer > 1 && inner < kNarrow;
-    const int64_t row = narrow ? outer * inner : inner, rows = narrow ? 1 : outer;
+  Tiling(const LIFShape& s, int threads) : inner(s.inner), narrow(s.outer > 1 && s.inner < kNarrow) {
+    row = narrow ? s.outer * s.inner : s.inner;  // neurons that tiles may span
+    const int64_t rows = narrow ? 1 : s.outer;
     const int64_t share = (row * rows + threads - 1) / threads;  // every thread gets a tile
     lanes = int(std::clamp<int64_t>((share + 31) / 32 * 32, 32, kLanes));
     per_row = (row + lanes - 1) / lanes;
     count = rows * per_row;
   }
-  Tile tile(int64_t i) const {
-    const int64_t row = narrow ? outer * inner : inner, at = i % per_row * lanes;
+  Tile operator[](int64_t i) const {
+    const int64_t at = i % per_row * lanes;
     return {i / per_row * row + at, int(std::min<int64_t>(lanes, row - at))};
   }
 };
 
-template <class S>
-struct Rows {  // kChunk rows of a tile: step k's neurons are at data + k*stride
-  S* data;
-  int64_t stride;
-  S* operator[](int k) const { return data + k * stride; }
-};
-
-// Copies past the cache: an output that nobody reads before it would be evicted need not be read in first.
-void stream(void* to, const void* from, size_t bytes) {
-  auto* d = static_cast<char*>(to);
-  auto* s = static_cast<const char*>(from);
-#if defined(__x86_64__)
-  const size_t head = std::min(bytes, size_t(-reinterpret_cast<intptr_t>(d) & 63));
-  std::memcpy(d, s, head);
-  for (d += head, s += head, bytes -= head; bytes >= 64; d += 64, s += 64, bytes -= 64)
-    for (int i = 0; i < 64; i += 16)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(d + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i)));
-#endif
-  std::memcpy(d, s, bytes);
-}
-
-void fence() {  // streamed stores become visible before the parallel region ends
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-
 template <class IO>
-struct Sequence {  // an [outer, steps, inner] tensor seen tile by tile
-  using S = State<IO>;
+struct Sequence {  // an [outer, steps, inner] tensor
   IO* data;
-  int64_t outer_stride, step_stride;
-  const Tiling& tiling;
-
-  static constexpr bool converts = !std::is_same_v<std::remove_const_t<IO>, S>;
+  int64_t outer_stride, step_stride, inner;
 
   IO* at(int64_t neuron, int64_t t) const {
-    return data + neuron / tiling.inner * outer_stride + t * step_stride + neuron % tiling.inner;
-  }
-  bool in_place() const { return !converts && !tiling.narrow; }
-
-  Rows<const S> read(Tile tile, int64_t t, int steps, S* stage) const {
-    if constexpr (!converts)
-      if (!tiling.narrow) return {at(tile.first, t), step_stride};
-    if (tiling.narrow) {
-      for (int j = 0; j < tile.lanes; ++j) {
-        const IO* from = at(tile.first + j, t);
-        for (int k = 0; k < steps; ++k) stage[k * kLanes + j] = load(from[k * step_stride]);
-      }
-    } else {
-      for (int k = 0; k < steps; ++k) {
-        const IO* from = at(tile.first, t + k);
-        S* to = stage + k * kLanes;
-#pragma omp simd
-        for (int j = 0; j < tile.lanes; ++j) to[j] = load(from[j]);
-      }
-    }
-    return {stage, kLanes};
-  }
-
-  // Asks for step t of a tile ahead of its use: rows of one tile lie far apart, which hardware prefetchers do not follow.
-  void prefetch(Tile tile, int64_t t) const {
-    if (tiling.narrow) return;
-    const auto* row = reinterpret_cast<const char*>(at(tile.first, t));
-    for (int64_t i = 0; i < tile.lanes * int64_t(sizeof(IO)); i += 64) __builtin_prefetch(row + i, 0, 2);
-  }
-
-  Rows<S> target(Tile tile, int64_t t, bool streaming, S* stage) const {
-    if constexpr (!converts)
-      if (!tiling.narrow && !streaming) return {at(tile.first, t), step_stride};
-    return {stage, kLanes};
-  }
-
-  void write(Tile tile, int64_t t, int steps, bool streaming, const S* stage) const {
-    if (in_place() && !streaming) return;
-    if (tiling.narrow) {
-      for (int j = 0; j < tile.lanes; ++j) {
-        IO* to = at(tile.first + j, t);
-        for (int k = 0; k < steps; ++k) store(to[k * step_stride], stage[k * kLanes + j]);
-      }
-      return;
-    }
-    for (int k = 0; k < steps; ++k) {
-      const S* from = stage + k * kLanes;
-      IO* to = at(tile.first, t + k);
-      if constexpr (converts) {
-        IO row[kLanes];
-        IO* out = streaming ? row : to;
-#pragma omp simd
-        for (int j = 0; j < tile.lanes; ++j) store(out[j], from[j]);
-        if (streaming) stream(to, row, tile.lanes * sizeof(IO));
-      } else {
-        stream(to, from, tile.lanes * sizeof(S));
-      }
-    }
+    return data + neuron / inner * outer_stride + t * step_stride + neuron % inner;
   }
 };
 
-template <class S>
-void start(S* __restrict v, const S* from, S constant, int lanes) {
-  if (from)
-    std::copy_n(from, lanes, v);
-  else
-    std::fill_n(v, lanes, constant);
+template <class IO, class S>
+void gather(const Sequence<const IO>& from, Tile tile, int64_t t, int steps, S* stage) {
+  for (int j = 0; j < tile.lanes; ++j) {
+    const IO* x = from.at(tile.first + j, t);
+    for (int k = 0; k < steps; ++k) stage[k * kLanes + j] = load<S>(x + k * from.step_stride);
+  }
+}
+template <class IO, class S>
+void scatter(const Sequence<IO>& to, Tile tile, int64_t t, int steps, const S* stage) {
+  for (int j = 0; j < tile.lanes; ++j) {
+    IO* y = to.at(tile.first + j, t);
+    for (int k = 0; k < steps; ++k) store(y + k * to.step_stride, stage[k * kLanes + j], false);
+  }
 }
 
-// Calls f(j, V{}) for vectors of lanes and f(j, S{}) for those left over.
-template <class S, class F>
-inline void for_lanes(int lanes, F&& f) {
+template <class S>
+void start(S* v, const S* from, S constant, Tile tile) {
+  if (from)
+    std::copy_n(from + tile.first, tile.lanes, v);
+  else
+    std::fill_n(v, tile.lanes, constant);
+}
+
+// Calls f(j, V{}) for vectors of lanes and f(j, S{}) for single ones: those before `out` is aligned and those left over.
+template <class S, class IO, class F>
+inline void for_lanes(int lanes, const IO* out, F&& f) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S);
+  constexpr intptr_t bytes = width * sizeof(IO);
+  const int head = std::min<int>(lanes, int((-reinterpret_cast<intptr_t>(out) & (bytes - 1)) / sizeof(IO)));
   int j = 0;
+  for (; j < head; ++j) f(j, S{});
   for (; j + width <= lanes; j += width) f(j, V{});
   for (; j < lanes; ++j) f(j, S{});
 }
 
-// One step of a tile. Backward asks for the potential h instead of the spike.
-template <Leak form, bool hard, bool keep_h, class S>
-void step(const Neuron<S>& neuron, const S* __restrict x, S* __restrict v, S* __restrict out, int lanes) {
+// One step of a tile: spikes into `out`.
+template <Leak form, bool hard, class IO, class S>
+void step(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, IO* out, int lanes,
+          bool streaming) {
   const Neuron<S> n = neuron;
-  for_lanes<S>(lanes, [&](int j, auto width) {
+  for_lanes<S>(lanes, out, [&](int j, auto width) __attribute__((always_inline)) {
     using V = decltype(width);
-    const V h = charge(form, n, load_as<V>(v + j), load_as<V>(x + j));
+    __builtin_prefetch(ahead + j);
+    const V h = charge(form, n, load<V>(v + j), load<V>(x + j));
     const V spike = h > n.fire_above ? S(1) : S(0);
-    store_as(out + j, keep_h ? h : spike);
-    store_as(v + j, reset(hard, n, h));
+    store(v + j, reset(hard, n, h), false);
+    store(out + j, spike, streaming);
   });
 }
 
-template <bool keep_h, class S>
-auto pick_step(const LIFSpec& p) {
-  using F = void (*)(const Neuron<S>&, const S*, S*, S*, int);
-  static constexpr F table[3][2] = {
-      {step<Leak::decay, false, keep_h, S>, step<Leak::decay, true, keep_h, S>},
-      {step<Leak::tau_input, false, keep_h, S>, step<Leak::tau_input, true, keep_h, S>},
-      {step<Leak::tau, false, keep_h, S>, step<Leak::tau, true, keep_h, S>}};
-  return table[int(p.form)][p.hard];
-}
-
-template <class Curve, class S>
-void step_back(const Neuron<S>& neuron, const S* __restrict h, const S* __restrict grad_s, S* __restrict grad_v,
-               S* __restrict grad_x, int lanes) {
+// The same step, of which backward keeps the potential h.
+template <Leak form, bool hard, class IO, class S>
+void step_again(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, S* h_row,
+                int lanes) {
   const Neuron<S> n = neuron;
-  for_lanes<S>(lanes, [&](int j, auto width) {
+  for_lanes<S>(lanes, h_row, [&](int j, auto width) __attribute__((always_inline)) {
     using V = decltype(width);
-    const V gh = adjoint<Curve>(n, load_as<V>(h + j), load_as<V>(grad_s + j), load_as<V>(grad_v + j));
-    store_as(grad_x + j, gh * n.input_gain);
-    store_as(grad_v + j, gh * n.state_gain);
+    __builtin_prefetch(ahead + j);
+    const V h = charge(form, n, load<V>(v + j), load<V>(x + j));
+    store(v + j, reset(hard, n, h), false);
+    store(h_row + j, h, false);
   });
 }
 
-template <class IO>
-void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads, bool streaming) {
-  using S = State<IO>;
-  const Tiling tiling(s, threads);
-  const Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, tiling};
-  const Sequence<IO> spikes{static_cast<IO*>(a.spikes), s.steps * s.inner, s.inner, tiling};
-  const auto* v0 = static_cast<const S*>(a.v);
-  auto *v_last = static_cast<S*>(a.v_last), *saved = static_cast<S*>(a.saved);
-  const Neuron<S> n(p);
-  const auto one_step = pick_step<false, S>(p);
+// One step of the adjoint; grad_v becomes that of the step before.
+template <class Curve, class IO, class S>
+void step_back(const Neuron<S>& neuron, const S* h, const IO* grad_s, const IO* ahead,
+               S* grad_v, IO* grad_x, int lanes, bool streaming) {
+  const Neuron<S> n = neuron;
+  for_lanes<S>(lanes, grad_x, [&](int j, auto width) __attribute__((always_inline)) {
+    using V = decltype(width);
+    __builtin_prefetch(ahead + j);
+    const V gh = adjoint<Curve>(n, load<V>(h + j), load<V>(grad_s + j), load<V>(grad_v + j));
+    store(grad_v + j, gh * n.state_gain, false);
+    store(grad_x + j, gh * n.input_gain, streaming);
+  });
+}
 
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < tiling.count; ++i) {
-    const Tile tile = tiling.tile(i);
-    alignas(64) S v[kLanes], in[kChunk * kLanes], out[kChunk * kLanes];
-    start(v, v0 ? v0 + tile.first : nullptr, S(p.v_start), tile.lanes);
-    for (int64_t t = 0; t < s.steps; t += kChunk) {
-      const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
-      if (saved && t > 0) std::copy_n(v, tile.lanes, saved + (t / kChunk - 1) * s.outer * s.inner + tile.first);
-      const auto from = x.read(tile, t, steps, in);
-      const auto to = spikes.target(tile, t, streaming, out);
-      const bool last = t + kChunk >= s.steps;
-      const Tile next = last ? tiling.tile(i + 1) : tile;
-      const int64_t ahead = last ? 0 : t + kChunk;
-      for (int k = 0; k < steps; ++k) {
-        if (ahead + k < s.steps && i + 1 < tiling.count) x.prefetch(next, ahead + k);
-        one_step(n, from[k], v, to[k], tile.lanes);
-      }
-      spikes.write(tile, t, steps, streaming, out);
-    }
-    std::copy_n(v, tile.lanes, v_last + tile.first);
-    if (streaming) fence();
+// Calls f with the form and the reset as constants.
+template <class F>
+void with_form(const LIFSpec& p, F&& f) {
+  const auto with_reset = [&](auto form) {
+    p.hard ? f(form, std::true_type{}) : f(form, std::false_type{});
+  };
+  switch (p.form) {
+    case Leak::decay: return with_reset(std::integral_constant<Leak, Leak::decay>{});
+    case Leak::tau_input: return with_reset(std::integral_constant<Leak, Leak::tau_input>{});
+    case Leak::tau: return with_reset(std::integral_constant<Leak, Leak::tau>{});
   }
 }
 
-template <class IO>
+template <class IO, class S = State<IO>>
+void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads, bool streaming) {
+  const Tiling tiles(s, threads);
+  const Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
+  const Sequence<IO> spikes{static_cast<IO*>(a.spikes), s.steps * s.inner, s.inner, s.inner};
+  const auto* v0 = static_cast<const S*>(a.v);
+  auto *v_last = static_cast<S*>(a.v_last), *saved = static_cast<S*>(a.saved);
+  const Neuron<S> n(p);
+
+  with_form(p, [&](auto form, auto hard) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < tiles.count; ++i) {
+      const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
+      alignas(64) S v[kLanes], stage[kChunk * kLanes];
+      start(v, v0, n.v_start, tile);
+      for (int64_t t = 0; t < s.steps; t += kChunk) {
+        const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
+        if (saved && t > 0) std::copy_n(v, tile.lanes, saved + (t / kChunk - 1) * s.outer * s.inner + tile.first);
+        if (tiles.narrow) {
+          gather(x, tile, t, steps, stage);
+          for (int k = 0; k < steps; ++k) {
+            S* row = stage + k * kLanes;
+            step<form(), hard()>(n, row, row, v, row, tile.lanes, false);
+          }
+          scatter(spikes, tile, t, steps, stage);
+        } else {
+          for (int64_t u = t; u < t + steps; ++u) {
+            const int64_t later = u + kAhead;
+            const IO* ahead = later < s.steps ? x.at(tile.first, later) : x.at(next.first, (later - s.steps) % s.steps);
+            step<form(), hard()>(n, x.at(tile.first, u), ahead, v, spikes.at(tile.first, u), tile.lanes, streaming);
+          }
+        }
+      }
+      std::copy_n(v, tile.lanes, v_last + tile.first);
+      if (streaming) stream_fence();
+    }
+  });
+}
+
+template <class IO, class S = State<IO>>
 void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads, bool streaming) {
-  using S = State<IO>;
-  const Tiling tiling(s, threads);
-  const Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, tiling};
-  const Sequence<const IO> grad_s{static_cast<const IO*>(a.grad_spikes), s.steps * s.inner, s.inner, tiling};
-  const Sequence<IO> grad_x{static_cast<IO*>(a.grad_x), s.steps * s.inner, s.inner, tiling};
+  const Tiling tiles(s, threads);
+  const Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
+  const Sequence<const IO> grad_s{static_cast<const IO*>(a.grad_spikes), s.steps * s.inner, s.inner, s.inner};
+  const Sequence<IO> grad_x{static_cast<IO*>(a.grad_x), s.steps * s.inner, s.inner, s.inner};
   const auto *v0 = static_cast<const S*>(a.v), *saved = static_cast<const S*>(a.saved);
   const auto* grad_v_last = static_cast<const S*>(a.grad_v_last);
   auto* grad_v0 = static_cast<S*>(a.grad_v);
   const Neuron<S> n(p);
-  const auto one_step = pick_step<true, S>(p);
+  const int64_t chunks = (s.steps + kChunk - 1) / kChunk;
   static constexpr S zeros[kLanes] = {};
+
+  // A chunk in two passes, so that the form of the neuron and the surrogate do not multiply.
+  const auto recompute = [&](Tile tile, int64_t t, int steps, S* v, S* stage, S* h) {
+    with_form(p, [&](auto form, auto hard) {
+      if (tiles.narrow) gather(x, tile, t, steps, stage);
+      for (int k = 0; k < steps; ++k) {
+        S* h_row = h + k * kLanes;
+        if (tiles.narrow) {
+          S* row = stage + k * kLanes;
+          step_again<form(), hard()>(n, row, row, v, h_row, tile.lanes);
+          continue;
+        }
+        const int later = k + kAhead;
+        const IO* ahead = later < steps || !a.grad_spikes
+                              ? x.at(tile.first, t + std::min(later, steps - 1))
+                              : grad_s.at(tile.first, t + std::max(0, 2 * steps - 1 - later));
+        step_again<form(), hard()>(n, x.at(tile.first, t + k), ahead, v, h_row, tile.lanes);
+      }
+    });
+  };
 
   with_surrogate(p.surrogate, [&](auto curve) {
     using Curve = decltype(curve);
+    const auto back = [&](Tile tile, int64_t t, int steps, const IO* upcoming, int64_t upcoming_stride, const S* h,
+                          S* stage, S* grad_v) {
+      if (tiles.narrow && a.grad_spikes) gather(grad_s, tile, t, steps, stage);
+      for (int k = steps - 1; k >= 0; --k) {
+        const S* h_row = h + k * kLanes;
+        if (tiles.narrow) {
+          S* row = stage + k * kLanes;
+          step_back<Curve>(n, h_row, a.grad_spikes ? row : zeros, row, grad_v, row, tile.lanes, false);
+          continue;
+        }
+        IO* to = grad_x.at(tile.first, t + k);
+        const int later = k - kAhead;
+        const IO* ahead = later >= 0 && a.grad_spikes ? grad_s.at(tile.first, t + later)
+                                                      : upcoming + std::max(0, -1 - later) * upcoming_stride;
+        const IO* from = a.grad_spikes ? grad_s.at(tile.first, t + k) : reinterpret_cast<const IO*>(zeros);
+        step_back<Curve>(n, h_row, from, ahead, grad_v, to, tile.lanes, streaming);
+      }
+      if (tiles.narrow) scatter(grad_x, tile, t, steps, stage);
+    };
+
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < tiling.count; ++i) {
-      const Tile tile = tiling.tile(i);
-      alignas(64) S v[kLanes], grad_v[kLanes], h[kChunk * kLanes], in[kChunk * kLanes], out[kChunk * kLanes];
-      start(grad_v, grad_v_last ? grad_v_last + tile.first : nullptr, S(0), tile.lanes);
-      for (int64_t t = (s.steps - 1) / kChunk * kChunk; t >= 0 && s.steps > 0; t -= kChunk) {
+    for (int64_t i = 0; i < tiles.count; ++i) {
+      const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
+      alignas(64) S v[kLanes], grad_v[kLanes], h[kChunk * kLanes], stage[kChunk * kLanes];
+      start(grad_v, grad_v_last, S(0), tile);
+      for (int64_t c = chunks - 1; c >= 0; --c) {
+        const int64_t t = c * kChunk;
         const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
-        const S* kept = t > 0 ? saved + (t / kChunk - 1) * s.outer * s.inner : v0;
-        start(v, kept ? kept + tile.first : nullptr, S(p.v_start), tile.lanes);
-        const auto from = x.read(tile, t, steps, in);
-        for (int k = 0; k < steps; ++k) {
-          if (a.grad_spikes) grad_s.prefetch(tile, t + steps - 1 - k);
-          one_step(n, from[k], v, h + k * kLanes, tile.lanes);
-        }
-        const auto upstream = a.grad_spikes ? grad_s.read(tile, t, steps, in) : Rows<const S>{zeros, 0};
-        const auto to = grad_x.target(tile, t, streaming, out);
-        const Tile next = t == 0 ? tiling.tile(i + 1) : tile;
-        const int64_t ahead = t == 0 ? (s.steps - 1) / kChunk * kChunk : t - kChunk;
-        for (int k = steps - 1; k >= 0; --k) {
-          const int64_t r = ahead + steps - 1 - k;
-          if (r < s.steps && (t > 0 || i + 1 < tiling.count)) x.prefetch(next, r);
-          step_back<Curve>(n, h + k * kLanes, upstream[k], grad_v, to[k], tile.lanes);
-        }
-        grad_x.write(tile, t, steps, streaming, out);
+        start(v, c > 0 ? saved + (c - 1) * s.outer * s.inner : v0, n.v_start, tile);
+        recompute(tile, t, steps, v, stage, h);
+        const IO* upcoming = c > 0 ? x.at(tile.first, t - kChunk) : x.at(next.first, (chunks - 1) * kChunk);
+        back(tile, t, steps, upcoming, s.x_step_stride, h, stage, grad_v);
       }
       if (grad_v0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
-      if (streaming) fence();
+      if (streaming) stream_fence();
     }
   });
 }

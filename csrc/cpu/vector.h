@@ -1,8 +1,12 @@
-// Vectors as wide as the instruction set this file is compiled for, and on them what surrogate.h needs.
+// Numbers in registers: vectors as wide as the instruction set this file is compiled for, their loads and stores in every
+// dtype, and on them what surrogate.h needs. All of it also works on a single number, for the lanes left over.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace snnkern {
 namespace {
@@ -19,11 +23,31 @@ typedef float FloatV __attribute__((vector_size(kVectorBytes)));
 typedef double DoubleV __attribute__((vector_size(kVectorBytes)));
 typedef int32_t IntV __attribute__((vector_size(kVectorBytes)));
 typedef int64_t LongV __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t UIntV __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t UShortV __attribute__((vector_size(kVectorBytes / 2)));
 
-template <class S>
-struct VectorOf;
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// What a vector (or a number) V of the state is made of and looks like as bits, and as 16-bit numbers.
+template <class V>
+struct Traits;
 template <>
-struct VectorOf<float> {
+struct Traits<FloatV> {
+  using Bits = UIntV;
+  using Short = UShortV;
+};
+template <>
+struct Traits<float> {
+  using Bits = uint32_t;
+  using Short = uint16_t;
+};
+template <class S>
+struct VectorOf {
   using type = FloatV;
 };
 template <>
@@ -31,15 +55,93 @@ struct VectorOf<double> {
   using type = DoubleV;
 };
 
-template <class V, class S>
-inline V load_as(const S* from) {  // V: a vector, or S itself for the tail of a row
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
+template <class To, class From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
-template <class V, class S>
-inline void store_as(S* to, V v) {
-  std::memcpy(to, &v, sizeof v);
+inline UIntV widen(UShortV x) { return __builtin_convertvector(x, UIntV); }
+inline uint32_t widen(uint16_t x) { return x; }
+inline UShortV narrow(UIntV x) { return __builtin_convertvector(x, UShortV); }
+inline uint16_t narrow(uint32_t x) { return uint16_t(x); }
+
+// 16-bit floats to and from float without branches; rounding to nearest even, as PyTorch's.
+template <class V, class U>
+inline V from_bits(BFloat16, U u) {
+  return bit_cast<V>(u << 16);
+}
+template <class V, class U>
+inline V from_bits(Half, U u) {
+  const U magnitude = (u & 0x7fffu) << 13, sign = (u & 0x8000u) << 16;
+  const U finite = bit_cast<U>(bit_cast<V>(magnitude) * 0x1p112f);  // rebias the exponent; subnormals come out right
+  const U special = magnitude | 0x7f800000u;
+  return bit_cast<V>(sign | (magnitude >= 0x0f800000u ? special : finite));
+}
+template <class V>
+inline auto to_bits(BFloat16, V x) {
+  using U = typename Traits<V>::Bits;
+  const U u = bit_cast<U>(x);
+  const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return (u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;
+}
+template <class V>
+inline auto to_bits(Half, V x) {
+  using U = typename Traits<V>::Bits;
+  const U u = bit_cast<U>(x), a = u & 0x7fffffffu;
+  const U normal = (a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13;
+  const U subnormal = bit_cast<U>(bit_cast<V>(a) + 0.5f) - 0x3f000000u;  // the addition does the rounding
+  U r = a < 0x38800000u ? subnormal : normal;
+  r = a >= 0x477ff000u ? 0x7c00u : r;  // 65520 and above round to infinity
+  r = a > 0x7f800000u ? 0x7e00u : r;
+  return r | ((u >> 16) & 0x8000u);
+}
+
+template <class V, class IO>
+inline V load(const IO* from) {
+  if constexpr (sizeof(IO) == 2) {
+    typename Traits<V>::Short bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return from_bits<V>(IO{}, widen(bits));
+  } else {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+}
+
+// A store that leaves the cache alone; `to` is aligned to the size of what is stored.
+inline void stream(void* to, uint16_t x) { std::memcpy(to, &x, sizeof x); }
+inline void stream(void* to, float x) { std::memcpy(to, &x, sizeof x); }
+inline void stream(void* to, double x) { std::memcpy(to, &x, sizeof x); }
+template <class R>
+inline void stream(void* to, R x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof x == 64) return _mm512_stream_si512(static_cast<__m512i*>(to), bit_cast<__m512i>(x));
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof x == 32) return _mm256_stream_si256(static_cast<__m256i*>(to), bit_cast<__m256i>(x));
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof x == 16) return _mm_stream_si128(static_cast<__m128i*>(to), bit_cast<__m128i>(x));
+#endif
+  std::memcpy(to, &x, sizeof x);
+}
+inline void stream_fence() {  // streamed stores become visible to the other threads
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+template <class IO, class V>
+inline void store(IO* to, V x, bool streaming) {
+  if constexpr (sizeof(IO) == 2) {
+    const auto bits = narrow(to_bits(IO{}, x));
+    streaming ? stream(to, bits) : void(std::memcpy(to, &bits, sizeof bits));
+  } else {
+    streaming ? stream(to, x) : void(std::memcpy(to, &x, sizeof x));
+  }
 }
 
 inline FloatV magnitude(FloatV x) { return (FloatV)((IntV)x & 0x7fffffff); }
@@ -62,7 +164,7 @@ inline FloatV exp_nonpositive(FloatV x) {
 }
 inline DoubleV exp_nonpositive(DoubleV x) {
   DoubleV y;
-  for (unsigned i = 0; i < kVectorBytes / sizeof(double); ++i) y[i] = exp(x[i]);
+  for (unsigned i = 0; i < kVectorBytes / sizeof(double); ++i) y[i] = std::exp(x[i]);
   return y;
 }
 

@@ -46,6 +46,12 @@ def choose(device_type: str, dtype: torch.dtype, backend: str | None = None) -> 
     return _choose(device_type, dtype, backend or os.environ.get("SNNKERN_BACKEND") or None)
 
 
+@torch.compiler.assume_constant_result
+def name_for(device_type: str, dtype: torch.dtype, backend: str | None = None) -> str:
+    """The name of what ``choose`` chooses, for code that is being compiled."""
+    return choose(device_type, dtype, backend).__name__.rpartition(".")[2]
+
+
 @lru_cache(maxsize=None)
 def _choose(device_type: str, dtype: torch.dtype, wish: str | None) -> ModuleType:
     for name in ORDER if wish is None else (wish,):

@@ -8,9 +8,8 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from ..backend import choose
+from ..backend import choose, name_for
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 
 FORMS = ("decay", "tau_input", "tau")  # in the order of csrc/lif.h's Leak
@@ -80,18 +79,32 @@ def lif(
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = from_spikingjelly(surrogate)
+    if torch.compiler.is_compiling():
+        return _compiled(
+            x, v, (decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold), time_dim, backend
+        )
     spec = make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold)
     time_dim = _check(x, v, time_dim)
     kernels = choose(x.device.type, x.dtype, backend)
     if kernels.differentiable:
         return kernels.lif(x, v, spec, time_dim)
-    if torch.compiler.is_compiling():
-        from ..backend._library import lif as library_lif
-
-        return library_lif(x, v, spec, time_dim, kernels)
     if torch.is_grad_enabled() and (x.requires_grad or (v is not None and v.requires_grad)):
         return _LIF.apply(x, v, spec, time_dim, kernels)
     return forward(x, v, spec, time_dim, kernels, keep=False)[:2]
+
+
+def _compiled(x, v, neuron, time_dim, backend):
+    """``lif`` inside ``torch.compile``: the same steps, without the caches, through one node of the graph."""
+    from ..backend import _library
+
+    spec = make_spec.__wrapped__(*neuron)
+    time_dim = _check(x, v, time_dim)
+    name = name_for(x.device.type, x.dtype, backend)
+    if name == "reference":
+        from ..backend.reference import lif as reference
+
+        return reference(x, v, spec, time_dim)
+    return _library.lif(x, v, spec, time_dim, name)
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,7 @@ class LIFSpec:
         )
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=512, typed=True)
 def make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold) -> LIFSpec:
     """Checks the neuron's parameters and puts them in one form. See ``lif`` for what they mean."""
     if decay is not None and tau is not None:
@@ -188,7 +201,7 @@ def _check(x, v, time_dim) -> int:
         wanted = x.shape[:time_dim] + x.shape[time_dim + 1 :]
         if v.shape != wanted:
             raise ValueError(f"v must have the shape of x without time, {tuple(wanted)}, got {tuple(v.shape)}")
-        if getattr(v.grad_fn, "ran", False):
+        if torch.is_grad_enabled() and getattr(v.grad_fn, "ran", False):
             _check_alive(v)
     return time_dim
 
@@ -268,12 +281,18 @@ def _merge(dims, shape, strides) -> tuple[int, int] | None:
     return size, stride
 
 
+def arrange(x: torch.Tensor, time_dim: int) -> tuple[torch.Tensor, Layout]:
+    """x as kernels can take it, copied only if there is no other way, and its layout."""
+    layout = layout_of(x, time_dim)
+    if layout is not None:
+        return x, layout
+    x = x.contiguous()
+    return x, layout_of(x, time_dim)
+
+
 def forward(x, v, spec: LIFSpec, time_dim: int, kernels, keep: bool):
     """Allocates and launches. Returns spikes, v_last and what backward needs: x, v, saved and the layout."""
-    layout = layout_of(x, time_dim)
-    if layout is None:
-        x = x.contiguous()
-        layout = layout_of(x, time_dim)
+    x, layout = arrange(x, time_dim)
     if v is not None:
         v = layout.arrange(v, without=time_dim)
     spikes = layout.empty(x.shape, x.dtype, x.device)
@@ -313,8 +332,9 @@ class _LIF(torch.autograd.Function):
         return spikes, v_last
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_spikes, grad_v_last):
+        if torch.is_grad_enabled():
+            raise RuntimeError("lif is once differentiable: create_graph=True needs backend='reference'")
         ctx.ran = True
         if grad_spikes is None and grad_v_last is None:
             return None, None, None, None, None

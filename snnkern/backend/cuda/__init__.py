@@ -1,11 +1,31 @@
-"""cuda"""
+"""CUDA C++, compiled into the extension wherever ``nvcc`` was found (``csrc/cuda``); compute capability 8.0 and newer."""
+
+import torch
+
+from .._extension import _C, missing
+from .lif import lif_backward, lif_forward  # noqa: F401
 
 differentiable = False
 
 
 def unavailable() -> str | None:
-    return "not written yet"
+    if missing():
+        return missing()
+    if not hasattr(_C, "lif_forward_cuda"):
+        return "the extension was compiled without CUDA, because nvcc was not found or SNNKERN_CUDA=0 was set"
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"the device has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
+    return None
 
 
 def refuses(device_type, dtype) -> str | None:
+    if device_type != "cuda":
+        return f"the tensor is on {device_type}, this backend needs it on a CUDA device"
+    if dtype == torch.float64:
+        return "its state is float32, x is float64"
     return None

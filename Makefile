@@ -1,0 +1,41 @@
+# Everything from nothing: a virtual environment in .venv, pinned requirements, the extension, then the work.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	$(BIN)/snnkern doctor
+	$(BIN)/snnkern train --out runs/digits
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_lif.py
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.run
+
+.venv/requirements: requirements-dev.txt requirements-peers.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -r requirements-dev.txt
+	$(PIP) install --no-deps -r requirements-peers.txt
+	touch $@
+
+.venv/installed: .venv/requirements setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info snnkern/_C*.so

@@ -1,0 +1,278 @@
+// The LIF on CUDA devices. A thread owns kVec neighbouring neurons, 16 bytes of x where alignment allows, for all T steps:
+//   forward    v in registers; loads run kGroup steps ahead of their use
+//   backward   per chunk of kChunk steps, last to first: recompute h into the thread's own column of shared memory, then
+//              walk back over it; the other pass's first loads are in flight while one pass runs
+// Form, reset and surrogate are run-time switches, the same for every thread: memory traffic hides them, and twelve kernels
+// compile where templates would make hundreds.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../neuron.h"
+
+namespace snnkern {
+namespace {
+
+constexpr int kGroup = 4;  // steps loaded together; divides kChunk
+static_assert(kChunk % kGroup == 0);
+
+SNN_HD float to_state(float x) { return x; }
+SNN_HD float to_state(__half x) { return __half2float(x); }
+SNN_HD float to_state(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class IO>
+SNN_HD IO from_state(float x);
+template <>
+SNN_HD float from_state<float>(float x) {
+  return x;
+}
+template <>
+SNN_HD __half from_state<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+SNN_HD __nv_bfloat16 from_state<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+template <class T, int kVec>
+struct alignas(sizeof(T) * kVec < 16 ? sizeof(T) * kVec : 16) Pack {
+  T lane[kVec];
+};
+template <class IO, int kVec>
+using Group = Pack<IO, kVec>[kGroup];
+
+template <class T, int kVec>
+SNN_HD Pack<T, kVec> read(const T* from) {
+  return *reinterpret_cast<const Pack<T, kVec>*>(from);
+}
+template <class T, int kVec>
+SNN_HD void write(T* to, const Pack<T, kVec>& pack) {
+  *reinterpret_cast<Pack<T, kVec>*>(to) = pack;
+}
+
+// The steps t, t + 1, ... (or t, t - 1, ... with by = -1) of one thread's column, as far as they are in [0, steps).
+template <class IO, int kVec>
+SNN_HD void fetch(Group<IO, kVec>& group, const IO* __restrict__ column, int64_t stride, int64_t t,
+                                      int by, int64_t steps) {
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    const int64_t u = t + k * by;
+    if (u >= 0 && u < steps) group[k] = read<IO, kVec>(column + u * stride);
+  }
+}
+
+struct Place {  // of a thread's neurons in x, in the contiguous [outer, steps, inner] tensors and in the state
+  int64_t x, sequence, state;
+  bool inside;
+
+  SNN_HD Place(const LIFShape& s, int64_t thread, int vec) {
+    const int64_t per_row = s.inner / vec, outer = thread / per_row, inner = thread % per_row * vec;
+    x = outer * s.x_outer_stride + inner;
+    sequence = outer * s.steps * s.inner + inner;
+    state = outer * s.inner + inner;
+    inside = outer < s.outer;
+  }
+};
+
+template <class T, int kVec>
+SNN_HD Pack<T, kVec> read_or(const T* from, int64_t at, float constant) {
+  Pack<T, kVec> pack;
+#pragma unroll
+  for (int e = 0; e < kVec; ++e) pack.lane[e] = constant;
+  return from ? read<T, kVec>(from + at) : pack;
+}
+
+// What one thread does. The kernels below only add its number, so that a host can run every thread in turn.
+template <class IO, int kVec>
+SNN_HD void forward_thread(int64_t thread, const Neuron<float>& n, const LIFShape& s, const IO* __restrict__ x,
+                           const float* __restrict__ v0, IO* __restrict__ spikes, float* __restrict__ v_last,
+                           float* __restrict__ saved) {
+  const Place at(s, thread, kVec);
+  if (!at.inside) return;
+  x += at.x;
+  spikes += at.sequence;
+  Pack<float, kVec> v = read_or<float, kVec>(v0, at.state, n.v_start);
+  Group<IO, kVec> now, next;
+  fetch<IO, kVec>(next, x, s.x_step_stride, 0, 1, s.steps);
+  for (int64_t t = 0; t < s.steps; t += kGroup) {
+    if (saved && t > 0 && t % kChunk == 0) write(saved + (t / kChunk - 1) * s.outer * s.inner + at.state, v);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) now[k] = next[k];
+    fetch<IO, kVec>(next, x, s.x_step_stride, t + kGroup, 1, s.steps);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      if (t + k >= s.steps) break;
+      Pack<IO, kVec> out;
+#pragma unroll
+      for (int e = 0; e < kVec; ++e) {
+        const float h = charge(n.form, n, v.lane[e], to_state(now[k].lane[e]));
+        out.lane[e] = from_state<IO>(h > n.fire_above ? 1.0f : 0.0f);
+        v.lane[e] = reset(n.hard, n, h);
+      }
+      write(spikes + (t + k) * s.inner, out);
+    }
+  }
+  write(v_last + at.state, v);
+}
+
+// `column` is the thread's own: kChunk potentials, `pitch` apart.
+template <class IO, int kVec>
+SNN_HD void backward_thread(int64_t thread, Pack<float, kVec>* column, int pitch, const Neuron<float>& n,
+                            const LIFShape& s, const IO* __restrict__ x, const float* __restrict__ v0,
+                            const float* __restrict__ saved, const IO* __restrict__ grad_spikes,
+                            const float* __restrict__ grad_v_last, IO* __restrict__ grad_x,
+                            float* __restrict__ grad_v0) {
+  const Place at(s, thread, kVec);
+  if (!at.inside) return;
+  x += at.x;
+  grad_x += at.sequence;
+  const IO* gs = grad_spikes ? grad_spikes + at.sequence : nullptr;
+  const int64_t gs_steps = gs ? s.steps : 0;
+
+  Pack<float, kVec> grad_v = read_or<float, kVec>(grad_v_last, at.state, 0.0f);
+  Group<IO, kVec> now, next_x, next_gs;
+  int64_t t = (s.steps - 1) / kChunk * kChunk;
+  fetch<IO, kVec>(next_x, x, s.x_step_stride, t, 1, s.steps);
+  for (; t >= 0 && s.steps > 0; t -= kChunk) {
+    const int64_t end = t + kChunk < s.steps ? t + kChunk : s.steps;
+    fetch<IO, kVec>(next_gs, gs, s.inner, end - 1, -1, gs_steps);
+
+    Pack<float, kVec> v = t > 0 ? read<float, kVec>(saved + (t / kChunk - 1) * s.outer * s.inner + at.state)
+                                : read_or<float, kVec>(v0, at.state, n.v_start);
+    for (int64_t u = t; u < end; u += kGroup) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) now[k] = next_x[k];
+      const bool last = u + kGroup >= end;  // then the next chunk's first steps
+      fetch<IO, kVec>(next_x, x, s.x_step_stride, last ? t - kChunk : u + kGroup, 1, s.steps);
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (u + k >= end) break;
+        Pack<float, kVec> h;
+#pragma unroll
+        for (int e = 0; e < kVec; ++e) {
+          h.lane[e] = charge(n.form, n, v.lane[e], to_state(now[k].lane[e]));
+          v.lane[e] = reset(n.hard, n, h.lane[e]);
+        }
+        column[(u + k - t) * pitch] = h;
+      }
+    }
+
+    for (int64_t u = end - 1; u >= t; u -= kGroup) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) now[k] = next_gs[k];
+      fetch<IO, kVec>(next_gs, gs, s.inner, u - kGroup, -1, u - kGroup >= t ? gs_steps : 0);
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (u - k < t) break;
+        const Pack<float, kVec> h = column[(u - k - t) * pitch];
+        Pack<float, kVec> gh;
+        with_surrogate(n.surrogate, [&](auto curve) {
+#pragma unroll
+          for (int e = 0; e < kVec; ++e)
+            gh.lane[e] = adjoint<decltype(curve)>(n, h.lane[e], gs ? to_state(now[k].lane[e]) : 0.0f, grad_v.lane[e]);
+        });
+        Pack<IO, kVec> out;
+#pragma unroll
+        for (int e = 0; e < kVec; ++e) {
+          out.lane[e] = from_state<IO>(gh.lane[e] * n.input_gain);
+          grad_v.lane[e] = gh.lane[e] * n.state_gain;
+        }
+        write(grad_x + (u - k) * s.inner, out);
+      }
+    }
+  }
+  if (grad_v0) write(grad_v0 + at.state, grad_v);
+}
+
+constexpr int kForwardThreads = 128;
+template <int kVec>
+constexpr int kBackwardThreads = kVec <= 4 ? 128 : 64;  // 32 KiB of shared memory at full width
+
+template <class IO, int kVec>
+__global__ void __launch_bounds__(kForwardThreads, 4)
+    lif_forward_kernel(Neuron<float> n, LIFShape s, const IO* __restrict__ x, const float* __restrict__ v0,
+                       IO* __restrict__ spikes, float* __restrict__ v_last, float* __restrict__ saved) {
+  forward_thread<IO, kVec>(blockIdx.x * int64_t(blockDim.x) + threadIdx.x, n, s, x, v0, spikes, v_last, saved);
+}
+
+template <class IO, int kVec>
+__global__ void __launch_bounds__(kBackwardThreads<kVec>)
+    lif_backward_kernel(Neuron<float> n, LIFShape s, const IO* __restrict__ x, const float* __restrict__ v0,
+                        const float* __restrict__ saved, const IO* __restrict__ grad_spikes,
+                        const float* __restrict__ grad_v_last, IO* __restrict__ grad_x, float* __restrict__ grad_v0) {
+  __shared__ Pack<float, kVec> columns[kChunk][kBackwardThreads<kVec>];  // no barrier: a thread reads what it wrote
+  backward_thread<IO, kVec>(blockIdx.x * int64_t(blockDim.x) + threadIdx.x, &columns[0][threadIdx.x],
+                            kBackwardThreads<kVec>, n, s, x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0);
+}
+
+bool aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+// 16 bytes per thread if every row starts aligned and enough threads remain to fill the device; else one neuron each.
+template <class IO>
+bool wide(const LIFShape& s, std::initializer_list<const void*> pointers) {
+  constexpr int vec = 16 / sizeof(IO);
+  bool ok = s.inner % vec == 0 && s.x_outer_stride % vec == 0 && s.x_step_stride % vec == 0;
+  for (const void* p : pointers) ok = ok && aligned(p, 16);
+  int device = 0, processors = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  return ok && s.outer * s.inner / vec >= int64_t(processors) * 512;
+}
+
+template <class F>
+int with_io(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f32: return f(float{});
+    case DType::f16: return f(__half{});
+    case DType::bf16: return f(__nv_bfloat16{});
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+unsigned blocks(const LIFShape& s, int vec, int threads) {
+  return unsigned((s.outer * (s.inner / vec) + threads - 1) / threads);
+}
+
+template <class IO, int kVec>
+int launch_forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, cudaStream_t stream) {
+  lif_forward_kernel<IO, kVec><<<blocks(s, kVec, kForwardThreads), kForwardThreads, 0, stream>>>(
+      Neuron<float>(p), s, static_cast<const IO*>(a.x), static_cast<const float*>(a.v), static_cast<IO*>(a.spikes),
+      static_cast<float*>(a.v_last), static_cast<float*>(a.saved));
+  return cudaGetLastError();
+}
+
+template <class IO, int kVec>
+int launch_backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, cudaStream_t stream) {
+  lif_backward_kernel<IO, kVec><<<blocks(s, kVec, kBackwardThreads<kVec>), kBackwardThreads<kVec>, 0, stream>>>(
+      Neuron<float>(p), s, static_cast<const IO*>(a.x), static_cast<const float*>(a.v),
+      static_cast<const float*>(a.saved), static_cast<const IO*>(a.grad_spikes),
+      static_cast<const float*>(a.grad_v_last), static_cast<IO*>(a.grad_x), static_cast<float*>(a.grad_v));
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int lif_forward_cuda(const LIFSpec& p, const LIFShape& s, const LIFForward& a, void* stream) {
+  if (s.outer * s.inner == 0) return cudaSuccess;
+  return with_io(s.dtype, [&](auto io) {
+    using IO = decltype(io);
+    const auto to = static_cast<cudaStream_t>(stream);
+    return wide<IO>(s, {a.x, a.v, a.spikes, a.v_last, a.saved}) ? launch_forward<IO, 16 / sizeof(IO)>(p, s, a, to)
+                                                                : launch_forward<IO, 1>(p, s, a, to);
+  });
+}
+
+int lif_backward_cuda(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, void* stream) {
+  if (s.outer * s.inner == 0) return cudaSuccess;
+  return with_io(s.dtype, [&](auto io) {
+    using IO = decltype(io);
+    const auto to = static_cast<cudaStream_t>(stream);
+    return wide<IO>(s, {a.x, a.v, a.saved, a.grad_spikes, a.grad_v_last, a.grad_x, a.grad_v})
+               ? launch_backward<IO, 16 / sizeof(IO)>(p, s, a, to)
+               : launch_backward<IO, 1>(p, s, a, to);
+  });
+}
+
+const char* cuda_error_string(int status) { return cudaGetErrorString(cudaError_t(status)); }
+
+}  // namespace snnkern

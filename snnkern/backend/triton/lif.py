@@ -1,0 +1,284 @@
+"""The LIF kernels in Triton, and their launches. The mathematics, its order included, is that of ``csrc/neuron.h``.
+
+A program holds BLOCK neurons of the flattened [outer * inner] and walks over time in chunks of K steps. The loads of a
+chunk stand before its arithmetic, so that all of them are in flight together: no compiler moves a load across a store.
+
+- forward: load a chunk of x, step the neurons, store their spikes; v stays in registers.
+- backward: from the last chunk to the first, recompute h from the v kept at the chunk's start, into registers, then run
+  the adjoint.
+
+K is CHUNK, the distance between the potentials kept, or with fewer steps their next power of two; a kernel serves every
+number of steps of one K.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ... import surrogate
+from ...ops.lif import CHUNK, LIFSpec
+from . import interpreted
+
+surrogate.tl = tl  # the language of the twins there
+
+WIDE = 1 << 18  # neurons from which a thread takes four: 16 bytes of float32. With fewer, threads are scarce.
+_sizes = ["steps", "neurons", "inner", "x_outer", "x_step"]
+
+
+@triton.jit
+def _charge(v, x, leak, rest, FORM: tl.constexpr):
+    if FORM == "decay":
+        h = leak * v + x
+    elif FORM == "tau_input":
+        h = v + tl.div_rn(x - (v - rest), leak)
+    else:
+        h = v - tl.div_rn(v - rest, leak) + x
+    return h
+
+
+@triton.jit
+def _reset(h, fired, threshold, reset, HARD: tl.constexpr):
+    # A select, not a product: an infinite h leaves no NaN behind.
+    if HARD:
+        v = tl.where(fired, reset, h)
+    else:
+        v = tl.where(fired, h - threshold, h)
+    return v
+
+
+@triton.jit
+def _start(v, otherwise, n, exists, BLOCK: tl.constexpr):
+    if v is None:
+        start = tl.full([BLOCK], otherwise, tl.float32)
+    else:
+        start = tl.load(v + n, exists, other=0.0)
+    return start
+
+
+@triton.jit
+def _resume(t, v0, saved, v_start, neurons, n, exists, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """The potential before step t, a multiple of CHUNK. Without a branch, which would hold up the loads after it."""
+    if saved is None:
+        v = _start(v0, v_start, n, exists, BLOCK)
+    else:
+        v = tl.load(saved + (t // CHUNK - 1) * neurons + n, exists & (t > 0), other=v_start)
+        if v0 is not None:
+            v = tl.where(t > 0, v, tl.load(v0 + n, exists & (t == 0), other=0.0))
+    return v
+
+
+@triton.jit
+def _place(steps, neurons, inner, x_outer, ONE_ROW: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's neurons, whether they exist, and their offsets at step 0: in x, and in contiguous tensors."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    n = first + lane
+    if ONE_ROW:
+        x_at = n
+        at = n
+    else:
+        column = (first % inner).to(INDEX) + lane  # per neuron, divide in 32 bits where they suffice
+        row = first // inner + column // inner.to(INDEX)
+        column = column % inner.to(INDEX)
+        x_at = row * x_outer + column
+        at = row * (steps * inner) + column
+    return n, n < neurons, x_at, at
+
+
+@triton.jit(do_not_specialize=_sizes)
+def lif_forward_kernel(
+    x, v0, spikes, v_last, saved, steps, neurons, inner, x_outer, x_step,
+    leak, rest, threshold, fire_above, reset, v_start,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    UNIT: tl.constexpr, ONE_ROW: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
+    x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
+    n, exists, x_at, at = _place(steps, neurons, inner, x_outer, ONE_ROW, INDEX, BLOCK)
+    v = _start(v0, v_start, n, exists, BLOCK)
+    done = 0
+    for p in tl.static_range(LOG_K, -1, -1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
+        for t in range(done, steps >> p << p, 1 << p):
+            xs = ()
+            for k in tl.static_range(1 << p):
+                xs += (tl.load(x + x_at + (t + k) * x_step, exists, other=0.0),)
+            for k in tl.static_range(1 << p):
+                if saved is not None and k % CHUNK == 0:
+                    if (t + k > 0) & ((t + k) % CHUNK == 0):
+                        tl.store(saved + ((t + k) // CHUNK - 1) * neurons + n, v, exists)
+                h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
+                fired = h > fire_above
+                spike = tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty)
+                tl.store(spikes + at + (t + k) * inner, spike, exists)
+                v = _reset(h, fired, threshold, reset, HARD)
+        done = steps >> p << p
+    tl.store(v_last + n, v, exists)
+
+
+@triton.jit(do_not_specialize=_sizes)
+def lif_backward_kernel(
+    x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, steps, neurons, inner, x_outer, x_step,
+    leak, rest, threshold, fire_above, reset, v_start, input_gain, state_gain, a, b, c,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    UNIT: tl.constexpr, ONE_ROW: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    DETACH: tl.constexpr, CURVE: tl.constexpr,
+):  # fmt: skip
+    """Adjoint of a step, g = surrogate'(h - threshold):
+
+    dL/dh = dL/ds g + dL/dv (keep + (pull - push h) g),   keep = 1, but 0 after a hard reset
+    dL/dx = input_gain dL/dh,   dL/dv[t-1] = state_gain dL/dh
+    """
+    K: tl.constexpr = 1 << LOG_K
+    neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
+    x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
+    n, exists, x_at, at = _place(steps, neurons, inner, x_outer, ONE_ROW, INDEX, BLOCK)
+    grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
+    full = steps >> LOG_K << LOG_K
+    for WHOLE in tl.static_range(2):  # the last steps if they are fewer than K, masked; then K by K
+        for i in range(0, full if WHOLE else steps - full, K):
+            t = full - K - i if WHOLE else full
+            vs = ()
+            xs = ()
+            upstream = ()
+            for k in tl.static_range(K):
+                mask = exists if WHOLE else exists & (t + k < steps)
+                if k % CHUNK == 0:
+                    vs += (_resume(t + k, v0, saved, v_start, neurons, n, mask, CHUNK, BLOCK),)
+                xs += (tl.load(x + x_at + (t + k) * x_step, mask, other=0.0),)
+                if grad_spikes is not None:
+                    upstream += (tl.load(grad_spikes + at + (t + k) * inner, mask, other=0.0),)
+            hs = ()
+            for k in tl.static_range(K):
+                if k % CHUNK == 0:
+                    v = vs[k // CHUNK]
+                h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
+                v = _reset(h, h > fire_above, threshold, reset, HARD)
+                hs += (h,)
+            for k in tl.static_range(K - 1, -1, -1):
+                mask = exists if WHOLE else exists & (t + k < steps)
+                h = hs[k]
+                g = CURVE(h - threshold, a, b, c)
+                if HARD:
+                    kept = tl.where(h > fire_above, 0.0, 1.0)
+                else:
+                    kept = 1.0
+                if not DETACH:
+                    if HARD:
+                        through_reset = (reset - h) * g
+                    else:
+                        through_reset = -threshold * g
+                    kept += tl.where(g != 0.0, through_reset, 0.0)  # at an infinite h, g is 0 and the product a NaN
+                grad_h = grad_v * kept
+                if grad_spikes is not None:
+                    grad_h += upstream[k].to(tl.float32) * g
+                tl.store(grad_x + at + (t + k) * inner, (grad_h * input_gain).to(grad_x.dtype.element_ty), mask)
+                grad_v = grad_h * state_gain if WHOLE else tl.where(t + k < steps, grad_h * state_gain, grad_v)
+    if grad_v0 is not None:
+        tl.store(grad_v0 + n, grad_v, exists)
+
+
+class _Numbers(NamedTuple):
+    """The kernels' scalars, rounded to float32 here, once; see the constructor of Neuron in ``csrc/neuron.h``."""
+
+    neuron: tuple[float, ...]  # leak, rest, threshold, fire_above, reset, v_start
+    adjoint: tuple[float, ...]  # input_gain, state_gain, a, b, c
+
+
+@lru_cache(maxsize=512)
+def _numbers(spec: LIFSpec) -> _Numbers:
+    threshold = torch.tensor(spec.threshold, dtype=torch.float32)
+    below = torch.nextafter(threshold, torch.tensor(-math.inf))
+    fire_above = (below if spec.fire_at_threshold else threshold).item()
+    neuron = (spec.leak, spec.rest, spec.threshold, fire_above, spec.rest, spec.v_start)
+    input_gain = 1 / spec.leak if spec.form == "tau_input" else 1.0
+    state_gain = spec.leak if spec.form == "decay" else 1 - 1 / spec.leak
+    adjoint = (input_gain, state_gain, *spec.surrogate.constants())
+    return _Numbers(*(tuple(ctypes.c_float(number).value for number in group) for group in (neuron, adjoint)))
+
+
+_compiled = lru_cache(maxsize=None)(triton.jit)  # a surrogate's twin, compiled once
+
+
+@lru_cache(maxsize=1)
+def _warp_size() -> int:
+    return 1 if interpreted() else triton.runtime.driver.active.get_current_target().warp_size
+
+
+class _Tile(NamedTuple):
+    """What a program holds: neurons per thread, warps, and (at most) K = 2**log_k steps at a time."""
+
+    per_thread: int
+    warps: int
+    log_k: int
+
+
+# With at least WIDE neurons, and with fewer.
+FORWARD = _Tile(4, 2, 4), _Tile(1, 1, 5)
+BACKWARD = _Tile(2, 2, 4), _Tile(1, 1, 4)
+
+
+def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
+    neurons = layout.outer * layout.inner
+    if neurons == 0:
+        return
+    one_row = layout.outer == 1
+    sizes = (neurons, layout.inner, 0 if one_row else layout.x_outer_stride, layout.x_step_stride)
+    # Sizes go in units of 16 elements if all can: from that Triton knows that rows are aligned, and loads 16 bytes.
+    unit = 16 if all(size % 16 == 0 for size in sizes) else 1
+    if interpreted():
+        tile = _Tile(512, 1, 5)  # an operation costs the same on any number of elements
+    else:
+        tile = tiles[neurons < WIDE]
+    block = tile.per_thread * tile.warps * _warp_size()
+    with _current(tensors[0].device):
+        kernel[(triton.cdiv(neurons, block),)](
+            *tensors,
+            layout.steps,
+            *(size // unit for size in sizes),
+            *numbers,
+            FORM=spec.form,
+            HARD=spec.reset is not None,
+            CHUNK=CHUNK,
+            LOG_K=min(tile.log_k, max(layout.steps - 1, 0).bit_length()),
+            UNIT=unit,
+            ONE_ROW=one_row,
+            INDEX=tl.int32 if layout.inner + block < 2**31 else tl.int64,
+            BLOCK=block,
+            num_warps=tile.warps,
+            enable_fp_fusion=False,
+            **options,
+        )
+
+
+def _current(device: torch.device):
+    """Triton launches on the current device."""
+    if device.type == "cpu":
+        return nullcontext()
+    module = getattr(torch, device.type)
+    return nullcontext() if device.index == module.current_device() else module.device(device)
+
+
+def lif_forward(spec, layout, x, v, spikes, v_last, saved):
+    _launch(lif_forward_kernel, FORWARD, spec, layout, (x, v, spikes, v_last, saved), _numbers(spec).neuron)
+
+
+def lif_backward(spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v):
+    numbers = _numbers(spec)
+    _launch(
+        lif_backward_kernel,
+        BACKWARD,
+        spec,
+        layout,
+        (x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v),
+        numbers.neuron + numbers.adjoint,
+        DETACH=spec.detach_reset,
+        CURVE=_compiled(type(spec.surrogate)._triton),
+    )

@@ -1,0 +1,44 @@
+"""Data sets, as tensors ready for training."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["digits"]
+
+TEST = 597  # the last of the 1797 images; the other 1200 are there for training
+
+
+def digits(
+    seed: int = 0, noise: float = 0.4, train: int = 600
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """scikit-learn's 8x8 handwritten digits, made hard enough to tell two methods apart. Nothing is downloaded.
+
+    Pixels are scaled to [0, 1], the images permuted, Gaussian noise added once, and all standardised with the mean and
+    standard deviation of the training pixels. Without noise every method reaches 98 to 99 %.
+
+    Args:
+        seed: of the permutation, thus of the split, and of the noise.
+        noise: standard deviation of the pixel noise.
+        train: number of training images, 1 to 1200. The test set is always the same 597 images of the permutation.
+
+    Returns:
+        (x, y) for training and (x, y) for testing: x [N, 1, 8, 8] float32, y [N] int64.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the digits need scikit-learn: pip install 'snnkern[train]'") from error
+    images, labels = load_digits(return_X_y=True)
+    available = len(labels) - TEST
+    if not 1 <= train <= available:
+        raise ValueError(f"train must be between 1 and {available}, got {train!r}")
+    if not 0 <= noise < float("inf"):
+        raise ValueError(f"noise must be finite and not negative, got {noise!r}")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    x = torch.from_numpy(images).float().view(-1, 1, 8, 8)[order] / 16
+    y = torch.from_numpy(labels).long()[order]
+    x += noise * torch.randn(x.shape, generator=generator)
+    x = (x - x[:train].mean()) / x[:train].std()
+    return (x[:train], y[:train]), (x[available:], y[available:])

@@ -1,0 +1,54 @@
+"""Which backends are tested, where, and within which bounds.
+
+Every op test takes the fixture ``backend``: each backend that can run in this process. With TRITON_INTERPRET=1 in the
+environment that is Triton alone, in its interpreter, on the CPU; ``make test`` runs the op tests a second time that way.
+"""
+
+import os
+
+import pytest
+import torch
+
+import snnkern
+
+# Relative norm of the error of a gradient, per dtype: the one table. Spikes are held to equality, not to this.
+GRADIENT_BOUND = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+RUNNABLE = [name for name, reason in snnkern.backends().items() if reason is None and name != "reference"]
+BACKENDS = ["triton"] if INTERPRETED else RUNNABLE
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def device(backend):
+    return "cuda" if backend in ("cuda", "triton") and not INTERPRETED else "cpu"
+
+
+@pytest.fixture
+def on_device(request):
+    """New tensors are made where the test's backend works."""
+    name = request.getfixturevalue("device") if "backend" in request.fixturenames else "cpu"
+    with torch.device(name):
+        yield
+
+
+@pytest.fixture
+def poison():
+    """Fresh memory is filled with NaN, so that an element nobody wrote shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def assert_gradients_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert got.dtype == wanted.dtype and got.shape == wanted.shape
+    error = (got.double() - wanted.double()).norm()
+    scale = wanted.double().norm()
+    assert torch.isfinite(got).all()
+    assert error <= GRADIENT_BOUND[got.dtype] * scale, f"relative error {error / scale:.2e}"
