@@ -1,7 +1,7 @@
 """Builds the extension snnkern._C with CMake. Everything else is in pyproject.toml.
 
 Without a C++ compiler the package installs all the same, without the extension (``snnkern doctor`` says so); a compiler
-that fails is an error. SNNKERN_CUDA=auto|0|1: compile the CUDA kernels if nvcc is found (the default), never, or always.
+that fails is an error. SNNKERN_CUDA=auto|0|1: compile the CUDA kernels if nvcc is found (the default), never, always.
 """
 
 import os
@@ -36,5 +36,7 @@ class CMakeBuild(build_ext):
 compiler = os.environ.get("CXX", "c++").split()[0]
 found = shutil.which(compiler) is not None
 if not found:
-    print(f"snnkern: no C++ compiler ({compiler!r} not found): installing without the compiled extension", file=sys.stderr)
+    print(
+        f"snnkern: no C++ compiler ({compiler!r} not found): installing without the compiled extension", file=sys.stderr
+    )
 setup(ext_modules=[Extension("snnkern._C", [])] if found else [], cmdclass={"build_ext": CMakeBuild})

@@ -1,9 +1,9 @@
 """Surrogate derivatives of the spike ``s = H(h - threshold)``.
 
-Each class holds, side by side: the formula in PyTorch (``grad``, the specification that every kernel is tested against),
-its antiderivative (``primitive``, with which the reference becomes smooth and can be checked by ``gradcheck``), the three
-constants that kernels take (``constants``) and the Triton twin (``_triton``). The C++ twin is the struct of the same name
-in ``csrc/surrogate.h``. Instances are immutable, comparable, hashable and printable; ``surrogate(x)`` is a spike whose
+Each class holds, side by side: the formula in PyTorch (``grad``, the specification that every kernel is tested
+against), its antiderivative (``primitive``, with which the reference becomes smooth and can be checked by
+``gradcheck``), the three constants that kernels take (``constants``) and the Triton twin (``_triton``). The C++ twin is
+the struct of the same name in ``csrc/surrogate.h``. Instances are immutable, comparable, hashable and printable; ``surrogate(x)`` is a spike whose
 gradient is the surrogate, for use outside the fused ops.
 
 To add one: a class here, a struct there.
@@ -82,7 +82,7 @@ class _Spike(torch.autograd.Function):
 class Triangle(Surrogate):
     """``peak * max(0, 1 - |x|/gamma)``; ``peak`` is 1/gamma unless given, which makes the area 1.
 
-    Source: TET, Deng et al., ICLR 2022, eq. 5. With ``peak=g, gamma=threshold`` it is the triangle of Bellec et al. 2018.
+    Source: TET, Deng et al., ICLR 2022, eq. 5. ``gamma=threshold, peak=g`` gives the triangle of Bellec et al. 2018.
     SpikingJelly's PiecewiseQuadratic(alpha) is ``Triangle(1/alpha)``.
     """
 
@@ -133,7 +133,7 @@ class Rectangle(Surrogate):
 class Dspike(Surrogate):
     """``b sech^2(b x/width) / (2 width tanh(b/2))`` where ``|x| <= width/2``, b = ``temperature``; area 1.
 
-    Larger temperatures are sharper; towards 0 it becomes the rectangle. Source: Dspike, Li et al., NeurIPS 2021, eq. 11.
+    Larger temperatures are sharper; towards 0 it becomes the rectangle. Source: Dspike, Li et al., NeurIPS 2021.
     """
 
     temperature: float = 1.0
@@ -314,7 +314,7 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
     for cls in type(surrogate).__mro__:
         if cls.__module__.startswith("spikingjelly.") and cls.__name__ in _SPIKINGJELLY:
             if getattr(surrogate, "spiking", True) is not True:
-                raise TypeError(f"surrogate_function {surrogate!r} has spiking=False, which emits no spikes; not supported")
+                raise TypeError(f"surrogate_function must emit spikes, got {surrogate!r} with spiking=False")
             return _SPIKINGJELLY[cls.__name__](float(surrogate.alpha))
         overridden = {"forward", "spiking_function", "primitive_function", "backward"} & vars(cls).keys()
         if overridden:

@@ -1,7 +1,7 @@
 """Which backends are tested, where, and within which bounds.
 
 Every op test takes the fixture ``backend``: each backend that can run in this process. With TRITON_INTERPRET=1 in the
-environment that is Triton alone, in its interpreter, on the CPU; ``make test`` runs the op tests a second time that way.
+environment that is Triton alone, in its interpreter, on the CPU; ``make test`` runs the op tests once more that way.
 """
 
 import os

@@ -1,16 +1,12 @@
 """The op ``lif`` on every backend that can run, against the plain loop of the reference backend."""
 
-import importlib
-import itertools
 import math
 
 import pytest
 import torch
 from conftest import INTERPRETED, assert_gradients_close
-from torch.autograd.graph import saved_tensors_hooks
 
 import snnkern
-from snnkern import surrogate as surrogates
 from snnkern.surrogate import ATan, Dspike, Sigmoid, Surrogate, Triangle
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -58,7 +54,9 @@ def check(x, v, backend, grad_spikes=None, grad_v=None, **options):
 
 def check_all(x, backend, time_dim=0, **options):
     v = state_of(x, time_dim)
-    return check(x, v, backend, draw(x.shape, x.dtype, x.device, 2), state_of(x, time_dim, 3), time_dim=time_dim, **options)
+    return check(
+        x, v, backend, draw(x.shape, x.dtype, x.device, 2), state_of(x, time_dim, 3), time_dim=time_dim, **options
+    )
 
 
 @pytest.mark.parametrize("detach_reset", [False, True])
@@ -79,7 +77,9 @@ def test_every_surrogate_in_every_dtype(backend, device, surrogate, dtype):
     check_all(draw((18, 67), dtype, device), backend, surrogate=surrogate, threshold=0.7, reset=-0.1)
 
 
-@pytest.mark.parametrize("surrogate", [Triangle(0.5), Triangle(0.5, peak=1.0), Dspike(3.0, 0.8), ATan(5.0), Sigmoid(1.0)])
+@pytest.mark.parametrize(
+    "surrogate", [Triangle(0.5), Triangle(0.5, peak=1.0), Dspike(3.0, 0.8), ATan(5.0), Sigmoid(1.0)]
+)
 def test_surrogate_parameters_reach_the_kernel(backend, device, surrogate):
     check_all(draw((9, 40), device=device), backend, surrogate=surrogate)
 
@@ -126,7 +126,7 @@ def test_state_carried_over_two_calls_equals_one_long_call(backend, device):
 def test_gradient_crosses_the_carried_state(backend, device):
     def loss(backend):
         x = draw((37, 50), device=device).requires_grad_()
-        first, v = snnkern.lif(x[:20], backend=backend)
+        _, v = snnkern.lif(x[:20], backend=backend)
         second, v = snnkern.lif(x[20:], v, backend=backend)
         return torch.autograd.grad((second * draw((17, 50), device=device, seed=4)).sum() + v.sum(), x)[0]
 
@@ -134,7 +134,7 @@ def test_gradient_crosses_the_carried_state(backend, device):
     assert_gradients_close(loss(backend), loss("reference"))
 
 
-# Layouts ------------------------------------------------------------------------------------------------------------------
+# Layouts
 
 LAYOUTS = {
     "transposed": (lambda: draw((6, 19)).t(), 0),
@@ -148,7 +148,10 @@ LAYOUTS = {
     "misaligned": (lambda: draw(19 * 64 + 1)[1:].view(19, 64), 0),
     "repeated in time": (lambda: draw((1, 45)).expand(20, 45), 0),
     "repeated in batch": (lambda: draw((20, 1, 9)).expand(20, 4, 9), 0),
-    "channels last": (lambda: draw((4 * 5, 3, 6, 7)).contiguous(memory_format=torch.channels_last).view(4, 5, 3, 6, 7), 0),
+    "channels last": (
+        lambda: draw((4 * 5, 3, 6, 7)).contiguous(memory_format=torch.channels_last).view(4, 5, 3, 6, 7),
+        0,
+    ),
     "flipped order": (lambda: draw((3, 4, 18)).permute(2, 1, 0), 0),
     "size one dimensions": (lambda: draw((1, 18, 1, 40)).permute(1, 2, 3, 0), 0),
 }
@@ -230,7 +233,7 @@ def test_tensors_larger_than_the_cache(backend, device, dtype):
     check_all(draw((19, 600_011), dtype, device), backend)
 
 
-# Numbers ------------------------------------------------------------------------------------------------------------------
+# Numbers
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -271,236 +274,3 @@ def test_the_number_of_threads_changes_nothing():
         results.append(run(x, state_of(x), "cpu", x, state_of(x)))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
-
-
-# Memory -------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("steps", [1, 4, 16, 17, 64])
-def test_kept_for_backward_is_x_and_half_a_byte_at_most(backend, device, dtype, steps):
-    x = draw((steps, 64), dtype, device).requires_grad_()
-    kept = {}
-
-    def pack(t):
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        spikes, _ = snnkern.lif(x, backend=backend)
-    assert spikes.requires_grad
-    assert kept.pop(x.untyped_storage().data_ptr())
-    assert sum(kept.values()) <= 0.5 * x.numel()
-
-
-def test_without_gradient_nothing_is_kept(backend, device, monkeypatch):
-    kernels = snnkern.ops.lif.choose(device, torch.float32, backend)
-    seen = []
-
-    def spy(spec, layout, x, v, spikes, v_last, saved):
-        seen.append(saved)
-
-    monkeypatch.setattr(kernels, "lif_forward", spy)
-    with torch.no_grad():
-        snnkern.lif(draw((40, 8), device=device).requires_grad_(), backend=backend)
-    snnkern.lif(draw((40, 8), device=device), backend=backend)
-    assert seen == [None, None]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bit_inputs_stay_fused_with_a_float32_state(backend, device, dtype):
-    spikes, v_last = snnkern.lif(draw((5, 8), dtype, device).requires_grad_(), backend=backend)
-    assert spikes.dtype == dtype and v_last.dtype == torch.float32
-    assert type(spikes.grad_fn).__name__ == "_LIFBackward"
-
-
-def test_autocast_models_stay_fused_and_train(backend, device):
-    layer = torch.nn.Linear(12, 30, device=device)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        current = layer(draw((6, 4, 12), device=device))
-        spikes, v_last = snnkern.lif(current, backend=backend)
-    assert spikes.dtype == torch.bfloat16 and v_last.dtype == torch.float32
-    assert type(spikes.grad_fn).__name__ == "_LIFBackward"
-    spikes.sum().backward()
-    assert layer.weight.grad.abs().sum() > 0
-
-
-# Autograd -----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_state_whose_graph_is_spent_says_so(backend, device):
-    x = draw((5, 8), device=device).requires_grad_()
-    spikes, v = snnkern.lif(x, backend=backend)
-    spikes.sum().backward()
-    with pytest.raises(RuntimeError, match=r"reset\(\) or detach\(\)"):
-        snnkern.lif(x, v, backend=backend)
-    snnkern.lif(x, v.detach(), backend=backend)
-    with torch.no_grad():
-        snnkern.lif(x, v, backend=backend)
-
-
-def test_a_state_whose_graph_is_retained_may_be_used_again(backend, device):
-    x = draw((5, 8), device=device).requires_grad_()
-    spikes, v = snnkern.lif(x, backend=backend)
-    spikes.sum().backward(retain_graph=True)
-    snnkern.lif(x, v, backend=backend)[0].sum().backward()
-
-
-def test_double_backward_is_refused(backend, device):
-    x = draw((5, 8), device=device).requires_grad_()
-    with pytest.raises(RuntimeError, match="once differentiable"):
-        torch.autograd.grad(snnkern.lif(x, backend=backend)[1].sum(), x, create_graph=True)
-
-
-@pytest.mark.parametrize("detach_reset", [False, True])
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("form", FORMS[:1] + FORMS[4:6], ids=str)
-def test_checkpointing_recomputes_the_same(backend, device, form, reset, detach_reset):
-    x = draw((18, 20), device=device)
-    options = {"reset": reset, "detach_reset": detach_reset, "backend": backend, **form}
-    direct = run(x, None, grad_spikes=x, **options)[2]
-    y = x.clone().requires_grad_()
-    spikes = torch.utils.checkpoint.checkpoint(lambda z: snnkern.lif(z, **options)[0], y, use_reentrant=False)
-    spikes.backward(x)
-    assert torch.equal(y.grad, direct)
-
-
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
-@pytest.mark.parametrize("detach_reset", [False])
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("form", [FORMS[0], FORMS[4], FORMS[5]], ids=str)
-@pytest.mark.skipif(INTERPRETED, reason="about the reference, which the first run has checked")
-def test_the_smooth_reference_passes_gradcheck(form, reset, detach_reset, surrogate):
-    from snnkern.backend.reference import lif as reference
-    from snnkern.ops.lif import make_spec
-
-    form = {"decay": None, "tau": None, "decay_input": True, **form}
-    spec = make_spec(
-        **form, threshold=1.0, reset=reset, surrogate=surrogate, detach_reset=detach_reset, fire_at_threshold=False
-    )
-    x, v = draw((5, 6), torch.float64).requires_grad_(), draw((6,), torch.float64, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, v: reference(x, v, spec, 0, smooth=True), (x, v))
-
-
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.skipif(INTERPRETED, reason="about the reference, which the first run has checked")
-def test_the_reference_gradient_is_the_published_adjoint(reset, surrogate):
-    """A hand-written adjoint in float64: a[t] = g (gs + b dv/ds) + b (1 - s) and b[t-1] = decay a[t]."""
-    x, gs = draw((9, 40), torch.float64), draw((9, 40), torch.float64, seed=2)
-    grad = run(x, None, "reference", gs, surrogate=surrogate, reset=reset)[2]
-    potentials, v = [], torch.zeros(40, dtype=torch.float64)
-    for x_t in x:
-        h = 0.5 * v + x_t
-        potentials.append(h)
-        v = h - (h > 1).double() if reset is None else torch.where(h > 1, reset, h)
-    b, wanted = torch.zeros(40, dtype=torch.float64), torch.empty_like(x)
-    for t in reversed(range(9)):
-        h, s = potentials[t], (potentials[t] > 1).double()
-        g = surrogate.grad(h - 1)
-        dv_dh = 1 - g if reset is None else 1 - s + (reset - h) * g
-        wanted[t] = gs[t] * g + b * dv_dh
-        b = 0.5 * wanted[t]
-    assert_gradients_close(grad, wanted)
-
-
-# Compilation --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the compiler and the interpreter exclude each other")
-@pytest.mark.parametrize("options", [{}, {"tau": 2.0, "reset": None, "surrogate": ATan()}, {"time_dim": 1}], ids=str)
-def test_compiles_into_one_graph_with_the_same_results(backend, device, options):
-    def loss(x, v):
-        spikes, v_last = snnkern.lif(x * 2, v, backend=backend, **options)
-        return (spikes * x).sum() + v_last.square().sum()
-
-    torch.compiler.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    x = draw((20, 20), device=device).requires_grad_()
-    for v in (None, draw((20,), device=device).requires_grad_()):
-        inputs = [x] if v is None else [x, v]
-        assert torch.equal(compiled(x, v), loss(x, v))
-        for got, wanted in zip(torch.autograd.grad(compiled(x, v), inputs), torch.autograd.grad(loss(x, v), inputs), strict=True):
-            assert_gradients_close(got, wanted)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the compiler and the interpreter exclude each other")
-def test_the_library_op_passes_opcheck(backend, device):
-    importlib.import_module("snnkern.backend._library")
-    x, v = draw((20, 12), device=device).requires_grad_(), draw((12,), device=device).requires_grad_()
-    for state in (None, v):
-        neuron = "decay;0.5;1.0;0.0;False;False;" + Triangle().text
-        torch.library.opcheck(torch.ops.snnkern.lif.default, (x, state, neuron, 0, backend))
-
-
-# Arguments ----------------------------------------------------------------------------------------------------------------
-
-X = torch.zeros(3, 4)
-BAD = [
-    (TypeError, "x must be a tensor", lambda: snnkern.lif([1.0])),
-    (TypeError, "x must be float32", lambda: snnkern.lif(X.int())),
-    (ValueError, "time_dim must name a dimension of x, got 2", lambda: snnkern.lif(X, time_dim=2)),
-    (ValueError, "time_dim must name a dimension of x", lambda: snnkern.lif(torch.zeros(()))),
-    (TypeError, "time_dim must be an int", lambda: snnkern.lif(X, time_dim=0.5)),
-    (ValueError, r"v must have the shape of x without time, \(4,\), got \(3,\)", lambda: snnkern.lif(X, torch.zeros(3))),
-    (TypeError, "v must be torch.float32", lambda: snnkern.lif(X, torch.zeros(4).half())),
-    (TypeError, "v must be torch.float32", lambda: snnkern.lif(X.half(), torch.zeros(4).half())),
-    (TypeError, "v must be a tensor", lambda: snnkern.lif(X, 0.0)),
-    (ValueError, "v must be on the device of x, cpu, got meta", lambda: snnkern.lif(X, torch.zeros(4, device="meta"))),
-    (ValueError, r"decay must be in \[0, 1\], got 1.5", lambda: snnkern.lif(X, decay=1.5)),
-    (ValueError, "decay must be finite, got nan", lambda: snnkern.lif(X, decay=math.nan)),
-    (TypeError, "decay must be a float", lambda: snnkern.lif(X, decay=torch.tensor(0.5))),
-    (ValueError, "tau must be > 0, got 0", lambda: snnkern.lif(X, tau=0.0)),
-    (ValueError, "decay and tau", lambda: snnkern.lif(X, decay=0.5, tau=2.0)),
-    (ValueError, "threshold must be finite, got inf", lambda: snnkern.lif(X, threshold=math.inf)),
-    (TypeError, "reset must be a float", lambda: snnkern.lif(X, reset="soft")),
-    (TypeError, "detach_reset must be True or False", lambda: snnkern.lif(X, detach_reset=3)),
-    (TypeError, "surrogate_function must be a snnkern.surrogate", lambda: snnkern.lif(X, surrogate="triangle")),
-    (ValueError, "backend must be one of cuda, triton, cpu, reference, got 'tpu'", lambda: snnkern.lif(X, backend="tpu")),
-    (RuntimeError, "backend 'cuda' cannot run: ", lambda: snnkern.lif(X, backend="cuda")),
-]
-
-
-@pytest.mark.parametrize("error, message, call", BAD, ids=[message for _, message, _ in BAD])
-def test_bad_arguments_are_named(error, message, call):
-    with pytest.raises(error, match=message):
-        call()
-
-
-def test_a_compiled_backend_refuses_tensors_of_other_devices(backend):
-    with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run: .*meta"):
-        snnkern.lif(torch.zeros(3, 4, device="meta"), backend=backend)
-
-
-def test_the_environment_forces_a_backend(monkeypatch):
-    monkeypatch.setenv("SNNKERN_BACKEND", "reference")
-    assert type(snnkern.lif(X.clone().requires_grad_())[0].grad_fn).__name__ == "StackBackward0"
-    monkeypatch.setenv("SNNKERN_BACKEND", "abacus")
-    with pytest.raises(ValueError, match="abacus"):
-        snnkern.lif(X)
-
-
-def test_automatic_choice_logs_why_not(caplog):
-    from snnkern.backend import _choose
-
-    _choose.cache_clear()
-    with caplog.at_level("DEBUG", logger="snnkern"):
-        snnkern.lif(X)
-    reasons = snnkern.backends()
-    for name in itertools.takewhile(lambda name: name != "cpu", reasons):
-        assert f"not backend {name!r}" in caplog.text
-
-
-def test_the_cpu_backend_is_built():
-    assert snnkern.backends()["cpu"] is None
-
-
-def test_mutable_spikingjelly_surrogates_are_read_at_every_call():
-    class Fake:
-        alpha = 1.0
-
-    Fake.__module__, Fake.__name__ = "spikingjelly.activation_based.surrogate", "ATan"
-    fake = Fake()
-    assert surrogates.from_spikingjelly(fake) == ATan(1.0)
-    fake.alpha = 3.0
-    assert surrogates.from_spikingjelly(fake) == ATan(3.0)

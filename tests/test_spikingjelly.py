@@ -100,11 +100,11 @@ def test_surrogate_objects_of_spikingjelly_give_its_gradients(backend, surrogate
     assert_same(run(LIFNode(**settings, backend=backend), inputs), run(neuron.LIFNode(**settings), inputs))
 
 
+@pytest.mark.filterwarnings("ignore")  # of what SpikingJelly's models import
 @backends
 def test_dspike_object_of_spikingjelly_gives_its_gradients(backend):
-    spike_dhs = pytest.importorskip(
-        "spikingjelly.activation_based.model.spike_dhs", reason="SpikingJelly's models need h5py"
-    )
+    from spikingjelly.activation_based.model import spike_dhs
+
     settings = dict(surrogate_function=spike_dhs.DSpike(), step_mode="m")
     inputs = [current(20, 7, 3)]
     assert_same(run(LIFNode(**settings, backend=backend), inputs), run(neuron.LIFNode(**settings), inputs))

@@ -140,6 +140,8 @@ def test_folder_of_a_run(whole):
     assert held["versions"]["torch"] == torch.__version__
     weights = load_file(folder / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    (group,) = torch.load(folder / "checkpoint.pt")["optimiser"]["param_groups"]
+    assert group["initial_lr"] == SMALL.lr and group["lr"] == pytest.approx(0, abs=1e-9)  # the cosine has ended
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.pt",
         "metrics.jsonl",
@@ -213,7 +215,7 @@ def test_folder_with_something_else_is_refused(tmp_path, whole):
 
 
 def test_infinite_loss_stops_the_run(tmp_path):
-    with pytest.raises(RunError, match=r"the loss of epoch \d is nan; try a smaller lr"):
+    with pytest.raises(RunError, match=r"the loss of epoch \d is (nan|inf); try a smaller lr"):
         fit(replace(SMALL, lr=3e37), tmp_path)
 
 
@@ -238,6 +240,7 @@ def test_compare_pairs_by_seed(tmp_path):
     results = compare(runs, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     values = {(run["loss"], run["seed"]): run["test_tet"] for run in results["runs"]}
+    assert len(set(values.values())) == 6
     differences = [values["tet", seed] - values["sdt", seed] for seed in (0, 1, 2)]
     row = next(row for row in results["rows"] if row["measure"] == "TET loss, test")
     assert row["difference"]["mean"] == pytest.approx(sum(differences) / 3)

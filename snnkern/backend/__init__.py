@@ -7,8 +7,9 @@ A backend is a folder here with one file per op. Its ``__init__`` offers
 - ``differentiable``: True if its ops are made of PyTorch's own, so that autograd needs no help;
 - the ops themselves.
 
-Without a wish, the first of ``ORDER`` that can serve the tensor is taken and the reasons against the others are logged at
-debug level. A wish (``backend=`` or ``SNNKERN_BACKEND``) is obeyed or raises its reason; nothing falls back from a failure.
+Without a wish, the first of ``ORDER`` that can serve the tensor is taken and the reasons against the others are logged
+at debug level. A wish (``backend=`` or ``SNNKERN_BACKEND``) is obeyed or raises its reason; nothing falls back from a
+failure.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -52,7 +53,7 @@ def name_for(device_type: str, dtype: torch.dtype, backend: str | None = None) -
     return choose(device_type, dtype, backend).__name__.rpartition(".")[2]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _choose(device_type: str, dtype: torch.dtype, wish: str | None) -> ModuleType:
     for name in ORDER if wish is None else (wish,):
         reason = why_not(name, device_type, dtype)

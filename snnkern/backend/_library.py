@@ -1,5 +1,5 @@
-"""The ops as PyTorch library ops, which ``torch.compile`` can see through. Used only while compiling: in eager mode a plain
-``autograd.Function`` around the same calls costs half as much per call (see ``ops/lif.py``).
+"""The ops as PyTorch library ops, which ``torch.compile`` can see through. Used only while compiling: in eager mode a
+plain ``autograd.Function`` around the same calls costs half as much per call (see ``ops/lif.py``).
 
 The neuron's parameters travel as one string, so that the compiled graph holds everything it needs.
 """
@@ -19,8 +19,8 @@ _library.define(
     "lif(Tensor x, Tensor? v, str neuron, int time_dim, str backend) -> (Tensor spikes, Tensor v_last, Tensor saved)"
 )
 _library.define(
-    "lif_backward(Tensor x, Tensor? v, Tensor saved, Tensor? grad_spikes, Tensor? grad_v_last, str neuron, int time_dim, "
-    "str backend) -> (Tensor grad_x, Tensor grad_v)"
+    "lif_backward(Tensor x, Tensor? v, Tensor saved, Tensor? grad_spikes, Tensor? grad_v_last, str neuron, "
+    "int time_dim, str backend) -> (Tensor grad_x, Tensor grad_v)"
 )
 
 
@@ -73,7 +73,9 @@ def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim):
 
 
 def _implement(name, function):
-    torch.library.impl(name, "CompositeExplicitAutograd", lambda *args: function(load(args[-1]), *args[:-1]), lib=_library)
+    torch.library.impl(
+        name, "CompositeExplicitAutograd", lambda *args: function(load(args[-1]), *args[:-1]), lib=_library
+    )
     torch.library.register_fake(name, lambda *args: function(_Nothing, *args[:-1]), lib=_library)
 
 

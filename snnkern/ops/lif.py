@@ -59,15 +59,17 @@ def lif(
         detach_reset: leave the reset's dependence on the spike out of the gradient.
         fire_at_threshold: fire at ``h >= threshold`` instead of above it.
         time_dim: the dimension of x that is time.
-        backend: ``cuda``, ``triton``, ``cpu`` or ``reference``; default: the environment's ``SNNKERN_BACKEND``, else the
-            fastest that can run.
+        backend: ``cuda``, ``triton``, ``cpu`` or ``reference``; default: the environment's ``SNNKERN_BACKEND``, else
+            the fastest that can run.
 
     Returns:
         ``spikes``, 0 and 1 in x.dtype, shape of x; ``v_last``, the potential after the last step, dtype of the state.
 
-    Gradient: to x and v, from spikes and v_last, through the reset unless ``detach_reset``; once differentiable, except on
-    the ``reference`` backend. Kept for backward: x, and one potential in 16. Not-a-number inputs never fire; an infinite
-    potential fires, and under hard reset the neuron then recovers.
+    Gradient: to x and v, from spikes and v_last, through the reset unless ``detach_reset``; once differentiable,
+    except on the ``reference`` backend. Kept for backward: x, and the potential of every 16th step.
+
+    Not-a-number inputs never fire; an infinite potential fires, and under hard reset the neuron then recovers (a soft
+    reset takes a finite threshold from an infinite potential).
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, device or value; the message names it.
@@ -81,7 +83,11 @@ def lif(
         surrogate = from_spikingjelly(surrogate)
     if torch.compiler.is_compiling():
         return _compiled(
-            x, v, (decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold), time_dim, backend
+            x,
+            v,
+            (decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold),
+            time_dim,
+            backend,
         )
     spec = make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold)
     time_dim = _check(x, v, time_dim)
@@ -300,9 +306,7 @@ def forward(x, v, spec: LIFSpec, time_dim: int, kernels, keep: bool):
     v_last = layout.empty(x.shape[:time_dim] + x.shape[time_dim + 1 :], state, x.device, without=time_dim)
     saved = None
     if keep and layout.steps > CHUNK:
-        saved = torch.empty(
-            ((layout.steps - 1) // CHUNK, layout.outer * layout.inner), dtype=state, device=x.device
-        )
+        saved = torch.empty(((layout.steps - 1) // CHUNK, layout.outer * layout.inner), dtype=state, device=x.device)
     kernels.lif_forward(spec, layout, x, v, spikes, v_last, saved)
     return spikes, v_last, (x, v, saved), layout
 

@@ -1,4 +1,4 @@
-"""CUDA C++, compiled into the extension wherever ``nvcc`` was found (``csrc/cuda``); compute capability 8.0 and newer."""
+"""CUDA C++, compiled into the extension wherever ``nvcc`` was found (``csrc/cuda``); compute capability 8.0 and up."""
 
 import torch
 

@@ -10,8 +10,8 @@ import torch
 def lif(x, v, spec, time_dim, smooth=False):
     """``snnkern.lif`` in PyTorch operations; arguments checked by the caller.
 
-    ``smooth=True`` replaces the spike H(h - threshold) by the surrogate's antiderivative. Then the surrogate is the exact
-    derivative, and ``torch.autograd.gradcheck`` can confirm the gradients that the step function hides.
+    ``smooth=True`` replaces the spike H(h - threshold) by the surrogate's antiderivative. Then the surrogate is the
+    exact derivative, and ``torch.autograd.gradcheck`` can confirm the gradients that the step function hides.
     """
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
     steps = x.to(state).unbind(time_dim)

@@ -149,12 +149,12 @@ def lif_backward_kernel(
             xs = ()
             upstream = ()
             for k in tl.static_range(K):
-                mask = exists if WHOLE else exists & (t + k < steps)
+                now = t + k if WHOLE else tl.minimum(t + k, steps - 1)
                 if k % CHUNK == 0:
-                    vs += (_resume(t + k, v0, saved, v_start, neurons, n, mask, CHUNK, BLOCK),)
-                xs += (tl.load(x + x_at + (t + k) * x_step, mask, other=0.0),)
+                    vs += (_resume(t + k, v0, saved, v_start, neurons, n, exists, CHUNK, BLOCK),)
+                xs += (tl.load(x + x_at + now * x_step, exists, other=0.0),)
                 if grad_spikes is not None:
-                    upstream += (tl.load(grad_spikes + at + (t + k) * inner, mask, other=0.0),)
+                    upstream += (tl.load(grad_spikes + at + now * inner, exists, other=0.0),)
             hs = ()
             for k in tl.static_range(K):
                 if k % CHUNK == 0:

@@ -1,0 +1,89 @@
+"""Bad arguments are named, and a backend is chosen by one rule."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import snnkern
+from snnkern import surrogate as surrogates
+from snnkern.surrogate import ATan
+
+X = torch.zeros(3, 4)
+BAD = [
+    (TypeError, "x must be a tensor", lambda: snnkern.lif([1.0])),
+    (TypeError, "x must be float32", lambda: snnkern.lif(X.int())),
+    (ValueError, "time_dim must name a dimension of x, got 2", lambda: snnkern.lif(X, time_dim=2)),
+    (ValueError, "time_dim must name a dimension of x", lambda: snnkern.lif(torch.zeros(()))),
+    (TypeError, "time_dim must be an int", lambda: snnkern.lif(X, time_dim=0.5)),
+    (
+        ValueError,
+        r"v must have the shape of x without time, \(4,\), got \(3,\)",
+        lambda: snnkern.lif(X, torch.zeros(3)),
+    ),
+    (TypeError, "v must be torch.float32", lambda: snnkern.lif(X, torch.zeros(4).half())),
+    (TypeError, "v must be torch.float32", lambda: snnkern.lif(X.half(), torch.zeros(4).half())),
+    (TypeError, "v must be a tensor", lambda: snnkern.lif(X, 0.0)),
+    (ValueError, "v must be on the device of x, cpu, got meta", lambda: snnkern.lif(X, torch.zeros(4, device="meta"))),
+    (ValueError, r"decay must be in \[0, 1\], got 1.5", lambda: snnkern.lif(X, decay=1.5)),
+    (ValueError, "decay must be finite, got nan", lambda: snnkern.lif(X, decay=math.nan)),
+    (TypeError, "decay must be a float", lambda: snnkern.lif(X, decay=torch.tensor(0.5))),
+    (ValueError, "tau must be > 0, got 0", lambda: snnkern.lif(X, tau=0.0)),
+    (ValueError, "decay and tau", lambda: snnkern.lif(X, decay=0.5, tau=2.0)),
+    (ValueError, "threshold must be finite, got inf", lambda: snnkern.lif(X, threshold=math.inf)),
+    (TypeError, "reset must be a float", lambda: snnkern.lif(X, reset="soft")),
+    (TypeError, "detach_reset must be True or False", lambda: snnkern.lif(X, detach_reset=3)),
+    (TypeError, "surrogate_function must be a snnkern.surrogate", lambda: snnkern.lif(X, surrogate="triangle")),
+    (
+        ValueError,
+        "backend must be one of cuda, triton, cpu, reference, got 'tpu'",
+        lambda: snnkern.lif(X, backend="tpu"),
+    ),
+    (RuntimeError, "backend 'cuda' cannot run: ", lambda: snnkern.lif(X, backend="cuda")),
+]
+
+
+@pytest.mark.parametrize("error, message, call", BAD, ids=[message for _, message, _ in BAD])
+def test_bad_arguments_are_named(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_compiled_backend_refuses_tensors_of_other_devices(backend):
+    with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run: .*meta"):
+        snnkern.lif(torch.zeros(3, 4, device="meta"), backend=backend)
+
+
+def test_the_environment_forces_a_backend(monkeypatch):
+    monkeypatch.setenv("SNNKERN_BACKEND", "reference")
+    assert type(snnkern.lif(X.clone().requires_grad_())[0].grad_fn).__name__ == "StackBackward0"
+    monkeypatch.setenv("SNNKERN_BACKEND", "abacus")
+    with pytest.raises(ValueError, match="abacus"):
+        snnkern.lif(X)
+
+
+def test_automatic_choice_logs_why_not(caplog):
+    from snnkern.backend import _choose
+
+    _choose.cache_clear()
+    with caplog.at_level("DEBUG", logger="snnkern"):
+        snnkern.lif(X)
+    reasons = snnkern.backends()
+    for name in itertools.takewhile(lambda name: name != "cpu", reasons):
+        assert f"not backend {name!r}" in caplog.text
+
+
+def test_the_cpu_backend_is_built():
+    assert snnkern.backends()["cpu"] is None
+
+
+def test_mutable_spikingjelly_surrogates_are_read_at_every_call():
+    class Fake:
+        alpha = 1.0
+
+    Fake.__module__, Fake.__name__ = "spikingjelly.activation_based.surrogate", "ATan"
+    fake = Fake()
+    assert surrogates.from_spikingjelly(fake) == ATan(1.0)
+    fake.alpha = 3.0
+    assert surrogates.from_spikingjelly(fake) == ATan(3.0)

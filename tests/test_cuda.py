@@ -1,0 +1,188 @@
+"""The CUDA kernels without a GPU: what the compiler made of them, and their threads run one by one on the host.
+
+On a machine with a GPU ``test_lif.py`` runs the kernels themselves.
+"""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
+
+from snnkern.ops import lif as ops
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed"),
+    pytest.mark.usefixtures("poison"),
+]
+CSRC = Path(__file__).parents[1] / "csrc"
+ARCHITECTURES = ["sm_80", "sm_90"]
+WIDTHS = [("float", 1), ("float", 4), ("__half", 1), ("__half", 8), ("__nv_bfloat16", 1), ("__nv_bfloat16", 8)]
+KERNELS = {f"lif_{way}_kernel<{io}, {vec}>" for way in ("forward", "backward") for io, vec in WIDTHS}
+
+
+def cuobjdump():
+    found = shutil.which("cuobjdump")
+    if found:
+        return found
+    triton = pytest.importorskip("triton", reason="neither cuobjdump nor Triton, which carries one, is installed")
+    return str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+
+
+def demangle(text):
+    return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def compiled(request, tmp_path_factory):
+    """The compiler's resource report and the machine code, by kernel."""
+    cubin = tmp_path_factory.mktemp("cubin") / "lif.cubin"
+    command = ["nvcc", "-cubin", "-O3", "--fmad=false", "-std=c++17", f"-arch={request.param}", "-Xptxas=-v"]
+    report = subprocess.run([*command, CSRC / "cuda/lif.cu", "-o", cubin], capture_output=True, text=True, check=True)
+    sass = subprocess.run([cuobjdump(), "-sass", cubin], capture_output=True, text=True, check=True)
+    return _by_kernel(demangle(report.stderr), "Compiling entry function"), _by_kernel(
+        demangle(sass.stdout), "Function :"
+    )
+
+
+def _by_kernel(text, marker):
+    parts = {}
+    for part in text.split(marker)[1:]:
+        name = re.search(r"(lif_\w+_kernel)<([\w:]+), \(?(?:int\))?(\d+)>", part)
+        parts[f"{name[1]}<{name[2]}, {name[3]}>"] = part
+    return parts
+
+
+def test_every_kernel_is_compiled(compiled):
+    for parts in compiled:
+        assert parts.keys() == KERNELS
+
+
+def test_nothing_spills(compiled):
+    report, sass = compiled
+    for name, text in report.items():
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in text, name
+        assert not re.search(r"\b(LDL|STL)\b", sass[name]), name
+
+
+def test_registers_leave_room_for_several_blocks(compiled):
+    for name, text in compiled[0].items():
+        registers, budget = int(re.search(r"Used (\d+) registers", text)[1]), 136 if "backward" in name else 104
+        assert registers <= budget, f"{name}: {registers} registers"
+
+
+def test_wide_kernels_move_16_bytes_at_a_time(compiled):
+    for name, text in compiled[1].items():
+        wide = not name.endswith(" 1>")
+        assert bool(re.search(r"LDG\.E\.128", text)) == wide, name
+        assert bool(re.search(r"STG\.E\.128", text)) == wide, name
+
+
+def test_nothing_is_contracted_and_division_is_exact(tmp_path):
+    flags = (CSRC.parent / "CMakeLists.txt").read_text()
+    assert "--fmad=false" in flags and "-ffp-contract=off" in flags and "fast" not in flags
+    command = ["nvcc", "-ptx", "-O3", "--fmad=false", "-std=c++17", "-arch=sm_80", CSRC / "cuda/lif.cu"]
+    subprocess.run([*command, "-o", tmp_path / "lif.ptx"], check=True, capture_output=True)
+    kernels = [part for part in (tmp_path / "lif.ptx").read_text().split(".entry") if "lif_forward_kernel" in part]
+    assert len(kernels) == 6
+    for ptx in kernels:
+        assert "fma." not in ptx and "mul.rn.f32" in ptx and "add.rn.f32" in ptx
+        assert "div.rn.f32" in ptx and "div.full" not in ptx and "div.approx" not in ptx
+
+
+class OnHost:
+    """A backend made of the CUDA source, its threads run by the processor."""
+
+    differentiable = False
+
+    def __init__(self, library, wide):
+        self.library, self.wide = library, wide
+
+    def lif_forward(self, spec, layout, x, v, spikes, v_last, saved):
+        self._call(self.library.lif_forward_host, spec, layout, x, [x, v, spikes, v_last, saved])
+
+    def lif_backward(self, spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v):
+        tensors = [x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v]
+        self._call(self.library.lif_backward_host, spec, layout, x, tensors)
+
+    def _call(self, function, spec, layout, x, tensors):
+        from snnkern import _C
+
+        surrogate = _C.surrogates[type(spec.surrogate).__name__]
+        flags = [
+            ops.FORMS.index(spec.form),
+            spec.fire_at_threshold,
+            spec.reset is not None,
+            spec.detach_reset,
+            surrogate,
+        ]
+        numbers = [spec.leak, spec.threshold, spec.rest, spec.v_start, *spec.surrogate.constants()]
+        sizes = [ops.DTYPES.index(x.dtype), *layout[1:]]
+        pointers = [None if t is None else t.data_ptr() for t in tensors]
+        vec = 16 // x.element_size()
+        strides = (layout.inner, layout.x_outer_stride, layout.x_step_stride)
+        wide = self.wide and all(n % vec == 0 for n in strides) and all(p is None or p % 16 == 0 for p in pointers)
+        function(
+            (ctypes.c_int * 5)(*map(int, flags)),
+            (ctypes.c_double * 7)(*numbers),
+            (ctypes.c_int64 * 6)(*sizes),
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            int(wide),
+        )
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    target = tmp_path_factory.mktemp("host") / "lif.so"
+    command = ["nvcc", "-shared", "-O1", "--fmad=false", "-std=c++17", "-gencode=arch=compute_80,code=compute_80"]
+    flags = ["-Xcompiler=-fPIC,-ffp-contract=off", "-cudart=static", Path(__file__).parent / "cuda_on_host.cu"]
+    subprocess.run([*command, *flags, "-o", target], check=True, capture_output=True)
+    return ctypes.CDLL(str(target))
+
+
+@pytest.fixture(params=["wide", "narrow"])
+def on_host(library, request, monkeypatch):
+    """Makes ``backend="cuda"`` mean the CUDA source on the host; yields that name."""
+    kernels, choose = OnHost(library, request.param == "wide"), ops.choose
+
+    def choice(device_type, dtype, backend=None):
+        return kernels if backend == "cuda" else choose(device_type, dtype, backend)
+
+    monkeypatch.setattr(ops, "choose", choice)
+    return "cuda"
+
+
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_threads_on_the_host_match_the_reference(on_host, form, reset, detach_reset):
+    x = draw((37, 3, 8))
+    v, options = state_of(x), {"reset": reset, "detach_reset": detach_reset, **form}
+    check(x, v, on_host, draw(x.shape, seed=2), state_of(x, seed=3), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
+def test_every_surrogate_on_the_host(on_host, surrogate, dtype):
+    x = draw((18, 72), dtype)
+    check(x, None, on_host, draw(x.shape, dtype, seed=2), surrogate=surrogate, fire_at_threshold=True)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 15, 16, 17, 20, 32, 33])
+@pytest.mark.parametrize("shape", [(8,), (5,), (3, 16)], ids=str)
+def test_every_tail_on_the_host(on_host, steps, shape):
+    x = draw((steps, *shape))
+    check(x, state_of(x), on_host, draw(x.shape, seed=2), state_of(x, seed=3))
+    check(x, None, on_host, grad_v=state_of(x, seed=3))
+
+
+@pytest.mark.parametrize("time_dim", [0, 1, 2])
+def test_outer_and_inner_dimensions_on_the_host(on_host, time_dim):
+    x = draw((6, 18, 8))
+    check(x, None, on_host, draw(x.shape, seed=2), time_dim=time_dim)
+    x = draw((12, 18, 16))[3:9, :, :8]
+    check(x, None, on_host, draw(x.shape, seed=2), time_dim=time_dim)
