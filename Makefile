@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 demo: .venv/installed
 	$(BIN)/snnkern doctor
 	$(BIN)/snnkern train --out runs/digits
+	$(BIN)/snnkern plot runs/digits
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -14,9 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import __version__, backends
+from . import backends
 from .backend import choose
-from .train import LOSSES, RunError, Settings
+from .runs import RunError, versions
+from .train import LOSSES, Settings
 
 app = typer.Typer(
     name="snnkern",
@@ -32,9 +32,7 @@ app = typer.Typer(
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show what snnkern finds on this machine, and for each backend that cannot run, why."""
     report = {
-        "snnkern": __version__,
-        "python": platform.python_version(),
-        "pytorch": torch.__version__,
+        **versions(),
         "triton": _triton(),
         "instruction set": _instruction_set(),
         "threads": torch.get_num_threads(),
@@ -44,7 +42,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
-    for name in ("snnkern", "python", "pytorch", "triton", "instruction set", "threads"):
+    for name in ("snnkern", "python", "torch", "triton", "instruction set", "threads"):
         typer.echo(f"{name:19}{report[name]}")
     typer.echo(f"{'devices':19}{'; '.join(report['devices']) or 'no GPU that this PyTorch can use'}")
     for name, state in report["backends"].items():
@@ -61,6 +59,7 @@ def train(
     lr: Annotated[float, typer.Option(help="Adam's learning rate at the start.")] = Settings.lr,
     lamb: Annotated[float, typer.Option(help="Weight of TET's second term, 0 to 1.")] = Settings.lamb,
     noise: Annotated[float, typer.Option(help="Standard deviation of the pixel noise.")] = Settings.noise,
+    threads: Annotated[int, typer.Option(help="Processor threads.")] = Settings.threads,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = Settings.device,
     backend: Annotated[str | None, typer.Option(help="Of the LIF op; default: the fastest here.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results; the same command resumes there.")] = Path(
@@ -73,12 +72,9 @@ def train(
     if seeds < 1:
         _fail(f"--seeds must be a whole number from 1 up, got {seeds}")
     common = {"steps": steps, "epochs": epochs, "batch": batch, "lr": lr, "lamb": lamb, "noise": noise}
+    common |= {"threads": threads, "device": device, "backend": backend}
     try:
-        runs = [
-            Settings(loss=name, seed=seed, **common, device=device, backend=backend)
-            for name in dict.fromkeys(loss)
-            for seed in range(seeds)
-        ]
+        runs = [Settings(loss=name, seed=seed, **common) for name in dict.fromkeys(loss) for seed in range(seeds)]
     except ValueError as error:
         _fail(f"--{error}")  # it begins with the setting's name, which is the option's
     try:

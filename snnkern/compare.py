@@ -6,14 +6,14 @@ and batches, so the differences per seed can tell.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from .data import digits
-from .train import Settings, claim, evaluate, fit, replacing, versions, write_json
+from .runs import claim, read_metrics, replacing, versions, write_json
+from .train import Settings, evaluate, fit, using_threads
 
 __all__ = ["TEST_STEPS", "compare", "table"]
 
@@ -74,9 +74,10 @@ def table(results: dict) -> tuple[list[str], list[list[str]]]:
 
 def _fit_and_test(run: Settings, folder: Path, on_epoch) -> dict:
     model = fit(run, folder, on_epoch)
-    _, test = digits(run.seed, run.noise, run.train)
-    tested = evaluate(model, test, max(*TEST_STEPS, 2 * run.steps))
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with using_threads(run.threads):
+        _, test = digits(run.seed, run.noise, run.train)
+        tested = evaluate(model, test, max(*TEST_STEPS, 2 * run.steps))
+    epochs = read_metrics(folder)
     return {
         "loss": run.loss,
         "seed": run.seed,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from .compare import TEST_STEPS
-from .train import RunError
+from .runs import RunError, read_metrics
 
 __all__ = ["plot"]
 
@@ -61,8 +61,8 @@ def _save(folder: Path, name: str, draw, results: dict) -> Path:
 def _epochs(axes, results: dict, folder: Path) -> None:
     settled = []
     for name in results["losses"]:
-        files = [folder / f"{name}-seed{seed}" / "metrics.jsonl" for seed in results["seeds"]]
-        runs = [[json.loads(line)["test_accuracy"] for line in file.read_text().splitlines()] for file in files]
+        folders = [folder / f"{name}-seed{seed}" for seed in results["seeds"]]
+        runs = [[metrics["test_accuracy"] for metrics in read_metrics(place)] for place in folders]
         _line(axes, name, range(1, len(runs[0]) + 1), runs, marker="")
         settled += [100 * accuracy for run in runs for accuracy in run[len(run) // 4 :]]
     axes.set_ylim(bottom=min(settled) - 2)  # the climb from chance in the first epochs would squeeze all the rest

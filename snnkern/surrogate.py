@@ -3,8 +3,9 @@
 Each class holds, side by side: the formula in PyTorch (``grad``, the specification that every kernel is tested
 against), its antiderivative (``primitive``, with which the reference becomes smooth and can be checked by
 ``gradcheck``), the three constants that kernels take (``constants``) and the Triton twin (``_triton``). The C++ twin is
-the struct of the same name in ``csrc/surrogate.h``. Instances are immutable, comparable, hashable and printable; ``surrogate(x)`` is a spike whose
-gradient is the surrogate, for use outside the fused ops.
+the struct of the same name in ``csrc/surrogate.h``. Instances are
+immutable, comparable, hashable and printable; ``surrogate(x)`` is a spike whose gradient is the surrogate, for use
+outside the fused ops.
 
 To add one: a class here, a struct there.
 """

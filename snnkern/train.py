@@ -1,22 +1,12 @@
-"""Training of the digits recipe: a run that survives interruption.
+"""Training of the digits recipe.
 
-The folder of a run holds
-
-- ``settings.json``: its settings and the versions of what it started with;
-- ``metrics.jsonl``: one line per finished epoch;
-- ``checkpoint.pt``: everything that training needs to go on after the last finished epoch;
-- ``model.safetensors``: the weights, once it is finished.
-
-A file takes its name only when it is complete. On the CPU, with the same versions and number of threads, an interrupted
-run that is resumed ends in the same weights, bit for bit, as one that was not.
+A run lives in a folder (``runs.py``), surviving interruption: on the CPU, with the same versions, one that is resumed ends
+in the same weights, bit for bit, as one that was never interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -27,22 +17,22 @@ from typing import NamedTuple
 import torch
 
 from . import losses
-from ._version import __version__
 from .data import digits
 from .models import CNN6
+from .runs import RunError, claim, replacing, resume, save_epoch
 
-__all__ = ["LOSSES", "Evaluation", "RunError", "Settings", "evaluate", "fit", "train_epoch"]
+__all__ = ["LOSSES", "Evaluation", "Settings", "evaluate", "fit", "train_epoch", "using_threads"]
 
 LOSSES = ("sdt", "tet")
 
 
-class RunError(RuntimeError):
-    """The run cannot start or go on as asked; the message says why and what to do. Nothing was overwritten."""
-
-
 @dataclass(frozen=True)
 class Settings:
-    """One run. ``lamb`` is the weight of TET's second term; ``noise`` and ``train`` belong to ``data.digits``."""
+    """One run. ``lamb`` is the weight of TET's second term; ``noise`` and ``train`` belong to ``data.digits``.
+
+    ``threads`` is 1: a network this small gains little from more and, on a busy machine, loses much, because threads that
+    have finished their part of an operation spin while others wait for a core.
+    """
 
     loss: str = "tet"
     seed: int = 0
@@ -53,12 +43,13 @@ class Settings:
     lamb: float = 0.0
     noise: float = 0.4
     train: int = 600
+    threads: int = 1
     device: str = "cpu"
     backend: str | None = None
 
     def __post_init__(self) -> None:
         rules = [("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")]
-        for name, least in (("seed", 0), ("steps", 1), ("epochs", 1), ("batch", 1), ("train", 1)):
+        for name, least in (("seed", 0), ("steps", 1), ("epochs", 1), ("batch", 1), ("train", 1), ("threads", 1)):
             value = getattr(self, name)
             rules.append((name, isinstance(value, int) and value >= least, f"a whole number from {least} up"))
         rules.append(("lr", 0 < self.lr < math.inf, "positive and finite"))
@@ -86,6 +77,14 @@ def fit(settings: Settings, folder: str | Path, on_epoch: Callable[[Settings, di
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("training needs safetensors: pip install 'snnkern[train]'") from error
     folder = Path(folder)
+    with using_threads(settings.threads):
+        model = _fit(settings, folder, on_epoch)
+    with replacing(folder / "model.safetensors") as file:
+        file.write(save({name: value.contiguous() for name, value in model.state_dict().items()}))
+    return model
+
+
+def _fit(settings: Settings, folder: Path, on_epoch) -> CNN6:
     (x, y), test = digits(settings.seed, settings.noise, settings.train)
     x, y = x.to(settings.device), y.to(settings.device)
     with torch.random.fork_rng(devices=[]):
@@ -97,8 +96,7 @@ def fit(settings: Settings, folder: str | Path, on_epoch: Callable[[Settings, di
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
 
     claim(folder, asdict(settings))
-    done = _resume(folder, parts, shuffle)
-    for epoch in range(done + 1, settings.epochs + 1):
+    for epoch in range(resume(folder, parts, shuffle) + 1, settings.epochs + 1):
         started = time.perf_counter()
         order = torch.randperm(len(x), generator=shuffle)
         loss, accuracy = train_epoch(model, optimiser, settings.criterion, x, y, order.split(settings.batch))
@@ -117,15 +115,9 @@ def fit(settings: Settings, folder: str | Path, on_epoch: Callable[[Settings, di
             "images_per_second": len(x) / seconds,
             "seconds": seconds,
         }
-        with open(folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        state = {name: part.state_dict() for name, part in parts.items()}
-        with replacing(folder / "checkpoint.pt") as file:
-            torch.save({**state, "shuffle": shuffle.get_state(), "epoch": epoch}, file)
+        save_epoch(folder, metrics, parts, shuffle)
         if on_epoch is not None:
             on_epoch(settings, metrics)
-    with replacing(folder / "model.safetensors") as file:
-        file.write(save({name: value.contiguous() for name, value in model.state_dict().items()}))
     return model
 
 
@@ -171,67 +163,12 @@ def evaluate(model: CNN6, data: tuple[torch.Tensor, torch.Tensor], steps: int) -
     )
 
 
-def versions() -> dict[str, str | int]:
-    """What a run depends on besides its settings."""
-    return {
-        "snnkern": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def claim(folder: Path, settings: dict) -> None:
-    """Makes ``folder`` the place of these settings; RunError if it holds anything else."""
-    path = folder / "settings.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        try:
-            held = json.loads(path.read_text())["settings"]
-            changed = [f"{k} {held.get(k)!r} there, {v!r} here" for k, v in settings.items() if held.get(k) != v]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise RunError(f"{path} cannot be read: {error!r}") from error
-        if changed or len(held) != len(settings):
-            raise RunError(f"{folder} holds a run with other settings ({'; '.join(changed)}); choose another folder")
-    elif any(p.suffix != ".part" for p in folder.iterdir()):
-        raise RunError(f"{folder} is not empty and is not a run's folder; choose another")
-    else:
-        write_json(path, {"settings": settings, "versions": versions()})
-
-
-def _resume(folder: Path, parts: dict, shuffle: torch.Generator) -> int:
-    """Loads the folder's checkpoint, if there is one; returns how many epochs are finished."""
-    path, done = folder / "checkpoint.pt", 0
-    if path.exists():
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            shuffle.set_state(state["shuffle"])
-            done = state["epoch"]
-        except Exception as error:
-            raise RunError(
-                f"{path} is damaged and was left as it is; move it away to train this run from the start "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-            ) from error
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists():  # a line is written before its checkpoint: drop those without
-        with replacing(metrics) as file:
-            file.writelines(metrics.read_bytes().splitlines(keepends=True)[:done])
-    return done
-
-
-def write_json(path: Path, value: dict) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=2).encode() + b"\n")
-
-
 @contextmanager
-def replacing(path: Path):
-    """A binary file that takes the name ``path`` when it is complete and on disk; until then, what was there stays."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+def using_threads(threads: int):
+    """PyTorch, and with it the cpu backend, on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -16,19 +16,16 @@ from snnkern.cli import app
 from snnkern.compare import compare, table
 from snnkern.data import digits
 from snnkern.models import CNN6
-from snnkern.train import RunError, Settings, evaluate, fit
+from snnkern.runs import RunError, read_metrics
+from snnkern.train import Settings, evaluate, fit
 
 SMALL = Settings(epochs=5, train=200, batch=50)
 TINY = ["--epochs", "2", "--batch", "300", "--steps", "2", "--seeds", "1"]
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def learnt(folder):
     timing = ("images_per_second", "seconds")
-    return [{key: value for key, value in line.items() if key not in timing} for line in lines(folder)]
+    return [{key: value for key, value in line.items() if key not in timing} for line in read_metrics(folder)]
 
 
 def interrupt_after(epoch):
@@ -51,6 +48,13 @@ def interrupt_at_call(monkeypatch, owner, name, call, action=lambda *args: None)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, wrapper)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_evaluate_averages_over_time_and_judges_single_moments():
 @pytest.mark.parametrize("loss", ["sdt", "tet"])
 def test_training_learns(tmp_path, loss):
     fit(Settings(loss=loss, epochs=10), tmp_path)
-    metrics = lines(tmp_path)
+    metrics = read_metrics(tmp_path)
     assert [line["epoch"] for line in metrics] == list(range(1, 11))
     assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
     assert metrics[-1]["train_accuracy"] > 0.75
@@ -155,10 +159,12 @@ def test_resume_is_bit_for_bit(tmp_path, whole, epoch):
     with pytest.raises(KeyboardInterrupt):
         fit(SMALL, tmp_path, interrupt_after(epoch))
     assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == epoch
-    torch.manual_seed(epoch)  # the global generator must not matter
+    torch.manual_seed(epoch)  # neither the caller's generator
+    torch.set_num_threads(2)  # nor the caller's threads matter
     seen = []
     fit(SMALL, tmp_path, lambda settings, metrics: seen.append(metrics["epoch"]))
     assert seen == list(range(epoch + 1, 6))
+    assert torch.get_num_threads() == 2
     assert_same_end(tmp_path, whole)
 
 
@@ -178,7 +184,7 @@ def test_interrupt_while_writing_a_checkpoint_keeps_the_one_before(tmp_path, who
         with pytest.raises(KeyboardInterrupt):
             fit(SMALL, tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == 2
-    assert len(lines(tmp_path)) == 3
+    assert len(read_metrics(tmp_path)) == 3
     fit(SMALL, tmp_path)
     assert_same_end(tmp_path, whole)
 
@@ -260,7 +266,7 @@ def invoke(*arguments):
 
 def test_doctor():
     report = json.loads(invoke("doctor", "--json").stdout)
-    assert report["snnkern"] == snnkern.__version__ and report["pytorch"] == torch.__version__
+    assert report["snnkern"] == snnkern.__version__ and report["torch"] == torch.__version__
     assert report["backends"]["reference"] == "ok" and set(report["backends"]) == set(snnkern.backends())
     text = invoke("doctor").stdout
     assert all(f"backend {name}" in text for name in report["backends"]) and "instruction set" in text
@@ -289,7 +295,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
     assert "The same command goes on from there" in result.stderr
     assert torch.load(tmp_path / "tet-seed0" / "checkpoint.pt")["epoch"] == 1
     assert invoke("train", *TINY, "--loss", "tet", "--out", tmp_path).exit_code == 0
-    assert [line["epoch"] for line in lines(tmp_path / "tet-seed0")] == [1, 2]
+    assert [line["epoch"] for line in read_metrics(tmp_path / "tet-seed0")] == [1, 2]
 
 
 @pytest.mark.parametrize(

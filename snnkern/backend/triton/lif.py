@@ -30,7 +30,7 @@ from . import interpreted
 surrogate.tl = tl  # the language of the twins there
 
 WIDE = 1 << 18  # neurons from which a thread takes four: 16 bytes of float32. With fewer, threads are scarce.
-_sizes = ["steps", "neurons", "inner", "x_outer", "x_step"]
+_sizes = ["steps", "neurons", "inner", "x_outer", "x_step", "per_row"]
 
 
 @triton.jit
@@ -64,45 +64,53 @@ def _start(v, otherwise, n, exists, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _resume(t, v0, saved, v_start, neurons, n, exists, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """The potential before step t, a multiple of CHUNK. Without a branch, which would hold up the loads after it."""
     if saved is None:
-        v = _start(v0, v_start, n, exists, BLOCK)
+        v = _start(v0, v_start, n, i < limit, BLOCK)
     else:
-        v = tl.load(saved + (t // CHUNK - 1) * neurons + n, exists & (t > 0), other=v_start)
+        later = i < tl.where(t > 0, limit, 0)
+        v = tl.load(saved + (t // CHUNK - 1) * neurons + n, later, other=v_start)
         if v0 is not None:
-            v = tl.where(t > 0, v, tl.load(v0 + n, exists & (t == 0), other=0.0))
+            v = tl.where(later, v, tl.load(v0 + n, i < tl.where(t > 0, 0, limit), other=0.0))
     return v
 
 
 @triton.jit
-def _place(steps, neurons, inner, x_outer, ONE_ROW: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr):
-    """A program's neurons, whether they exist, and their offsets at step 0: in x, and in contiguous tensors."""
-    first = tl.program_id(0).to(tl.int64) * BLOCK
+def _place(steps, neurons, inner, x_outer, per_row, FLAT: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's neurons n, of which those with i < limit exist, and their offsets at step 0: in x, and elsewhere.
+
+    A program lies in one of the outer rows, or (FLAT, for rows too short for that) anywhere in [outer * inner].
+    """
     lane = tl.arange(0, BLOCK)
-    n = first + lane
-    if ONE_ROW:
-        x_at = n
-        at = n
+    if FLAT:
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        column = (first % inner).to(tl.int32) + lane
+        row = first // inner + column // inner.to(tl.int32)
+        column = column % inner.to(tl.int32)
+        n = first + lane
+        i = n
+        limit = neurons
     else:
-        column = (first % inner).to(INDEX) + lane  # per neuron, divide in 32 bits where they suffice
-        row = first // inner + column // inner.to(INDEX)
-        column = column % inner.to(INDEX)
-        x_at = row * x_outer + column
-        at = row * (steps * inner) + column
-    return n, n < neurons, x_at, at
+        row = (tl.program_id(0) // per_row).to(tl.int64)
+        column = (tl.program_id(0) % per_row).to(tl.int64) * BLOCK + lane
+        n = row * inner + column
+        i = column
+        limit = inner
+    return n, i, limit, row * x_outer + column, row * (steps * inner) + column
 
 
 @triton.jit(do_not_specialize=_sizes)
 def lif_forward_kernel(
-    x, v0, spikes, v_last, saved, steps, neurons, inner, x_outer, x_step,
+    x, v0, spikes, v_last, saved, steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, reset, v_start,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
-    UNIT: tl.constexpr, ONE_ROW: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
-    n, exists, x_at, at = _place(steps, neurons, inner, x_outer, ONE_ROW, INDEX, BLOCK)
+    n, i, limit, x_at, at = _place(steps, neurons, inner, x_outer, per_row, FLAT, BLOCK)
+    exists = i < limit
     v = _start(v0, v_start, n, exists, BLOCK)
     done = 0
     for p in tl.static_range(LOG_K, -1, -1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
@@ -125,10 +133,10 @@ def lif_forward_kernel(
 
 @triton.jit(do_not_specialize=_sizes)
 def lif_backward_kernel(
-    x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, steps, neurons, inner, x_outer, x_step,
+    x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, reset, v_start, input_gain, state_gain, a, b, c,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
-    UNIT: tl.constexpr, ONE_ROW: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
     DETACH: tl.constexpr, CURVE: tl.constexpr,
 ):  # fmt: skip
     """Adjoint of a step, g = surrogate'(h - threshold):
@@ -139,31 +147,28 @@ def lif_backward_kernel(
     K: tl.constexpr = 1 << LOG_K
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
-    n, exists, x_at, at = _place(steps, neurons, inner, x_outer, ONE_ROW, INDEX, BLOCK)
+    n, i, limit, x_at, at = _place(steps, neurons, inner, x_outer, per_row, FLAT, BLOCK)
+    exists = i < limit
     grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
     full = steps >> LOG_K << LOG_K
-    for WHOLE in tl.static_range(2):  # the last steps if they are fewer than K, masked; then K by K
-        for i in range(0, full if WHOLE else steps - full, K):
-            t = full - K - i if WHOLE else full
-            vs = ()
+    for WHOLE in tl.static_range(2):  # the last steps if they are fewer than K, repeating the very last; then K by K
+        for back in range(0, full if WHOLE else steps - full, K):
+            t = full - K - back if WHOLE else full
+            v = _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK, BLOCK)
             xs = ()
             upstream = ()
             for k in tl.static_range(K):
-                now = t + k if WHOLE else tl.minimum(t + k, steps - 1)
-                if k % CHUNK == 0:
-                    vs += (_resume(t + k, v0, saved, v_start, neurons, n, exists, CHUNK, BLOCK),)
-                xs += (tl.load(x + x_at + now * x_step, exists, other=0.0),)
+                step = t + k if WHOLE else tl.minimum(t + k, steps - 1)
+                xs += (tl.load(x + x_at + step * x_step, exists, other=0.0),)
                 if grad_spikes is not None:
-                    upstream += (tl.load(grad_spikes + at + now * inner, exists, other=0.0),)
+                    upstream += (tl.load(grad_spikes + at + step * inner, exists, other=0.0),)
             hs = ()
             for k in tl.static_range(K):
-                if k % CHUNK == 0:
-                    v = vs[k // CHUNK]
                 h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
                 v = _reset(h, h > fire_above, threshold, reset, HARD)
                 hs += (h,)
             for k in tl.static_range(K - 1, -1, -1):
-                mask = exists if WHOLE else exists & (t + k < steps)
+                now = exists if WHOLE else i < tl.where(t + k < steps, limit, 0)
                 h = hs[k]
                 g = CURVE(h - threshold, a, b, c)
                 if HARD:
@@ -179,8 +184,8 @@ def lif_backward_kernel(
                 grad_h = grad_v * kept
                 if grad_spikes is not None:
                     grad_h += upstream[k].to(tl.float32) * g
-                tl.store(grad_x + at + (t + k) * inner, (grad_h * input_gain).to(grad_x.dtype.element_ty), mask)
-                grad_v = grad_h * state_gain if WHOLE else tl.where(t + k < steps, grad_h * state_gain, grad_v)
+                tl.store(grad_x + at + (t + k) * inner, (grad_h * input_gain).to(grad_x.dtype.element_ty), now)
+                grad_v = grad_h * state_gain if WHOLE else tl.where(now, grad_h * state_gain, grad_v)
     if grad_v0 is not None:
         tl.store(grad_v0 + n, grad_v, exists)
 
@@ -209,7 +214,7 @@ _compiled = lru_cache(maxsize=None)(triton.jit)  # a surrogate's twin, compiled 
 
 @lru_cache(maxsize=1)
 def _warp_size() -> int:
-    return 1 if interpreted() else triton.runtime.driver.active.get_current_target().warp_size
+    return triton.runtime.driver.active.get_current_target().warp_size
 
 
 class _Tile(NamedTuple):
@@ -221,36 +226,38 @@ class _Tile(NamedTuple):
 
 
 # With at least WIDE neurons, and with fewer.
-FORWARD = _Tile(4, 2, 4), _Tile(1, 1, 5)
+FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
 BACKWARD = _Tile(2, 2, 4), _Tile(1, 1, 4)
 
 
 def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
-    neurons = layout.outer * layout.inner
+    _, outer, steps, inner, x_outer, x_step = layout
+    neurons = outer * inner
     if neurons == 0:
         return
-    one_row = layout.outer == 1
-    sizes = (neurons, layout.inner, 0 if one_row else layout.x_outer_stride, layout.x_step_stride)
+    for tile in tiles[neurons < WIDE :]:
+        # The interpreter's operations cost the same on any number of elements.
+        block = 512 if interpreted() else tile.per_thread * tile.warps * _warp_size()
+        flat = outer > 1 and inner % block > 0 and inner < 4 * block
+        if not flat:
+            break
+    sizes = (neurons, inner, x_outer if outer > 1 else 0, x_step)
     # Sizes go in units of 16 elements if all can: from that Triton knows that rows are aligned, and loads 16 bytes.
     unit = 16 if all(size % 16 == 0 for size in sizes) else 1
-    if interpreted():
-        tile = _Tile(512, 1, 5)  # an operation costs the same on any number of elements
-    else:
-        tile = tiles[neurons < WIDE]
-    block = tile.per_thread * tile.warps * _warp_size()
+    per_row = triton.cdiv(inner, block)
     with _current(tensors[0].device):
-        kernel[(triton.cdiv(neurons, block),)](
+        kernel[(triton.cdiv(neurons, block) if flat else outer * per_row,)](
             *tensors,
-            layout.steps,
+            steps,
             *(size // unit for size in sizes),
+            per_row,
             *numbers,
             FORM=spec.form,
             HARD=spec.reset is not None,
             CHUNK=CHUNK,
-            LOG_K=min(tile.log_k, max(layout.steps - 1, 0).bit_length()),
+            LOG_K=min(tile.log_k, max(steps - 1, 0).bit_length()),
             UNIT=unit,
-            ONE_ROW=one_row,
-            INDEX=tl.int32 if layout.inner + block < 2**31 else tl.int64,
+            FLAT=flat,
             BLOCK=block,
             num_warps=tile.warps,
             enable_fp_fusion=False,
