@@ -14,7 +14,7 @@ namespace {
 
 LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshold, bool hard, double reset,
                   double v_start, bool detach_reset, int surrogate, double a, double b, double c) {
-  return {Leak(form), leak,    threshold,    fire_at_threshold,     hard,
+  return {Leak(form), leak,    threshold,    fire_at_threshold,    hard,
           reset,      v_start, detach_reset, Surrogate(surrogate), {a, b, c}};
 }
 
@@ -22,9 +22,8 @@ void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
 
 [[maybe_unused]] void check_cuda(int status, const char* call, const LIFShape& s) {
   if (status != 0)
-    throw std::runtime_error(std::string(call) + " outer=" + std::to_string(s.outer) + " T=" +
-                             std::to_string(s.steps) + " inner=" + std::to_string(s.inner) + ": " +
-                             cuda_error_string(status));
+    throw std::runtime_error(std::string(call) + " outer=" + std::to_string(s.outer) + " T=" + std::to_string(s.steps) +
+                             " inner=" + std::to_string(s.inner) + ": " + cuda_error_string(status));
 }
 
 }  // namespace

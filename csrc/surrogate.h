@@ -26,8 +26,8 @@ struct Constants {
   S a, b, c;
 };
 
-// What follows is written for V = S, a number, and V = a vector of S (GCC's vector extension), in which ?: chooses lane by
-// lane. cpu/vector.h has the vector overloads of these two.
+// What follows is written for V = S, a number, and V = a vector of S (GCC's vector extension), in which ?: chooses lane
+// by lane. cpu/vector.h has the vector overloads of these two.
 SNN_HD float magnitude(float x) { return fabsf(x); }
 SNN_HD double magnitude(double x) { return fabs(x); }
 SNN_HD float exp_nonpositive(float x) { return expf(x); }  // exp(x) for x <= 0
@@ -110,9 +110,8 @@ namespace {
 template <class F>
 SNN_HD void with_surrogate(Surrogate kind, F&& f) {
   switch (kind) {
-#define SNN_ITEM(name)    \
-  case Surrogate::name:   \
-    return f(name{});
+#define SNN_ITEM(name) \
+  case Surrogate::name: return f(name{});
     SNN_SURROGATES(SNN_ITEM)
 #undef SNN_ITEM
   }

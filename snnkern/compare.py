@@ -65,9 +65,10 @@ def table(results: dict) -> tuple[list[str], list[list[str]]]:
         header += [f"{names[1].upper()} - {names[0].upper()}", "> 0 in"]
     lines = []
     for row in results["rows"]:
-        cells = [_text(row[name], count) for name in names]
+        places = 1 if row["measure"].endswith("%") else 2
+        cells = [_text(row[name], count, f".{places}f") for name in names]
         if len(names) == 2:
-            cells += [_text(row["difference"], count, "+"), f"{row['difference']['positive']} of {count}"]
+            cells += [_text(row["difference"], count, f"+.{places}f"), f"{row['difference']['positive']} of {count}"]
         lines.append([row["measure"], *cells])
     return header, lines
 
@@ -112,5 +113,5 @@ def _mean_sd(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
-def _text(value: dict[str, float], count: int, sign: str = "") -> str:
-    return f"{value['mean']:{sign}.2f}" + (f" ± {value['sd']:.2f}" if count > 1 else "")
+def _text(value: dict[str, float], count: int, form: str) -> str:
+    return f"{value['mean']:{form}}" + (f" ± {value['sd']:{form.lstrip('+')}}" if count > 1 else "")

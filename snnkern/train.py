@@ -1,7 +1,7 @@
 """Training of the digits recipe.
 
-A run lives in a folder (``runs.py``), surviving interruption: on the CPU, with the same versions, one that is resumed ends
-in the same weights, bit for bit, as one that was never interrupted.
+A run lives in a folder (``runs.py``) and survives interruption: on the CPU, with the same versions, one that is resumed
+ends in the same weights, bit for bit, as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LOSSES = ("sdt", "tet")
 class Settings:
     """One run. ``lamb`` is the weight of TET's second term; ``noise`` and ``train`` belong to ``data.digits``.
 
-    ``threads`` is 1: a network this small gains little from more and, on a busy machine, loses much, because threads that
-    have finished their part of an operation spin while others wait for a core.
+    ``threads`` is 1: a network this small gains little from more and, on a busy machine, loses much, because
+    threads that have finished their part of an operation spin while others wait for a core.
     """
 
     loss: str = "tet"

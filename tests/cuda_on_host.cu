@@ -29,12 +29,10 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a) {
 }
 
 LIFSpec spec_of(const int* flags, const double* numbers) {
-  return {Leak(flags[0]), numbers[0], numbers[1], bool(flags[1]), bool(flags[2]), numbers[2],
-          numbers[3],     bool(flags[3]), Surrogate(flags[4]), {numbers[4], numbers[5], numbers[6]}};
+  return {Leak(flags[0]), numbers[0], numbers[1],     bool(flags[1]),      bool(flags[2]),
+          numbers[2],     numbers[3], bool(flags[3]), Surrogate(flags[4]), {numbers[4], numbers[5], numbers[6]}};
 }
-LIFShape shape_of(const int64_t* sizes) {
-  return {DType(sizes[0]), sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
-}
+LIFShape shape_of(const int64_t* sizes) { return {DType(sizes[0]), sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]}; }
 }  // namespace
 
 extern "C" void lif_forward_host(const int* flags, const double* numbers, const int64_t* sizes, void** t, int wide) {

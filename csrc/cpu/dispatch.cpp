@@ -23,16 +23,15 @@ const Kernels& kernels() {
     if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       return Kernels{"avx512", avx512::lif_forward, avx512::lif_backward};
-    if (allows("avx2") && __builtin_cpu_supports("avx2"))
-      return Kernels{"avx2", avx2::lif_forward, avx2::lif_backward};
+    if (allows("avx2") && __builtin_cpu_supports("avx2")) return Kernels{"avx2", avx2::lif_forward, avx2::lif_backward};
 #endif
     return Kernels{"baseline", baseline::lif_forward, baseline::lif_backward};
   }();
   return chosen;
 }
 
-// An output larger than the cache that its threads can count on would be evicted before anyone reads it: stream it. What
-// the system reports as last-level cache may be shared with many other cores, so a modest constant stands for it.
+// An output larger than the cache that its threads can count on would be evicted before anyone reads it: stream it.
+// What the system reports as last-level cache may be shared with many other cores, so a modest constant stands for it.
 bool outgrows_cache(const LIFShape& s, int threads) {
   constexpr int64_t cache_per_thread = int64_t(4) << 20;
   const int64_t width = s.dtype == DType::f64 ? 8 : s.dtype == DType::f32 ? 4 : 2;

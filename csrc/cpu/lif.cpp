@@ -1,11 +1,11 @@
-// The LIF on the CPU. Compiled once per instruction set (SNN_ISA names the namespace); dispatch.cpp picks one at run time.
+// The LIF on the CPU. Compiled once per instruction set, in the namespace SNN_ISA; dispatch.cpp picks one at run time.
 //
 // Neurons are cut into tiles whose state stays in the cache for all T steps:
 //   forward    read a row of x (one step of one tile), step the neurons, write a row of spikes
-//   backward   in chunks of kChunk steps, last to first: recompute h from the v kept at the chunk's start, then the adjoint
-// Rows of one tile lie far apart in memory, which hardware prefetchers do not follow, so each row asks for the one kAhead
-// reads later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered into rows of
-// the stage, a chunk at a time.
+//   backward   in chunks of kChunk steps, last to first: recompute h from the v kept at their start, then the adjoint
+// Rows of one tile lie far apart in memory, which hardware prefetchers do not follow, so each row asks for the one
+// kAhead reads later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered
+// into rows of the stage, a chunk at a time.
 #include <algorithm>
 #include <type_traits>
 
@@ -80,7 +80,8 @@ void start(S* v, const S* from, S constant, Tile tile) {
     std::fill_n(v, tile.lanes, constant);
 }
 
-// Calls f(j, V{}) for vectors of lanes and f(j, S{}) for single ones: those before `out` is aligned and those left over.
+// Calls f(j, V{}) for vectors of lanes and f(j, S{}) for single ones: those before `out` is aligned and those left
+// over.
 template <class S, class IO, class F>
 inline void for_lanes(int lanes, const IO* out, F&& f) {
   using V = typename VectorOf<S>::type;
@@ -95,8 +96,7 @@ inline void for_lanes(int lanes, const IO* out, F&& f) {
 
 // One step of a tile: spikes into `out`.
 template <Leak form, bool hard, class IO, class S>
-void step(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, IO* out, int lanes,
-          bool streaming) {
+void step(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, IO* out, int lanes, bool streaming) {
   const Neuron<S> n = neuron;
   for_lanes<S>(lanes, out, [&](int j, auto width) __attribute__((always_inline)) {
     using V = decltype(width);
@@ -110,8 +110,7 @@ void step(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, IO* out, 
 
 // The same step, of which backward keeps the potential h.
 template <Leak form, bool hard, class IO, class S>
-void step_again(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, S* h_row,
-                int lanes) {
+void step_again(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, S* h_row, int lanes) {
   const Neuron<S> n = neuron;
   for_lanes<S>(lanes, h_row, [&](int j, auto width) __attribute__((always_inline)) {
     using V = decltype(width);
@@ -124,8 +123,8 @@ void step_again(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, S* 
 
 // One step of the adjoint; grad_v becomes that of the step before.
 template <class Curve, class IO, class S>
-void step_back(const Neuron<S>& neuron, const S* h, const IO* grad_s, const IO* ahead,
-               S* grad_v, IO* grad_x, int lanes, bool streaming) {
+void step_back(const Neuron<S>& neuron, const S* h, const IO* grad_s, const IO* ahead, S* grad_v, IO* grad_x, int lanes,
+               bool streaming) {
   const Neuron<S> n = neuron;
   for_lanes<S>(lanes, grad_x, [&](int j, auto width) __attribute__((always_inline)) {
     using V = decltype(width);
@@ -139,9 +138,7 @@ void step_back(const Neuron<S>& neuron, const S* h, const IO* grad_s, const IO* 
 // Calls f with the form and the reset as constants.
 template <class F>
 void with_form(const LIFSpec& p, F&& f) {
-  const auto with_reset = [&](auto form) {
-    p.hard ? f(form, std::true_type{}) : f(form, std::false_type{});
-  };
+  const auto with_reset = [&](auto form) { p.hard ? f(form, std::true_type{}) : f(form, std::false_type{}); };
   switch (p.form) {
     case Leak::decay: return with_reset(std::integral_constant<Leak, Leak::decay>{});
     case Leak::tau_input: return with_reset(std::integral_constant<Leak, Leak::tau_input>{});
@@ -272,9 +269,7 @@ void with_dtype(DType dtype, F&& f) {
   }
 }
 
-int useful_threads(const LIFShape& s, int threads) {
-  return s.outer * s.steps * s.inner < kSerial ? 1 : threads;
-}
+int useful_threads(const LIFShape& s, int threads) { return s.outer * s.steps * s.inner < kSerial ? 1 : threads; }
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-// Numbers in registers: vectors as wide as the instruction set this file is compiled for, their loads and stores in every
-// dtype, and on them what surrogate.h needs. All of it also works on a single number, for the lanes left over.
+// Numbers in registers: vectors as wide as the instruction set this file is compiled for, their loads and stores in
+// every dtype, and on them what surrogate.h needs. All of it also works on a single number, for the lanes left over.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,9 +1,11 @@
-// The LIF on CUDA devices. A thread owns kVec neighbouring neurons, 16 bytes of x where alignment allows, for all T steps:
+// The LIF on CUDA devices. A thread owns kVec neighbouring neurons, 16 bytes of x where alignment allows, for all T
+// steps:
 //   forward    v in registers; loads run kGroup steps ahead of their use
-//   backward   per chunk of kChunk steps, last to first: recompute h into the thread's own column of shared memory, then
+//   backward   per chunk of kChunk steps, last to first: recompute h into the thread's own column of shared memory,
+//   then
 //              walk back over it; the other pass's first loads are in flight while one pass runs
-// Form, reset and surrogate are run-time switches, the same for every thread: memory traffic hides them, and twelve kernels
-// compile where templates would make hundreds.
+// Form, reset and surrogate are run-time switches, the same for every thread: memory traffic hides them, and twelve
+// kernels compile where templates would make hundreds.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -52,8 +54,8 @@ SNN_HD void write(T* to, const Pack<T, kVec>& pack) {
 
 // The steps t, t + 1, ... (or t, t - 1, ... with by = -1) of one thread's column, as far as they are in [0, steps).
 template <class IO, int kVec>
-SNN_HD void fetch(Group<IO, kVec>& group, const IO* __restrict__ column, int64_t stride, int64_t t,
-                                      int by, int64_t steps) {
+SNN_HD void fetch(Group<IO, kVec>& group, const IO* __restrict__ column, int64_t stride, int64_t t, int by,
+                  int64_t steps) {
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
     const int64_t u = t + k * by;

@@ -115,9 +115,12 @@ def lif_forward_kernel(
     done = 0
     for p in tl.static_range(LOG_K, -1, -1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
         for t in range(done, steps >> p << p, 1 << p):
+            x_t = x + x_at + t * x_step
+            s_t = spikes + at + t * inner
             xs = ()
             for k in tl.static_range(1 << p):
-                xs += (tl.load(x + x_at + (t + k) * x_step, exists, other=0.0),)
+                xs += (tl.load(x_t, exists, other=0.0),)
+                x_t += x_step
             for k in tl.static_range(1 << p):
                 if saved is not None and k % CHUNK == 0:
                     if (t + k > 0) & ((t + k) % CHUNK == 0):
@@ -125,7 +128,8 @@ def lif_forward_kernel(
                 h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
                 fired = h > fire_above
                 spike = tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty)
-                tl.store(spikes + at + (t + k) * inner, spike, exists)
+                tl.store(s_t, spike, exists)
+                s_t += inner
                 v = _reset(h, fired, threshold, reset, HARD)
         done = steps >> p << p
     tl.store(v_last + n, v, exists)
@@ -154,20 +158,28 @@ def lif_backward_kernel(
     for WHOLE in tl.static_range(2):  # the last steps if they are fewer than K, repeating the very last; then K by K
         for back in range(0, full if WHOLE else steps - full, K):
             t = full - K - back if WHOLE else full
+            x_t = x + x_at + t * x_step
+            g_t = at + t * inner
+            o_t = grad_x + at + t * inner
+            if grad_spikes is not None:
+                g_t = grad_spikes + g_t
             v = _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK, BLOCK)
             xs = ()
             upstream = ()
             for k in tl.static_range(K):
-                step = t + k if WHOLE else tl.minimum(t + k, steps - 1)
-                xs += (tl.load(x + x_at + step * x_step, exists, other=0.0),)
+                xs += (tl.load(x_t, exists, other=0.0),)
+                x_t += x_step if WHOLE else tl.where(t + k + 1 < steps, x_step, 0)
                 if grad_spikes is not None:
-                    upstream += (tl.load(grad_spikes + at + step * inner, exists, other=0.0),)
+                    upstream += (tl.load(g_t, exists, other=0.0),)
+                    g_t += inner if WHOLE else tl.where(t + k + 1 < steps, inner, 0)
             hs = ()
             for k in tl.static_range(K):
                 h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
                 v = _reset(h, h > fire_above, threshold, reset, HARD)
                 hs += (h,)
+            o_t += K * inner
             for k in tl.static_range(K - 1, -1, -1):
+                o_t -= inner
                 now = exists if WHOLE else i < tl.where(t + k < steps, limit, 0)
                 h = hs[k]
                 g = CURVE(h - threshold, a, b, c)
@@ -184,7 +196,7 @@ def lif_backward_kernel(
                 grad_h = grad_v * kept
                 if grad_spikes is not None:
                     grad_h += upstream[k].to(tl.float32) * g
-                tl.store(grad_x + at + (t + k) * inner, (grad_h * input_gain).to(grad_x.dtype.element_ty), now)
+                tl.store(o_t, (grad_h * input_gain).to(grad_x.dtype.element_ty), now)
                 grad_v = grad_h * state_gain if WHOLE else tl.where(now, grad_h * state_gain, grad_v)
     if grad_v0 is not None:
         tl.store(grad_v0 + n, grad_v, exists)

@@ -1,0 +1,33 @@
+"""The CPU kernels in every instruction set that this processor has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snnkern import _C
+
+SETS = ["baseline", "avx2", "avx512"]
+TESTS = Path(__file__).parent / "test_lif.py"
+
+
+@pytest.mark.parametrize("isa", SETS[: SETS.index(_C.cpu_isa())])
+def test_lesser_instruction_sets_pass_the_same_tests(isa):
+    env = {**os.environ, "SNNKERN_ISA": isa}
+    found = subprocess.run(
+        [sys.executable, "-c", "from snnkern import _C; print(_C.cpu_isa())"], env=env, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == isa, found.stderr
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS, "-k", "cpu and not compile"]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_an_unknown_instruction_set_means_the_baseline():
+    env = {**os.environ, "SNNKERN_ISA": "none"}
+    found = subprocess.run(
+        [sys.executable, "-c", "from snnkern import _C; print(_C.cpu_isa())"], env=env, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == "baseline"

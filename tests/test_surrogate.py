@@ -1,0 +1,129 @@
+"""The surrogate objects: values from the literature, and that formula, antiderivative and text agree."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from snnkern import surrogate
+from snnkern.surrogate import (
+    ATan,
+    Dspike,
+    Erf,
+    Exponential,
+    Rectangle,
+    Sigmoid,
+    SoftSign,
+    SuperSpike,
+    Surrogate,
+    Triangle,
+)
+
+ALL = [cls() for cls in Surrogate.__subclasses__()]
+ALL += [
+    Triangle(0.4),
+    Triangle(0.5, 1.0),
+    Rectangle(0.6),
+    Dspike(4.0, 0.7),
+    ATan(3.0),
+    SuperSpike(2.0),
+    Exponential(5.0),
+]
+X = torch.linspace(-3, 3, 1201, dtype=torch.float64) + 1e-4  # off every kink
+
+
+@pytest.mark.parametrize("s", ALL, ids=str)
+def test_grad_is_the_derivative_of_the_primitive(s):
+    x = X.clone().requires_grad_()
+    (derivative,) = torch.autograd.grad(s.primitive(x).sum(), x)
+    assert torch.allclose(derivative, s.grad(X), rtol=1e-12, atol=1e-14)
+    assert s.primitive(torch.zeros(1)).item() == 0.5
+
+
+@pytest.mark.parametrize("s", ALL, ids=str)
+def test_grad_is_even_and_vanishes_far_away(s):
+    assert torch.allclose(s.grad(X), s.grad(-X), rtol=0, atol=0)
+    assert (s.grad(X) >= 0).all()
+    assert s.grad(torch.tensor([math.inf, -math.inf])).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("s", [Triangle(0.3), Rectangle(2.0), Dspike(1.0), Dspike(9.0, 0.5)], ids=str)
+def test_compact_surrogates_have_area_one(s):
+    edge = torch.tensor([10.0], dtype=torch.float64)
+    assert (s.primitive(edge) - s.primitive(-edge)).item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "temperature, peak, edge",
+    [(0.2, 1.0033, 0.9934), (1, 1.0820, 0.8509), (2, 1.3130, 0.5514), (4, 2.0746, 0.1466), (10, 5.0005, 0.0009)],
+)
+def test_dspike_has_the_published_peaks_and_edges(temperature, peak, edge):
+    values = Dspike(float(temperature)).grad(torch.tensor([0.0, 0.5, -0.5, 0.500001], dtype=torch.float64))
+    assert values[:3].tolist() == pytest.approx([peak, edge, edge], abs=6e-5)
+    assert values[3] == 0
+
+
+def test_dspike_tends_to_the_rectangle():
+    inside = X.abs() < 0.5
+    assert torch.allclose(Dspike(1e-3).grad(X), inside.double(), atol=1e-6)
+
+
+def test_the_three_published_triangles_coincide_at_threshold_one():
+    u = X + 1
+    tet = (1 - (u - 1).abs()).clamp(min=0)
+    bellec = (1 - (u / 1 - 1).abs()).clamp(min=0)
+    assert torch.allclose(Triangle().grad(X), tet) and torch.allclose(Triangle().grad(X), bellec)
+    half = 1 - ((X + 0.5) / 0.5 - 1).abs()
+    assert torch.allclose(Triangle(0.5, peak=1.0).grad(X), half.clamp(min=0))
+
+
+def test_edges_of_the_rectangle_are_outside():
+    assert Rectangle(1.0).grad(torch.tensor([0.5, 0.49999, -0.5])).tolist() == [0.0, 1.0, 0.0]
+
+
+def test_peaks():
+    zero = torch.zeros(1, dtype=torch.float64)
+    peaks = {
+        Triangle(0.5): 2,
+        Rectangle(0.5): 2,
+        Sigmoid(4.0): 1,
+        ATan(2.0): 1,
+        Exponential(3.0): 1.5,
+        SoftSign(2.0): 1,
+    }
+    peaks |= {SuperSpike(3.0): 3, Erf(2.0): 2 / math.sqrt(math.pi), Triangle(0.5, 0.3): 0.3}
+    for s, peak in peaks.items():
+        assert s.grad(zero).item() == pytest.approx(peak), s
+
+
+@pytest.mark.parametrize("s", ALL, ids=str)
+def test_objects_are_values(s):
+    assert s == surrogate.parse(s.text) and hash(s) == hash(surrogate.parse(s.text))
+    assert s == dataclasses.replace(s)
+    assert type(s).__name__ in repr(s) and str(next(iter(dataclasses.asdict(s).values()))) in repr(s)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        s.alpha = 1.0
+
+
+def test_different_parameters_differ():
+    assert Triangle(1.0) != Triangle(0.5) and ATan() != Sigmoid() and SoftSign(1.0) != SuperSpike(1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_parameters_must_be_positive_and_finite(value):
+    with pytest.raises(ValueError, match="alpha must be positive and finite"):
+        ATan(value)
+
+
+@pytest.mark.parametrize("value", ["1", None, True, torch.tensor(1.0)])
+def test_parameters_must_be_floats(value):
+    with pytest.raises(TypeError, match="gamma must be a float"):
+        Triangle(value)
+
+
+def test_called_it_is_a_spike_with_that_gradient():
+    x = torch.tensor([-0.5, 0.0, 0.25], requires_grad=True)
+    s = Triangle()(x)
+    s.sum().backward()
+    assert s.tolist() == [0, 0, 1] and x.grad.tolist() == [0.5, 1.0, 0.75]
