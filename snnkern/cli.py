@@ -52,7 +52,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 @app.command()
 def train(
     loss: Annotated[list[str], typer.Option(help="sdt or tet; repeat to compare.")] = LOSSES,
-    seeds: Annotated[int, typer.Option(help="How many seeds, counted from 0.")] = 3,
+    seeds: Annotated[int, typer.Option(help="How many seeds, counted from 0.")] = 8,
     steps: Annotated[int, typer.Option(help="Time steps T.")] = Settings.steps,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = Settings.epochs,
     batch: Annotated[int, typer.Option(help="Images per batch.")] = Settings.batch,

@@ -1,15 +1,11 @@
-"""How ``lif`` lives with autograd: what it keeps, 16 bits and autocast, spent graphs, checkpointing, compilation."""
-
-import importlib
+"""How ``lif`` lives with autograd: what it keeps, 16 bits and autocast, spent graphs, checkpointing."""
 
 import pytest
 import torch
-from conftest import INTERPRETED, assert_gradients_close
-from test_lif import FORMS, RESETS, SURROGATES, draw, run
+from test_lif import FORMS, RESETS, draw, run
 from torch.autograd.graph import saved_tensors_hooks
 
 import snnkern
-from snnkern.surrogate import ATan, Triangle
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -98,70 +94,3 @@ def test_checkpointing_recomputes_the_same(backend, device, form, reset, detach_
     spikes = torch.utils.checkpoint.checkpoint(lambda z: snnkern.lif(z, **options)[0], y, use_reentrant=False)
     spikes.backward(x)
     assert torch.equal(y.grad, direct)
-
-
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
-@pytest.mark.parametrize("detach_reset", [False])
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("form", [FORMS[0], FORMS[4], FORMS[5]], ids=str)
-@pytest.mark.skipif(INTERPRETED, reason="about the reference, which the first run has checked")
-def test_the_smooth_reference_passes_gradcheck(form, reset, detach_reset, surrogate):
-    from snnkern.backend.reference import lif as reference
-    from snnkern.ops.lif import make_spec
-
-    form = {"decay": None, "tau": None, "decay_input": True, **form}
-    spec = make_spec(
-        **form, threshold=1.0, reset=reset, surrogate=surrogate, detach_reset=detach_reset, fire_at_threshold=False
-    )
-    x, v = draw((5, 6), torch.float64).requires_grad_(), draw((6,), torch.float64, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, v: reference(x, v, spec, 0, smooth=True), (x, v))
-
-
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.skipif(INTERPRETED, reason="about the reference, which the first run has checked")
-def test_the_reference_gradient_is_the_published_adjoint(reset, surrogate):
-    """A hand-written adjoint in float64: a[t] = g (gs + b dv/ds) + b (1 - s) and b[t-1] = decay a[t]."""
-    x, gs = draw((9, 40), torch.float64), draw((9, 40), torch.float64, seed=2)
-    grad = run(x, None, "reference", gs, surrogate=surrogate, reset=reset)[2]
-    potentials, v = [], torch.zeros(40, dtype=torch.float64)
-    for x_t in x:
-        h = 0.5 * v + x_t
-        potentials.append(h)
-        v = h - (h > 1).double() if reset is None else torch.where(h > 1, reset, h)
-    b, wanted = torch.zeros(40, dtype=torch.float64), torch.empty_like(x)
-    for t in reversed(range(9)):
-        h, s = potentials[t], (potentials[t] > 1).double()
-        g = surrogate.grad(h - 1)
-        dv_dh = 1 - g if reset is None else 1 - s + (reset - h) * g
-        wanted[t] = gs[t] * g + b * dv_dh
-        b = 0.5 * wanted[t]
-    assert_gradients_close(grad, wanted)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the compiler and the interpreter exclude each other")
-@pytest.mark.parametrize("options", [{}, {"tau": 2.0, "reset": None, "surrogate": ATan()}, {"time_dim": 1}], ids=str)
-def test_compiles_into_one_graph_with_the_same_results(backend, device, options):
-    def loss(x, v):
-        spikes, v_last = snnkern.lif(x * 2, v, backend=backend, **options)
-        return (spikes * x).sum() + v_last.square().sum()
-
-    torch.compiler.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    x = draw((20, 20), device=device).requires_grad_()
-    for v in (None, draw((20,), device=device).requires_grad_()):
-        inputs = [x] if v is None else [x, v]
-        assert torch.equal(compiled(x, v), loss(x, v))
-        for got, wanted in zip(
-            torch.autograd.grad(compiled(x, v), inputs), torch.autograd.grad(loss(x, v), inputs), strict=True
-        ):
-            assert_gradients_close(got, wanted)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the compiler and the interpreter exclude each other")
-def test_the_library_op_passes_opcheck(backend, device):
-    importlib.import_module("snnkern.backend._library")
-    x, v = draw((20, 12), device=device).requires_grad_(), draw((12,), device=device).requires_grad_()
-    for state in (None, v):
-        neuron = "decay;0.5;1.0;0.0;False;False;" + Triangle().text
-        torch.library.opcheck(torch.ops.snnkern.lif.default, (x, state, neuron, 0, backend))
