@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -19,12 +18,6 @@ import warnings
 from datetime import date
 from pathlib import Path
 
-# Freed memory stays with the process, for every contender: glibc would return large tensors to the system and fault
-# them in anew, page by page, which costs more than any of the kernels. Threads sleep while they wait.
-ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 RESULTS = Path(__file__).parent / "results"
 CASES = [(4, 262_144), (16, 262_144), (64, 262_144), (256, 4_096), (1024, 512)]
 QUICK = [(16, 65_536), (256, 1_024)]
@@ -43,7 +36,6 @@ def machine(torch) -> dict:
         "python": platform.python_version(),
         "commit": commit,
         "date": date.today().isoformat(),
-        "environment": ENVIRONMENT,
     }
 
 
@@ -184,11 +176,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's")
     parser.add_argument("--quick", action="store_true", help="two small cases, three rounds")
     args = parser.parse_args()
-    if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):  # read by the C library at start
-        os.execve(
-            sys.executable, [sys.executable, "-m", "benchmarks.run", *sys.argv[1:]], {**os.environ, **ENVIRONMENT}
-        )
-
     warnings.simplefilter("ignore")
     import torch
 

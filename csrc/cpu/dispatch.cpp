@@ -1,4 +1,9 @@
-// Picks the best copy of the CPU kernels that this processor can run, and decides when outputs bypass the cache.
+// Picks the best copy of the CPU kernels that this processor can run, and prepares the memory of large outputs.
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
@@ -30,12 +35,23 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// An output larger than the cache that its threads can count on would be evicted before anyone reads it: stream it.
-// What the system reports as last-level cache may be shared with many other cores, so a modest constant stands for it.
-bool outgrows_cache(const LIFShape& s, int threads) {
+// Whether an output of the size of x is to be streamed past the cache: if it is larger than what its threads can count
+// on, it would be evicted before anyone reads it. What the system reports as last-level cache may be shared with many
+// other cores, so a modest constant stands for it.
+bool prepare(void* output, const LIFShape& s, int threads) {
   constexpr int64_t cache_per_thread = int64_t(4) << 20;
   const int64_t width = s.dtype == DType::f64 ? 8 : s.dtype == DType::f32 ? 4 : 2;
-  return width * s.outer * s.steps * s.inner > cache_per_thread * threads;
+  const int64_t bytes = width * s.outer * s.steps * s.inner;
+  if (bytes <= cache_per_thread * threads) return false;
+#ifdef __linux__
+  // Memory of this size is fresh from the system, which maps it page by page as it is first written; with 4 KiB pages
+  // that takes longer than the kernel. Huge pages are a wish: nothing depends on it.
+  constexpr uintptr_t page = uintptr_t(2) << 20;
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(output) + page - 1) & ~(page - 1);
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(output) + bytes) & ~(page - 1);
+  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#endif
+  return true;
 }
 
 }  // namespace
@@ -43,10 +59,10 @@ bool outgrows_cache(const LIFShape& s, int threads) {
 const char* cpu_isa() { return kernels().isa; }
 
 void lif_forward_cpu(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads) {
-  kernels().lif_forward(p, s, a, threads, outgrows_cache(s, threads));
+  kernels().lif_forward(p, s, a, threads, prepare(a.spikes, s, threads));
 }
 void lif_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads) {
-  kernels().lif_backward(p, s, a, threads, outgrows_cache(s, threads));
+  kernels().lif_backward(p, s, a, threads, prepare(a.grad_x, s, threads));
 }
 
 }  // namespace snnkern
