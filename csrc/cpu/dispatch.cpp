@@ -39,10 +39,9 @@ const Kernels& kernels() {
 // on, it would be evicted before anyone reads it. What the system reports as last-level cache may be shared with many
 // other cores, so a modest constant stands for it.
 bool prepare(void* output, const LIFShape& s, int threads) {
-  constexpr int64_t cache_per_thread = int64_t(4) << 20;
+  constexpr int64_t cache_per_thread = int64_t(2) << 20;
   const int64_t width = s.dtype == DType::f64 ? 8 : s.dtype == DType::f32 ? 4 : 2;
   const int64_t bytes = width * s.outer * s.steps * s.inner;
-  if (bytes <= cache_per_thread * threads) return false;
 #ifdef __linux__
   // Memory of this size is fresh from the system, which maps it page by page as it is first written; with 4 KiB pages
   // that takes longer than the kernel. Huge pages are a wish: nothing depends on it.
@@ -51,7 +50,7 @@ bool prepare(void* output, const LIFShape& s, int threads) {
   const uintptr_t to = (reinterpret_cast<uintptr_t>(output) + bytes) & ~(page - 1);
   if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
 #endif
-  return true;
+  return bytes > cache_per_thread * threads;
 }
 
 }  // namespace
