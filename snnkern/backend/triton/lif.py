@@ -118,7 +118,7 @@ def lif_forward_kernel(
             x_t = x + x_at + t * x_step
             s_t = spikes + at + t * inner
             xs = ()
-            for k in tl.static_range(1 << p):
+            for _ in tl.static_range(1 << p):
                 xs += (tl.load(x_t, exists, other=0.0),)
                 x_t += x_step
             for k in tl.static_range(1 << p):
@@ -127,8 +127,7 @@ def lif_forward_kernel(
                         tl.store(saved + ((t + k) // CHUNK - 1) * neurons + n, v, exists)
                 h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
                 fired = h > fire_above
-                spike = tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty)
-                tl.store(s_t, spike, exists)
+                tl.store(s_t, tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty), exists)
                 s_t += inner
                 v = _reset(h, fired, threshold, reset, HARD)
         done = steps >> p << p
@@ -158,28 +157,26 @@ def lif_backward_kernel(
     for WHOLE in tl.static_range(2):  # the last steps if they are fewer than K, repeating the very last; then K by K
         for back in range(0, full if WHOLE else steps - full, K):
             t = full - K - back if WHOLE else full
-            x_t = x + x_at + t * x_step
-            g_t = at + t * inner
-            o_t = grad_x + at + t * inner
-            if grad_spikes is not None:
-                g_t = grad_spikes + g_t
             v = _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK, BLOCK)
+            x_t = x + x_at + t * x_step
             xs = ()
             upstream = ()
+            if grad_spikes is not None:
+                u_t = grad_spikes + at + t * inner
             for k in tl.static_range(K):
                 xs += (tl.load(x_t, exists, other=0.0),)
                 x_t += x_step if WHOLE else tl.where(t + k + 1 < steps, x_step, 0)
                 if grad_spikes is not None:
-                    upstream += (tl.load(g_t, exists, other=0.0),)
-                    g_t += inner if WHOLE else tl.where(t + k + 1 < steps, inner, 0)
+                    upstream += (tl.load(u_t, exists, other=0.0),)
+                    u_t += inner if WHOLE else tl.where(t + k + 1 < steps, inner, 0)
             hs = ()
             for k in tl.static_range(K):
                 h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
                 v = _reset(h, h > fire_above, threshold, reset, HARD)
                 hs += (h,)
-            o_t += K * inner
+            g_t = grad_x + at + (t + K) * inner
             for k in tl.static_range(K - 1, -1, -1):
-                o_t -= inner
+                g_t -= inner
                 now = exists if WHOLE else i < tl.where(t + k < steps, limit, 0)
                 h = hs[k]
                 g = CURVE(h - threshold, a, b, c)
@@ -196,7 +193,7 @@ def lif_backward_kernel(
                 grad_h = grad_v * kept
                 if grad_spikes is not None:
                     grad_h += upstream[k].to(tl.float32) * g
-                tl.store(o_t, (grad_h * input_gain).to(grad_x.dtype.element_ty), now)
+                tl.store(g_t, (grad_h * input_gain).to(grad_x.dtype.element_ty), now)
                 grad_v = grad_h * state_gain if WHOLE else tl.where(now, grad_h * state_gain, grad_v)
     if grad_v0 is not None:
         tl.store(grad_v0 + n, grad_v, exists)
@@ -225,8 +222,13 @@ _compiled = lru_cache(maxsize=None)(triton.jit)  # a surrogate's twin, compiled 
 
 
 @lru_cache(maxsize=1)
-def _warp_size() -> int:
-    return triton.runtime.driver.active.get_current_target().warp_size
+def _machine() -> tuple[int, dict]:
+    """Threads per warp, and options of the compiler."""
+    if interpreted():
+        return 256, {}  # an operation costs the same on any number of elements
+    target = triton.runtime.driver.active.get_current_target()
+    # Left alone, ptxas spills registers to have more warps.
+    return target.warp_size, {"maxnreg": 144} if target.backend == "cuda" else {}
 
 
 class _Tile(NamedTuple):
@@ -247,9 +249,9 @@ def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
     neurons = outer * inner
     if neurons == 0:
         return
+    warp_size, compiling = _machine()
     for tile in tiles[neurons < WIDE :]:
-        # The interpreter's operations cost the same on any number of elements.
-        block = 512 if interpreted() else tile.per_thread * tile.warps * _warp_size()
+        block = tile.per_thread * tile.warps * warp_size
         flat = outer > 1 and inner % block > 0 and inner < 4 * block
         if not flat:
             break
@@ -273,6 +275,7 @@ def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
             BLOCK=block,
             num_warps=tile.warps,
             enable_fp_fusion=False,
+            **compiling,
             **options,
         )
 
