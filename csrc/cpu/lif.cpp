@@ -2,10 +2,12 @@
 //
 // Neurons are cut into tiles whose state stays in the cache for all T steps:
 //   forward    read a row of x (one step of one tile), step the neurons, write a row of spikes
-//   backward   in chunks of kChunk steps, last to first: recompute h from the v kept at their start, then the adjoint
-// Rows of one tile lie far apart in memory, which hardware prefetchers do not follow, so each row asks for the one
-// kAhead reads later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered
-// into rows of the stage, a chunk at a time.
+//   backward   in chunks of kChunk steps, last to first, block by block of a few vectors: recompute h from the v kept
+//   at
+//              the chunk's start, then the adjoint, the state in registers
+// The rows of a tile lie far apart in memory, which hardware prefetchers do not follow, so every access asks for one
+// that comes later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered into
+// rows of a stage, a chunk at a time.
 #include <algorithm>
 #include <type_traits>
 
@@ -16,6 +18,7 @@ namespace snnkern::SNN_ISA {
 namespace {
 
 constexpr int kLanes = 1024;        // neurons in a tile
+constexpr int kBlock = 8;           // vectors that backward keeps in registers
 constexpr int kAhead = 2;           // rows between a prefetch and its use
 constexpr int64_t kNarrow = 32;     // inner dimensions below this are gathered into tiles
 constexpr int64_t kSerial = 16384;  // elements below which a second thread costs more than it brings
@@ -80,59 +83,78 @@ void start(S* v, const S* from, S constant, Tile tile) {
     std::fill_n(v, tile.lanes, constant);
 }
 
-// Calls f(j, V{}) for vectors of lanes and f(j, S{}) for single ones: those before `out` is aligned and those left
-// over.
-template <class S, class IO, class F>
-inline void for_lanes(int lanes, const IO* out, F&& f) {
-  using V = typename VectorOf<S>::type;
-  constexpr int width = sizeof(V) / sizeof(S);
-  constexpr intptr_t bytes = width * sizeof(IO);
-  const int head = std::min<int>(lanes, int((-reinterpret_cast<intptr_t>(out) & (bytes - 1)) / sizeof(IO)));
-  int j = 0;
-  for (; j < head; ++j) f(j, S{});
-  for (; j + width <= lanes; j += width) f(j, V{});
-  for (; j < lanes; ++j) f(j, S{});
+// Lanes before `out` is aligned to what a vector of them occupies there.
+template <class V, class IO>
+inline int lanes_until_aligned(const IO* out) {
+  constexpr intptr_t bytes = sizeof(V) / sizeof(State<IO>) * sizeof(IO);
+  return int((-reinterpret_cast<intptr_t>(out) & (bytes - 1)) / sizeof(IO));
 }
 
 // One step of a tile: spikes into `out`.
 template <Leak form, bool hard, class IO, class S>
 void step(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, IO* out, int lanes, bool streaming) {
+  using V = typename VectorOf<S>::type;
+  constexpr int width = sizeof(V) / sizeof(S);
   const Neuron<S> n = neuron;
-  for_lanes<S>(lanes, out, [&](int j, auto width) __attribute__((always_inline)) {
-    using V = decltype(width);
+  const auto lane = [&](int j, auto vector) __attribute__((always_inline)) {
+    using W = decltype(vector);
     __builtin_prefetch(ahead + j);
-    const V h = charge(form, n, load<V>(v + j), load<V>(x + j));
-    const V spike = h > n.fire_above ? S(1) : S(0);
+    const W h = charge(form, n, load<W>(v + j), load<W>(x + j));
+    const W spike = h > n.fire_above ? S(1) : S(0);
     store(v + j, reset(hard, n, h), false);
     store(out + j, spike, streaming);
-  });
+  };
+  const int head = std::min(lanes, lanes_until_aligned<V>(out));
+  int j = 0;
+  for (; j < head; ++j) lane(j, S{});
+  for (; j + width <= lanes; j += width) lane(j, V{});
+  for (; j < lanes; ++j) lane(j, S{});
 }
 
-// The same step, of which backward keeps the potential h.
-template <Leak form, bool hard, class IO, class S>
-void step_again(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, S* h_row, int lanes) {
+template <class IO>
+struct Rows {  // a row per step, `stride` apart
+  IO* data;
+  int64_t stride;
+  IO* operator[](int k) const { return data + k * stride; }
+};
+
+// Backward works on blocks of a few vectors, whose state stays in registers for a chunk. First pass: the potentials h.
+template <Leak form, bool hard, class V, int kVectors, class IO, class S>
+void recompute(const Neuron<S>& neuron, Rows<const IO> x, Rows<const IO> ahead, const S* start, S* h, int steps) {
+  constexpr int width = sizeof(V) / sizeof(S);
   const Neuron<S> n = neuron;
-  for_lanes<S>(lanes, h_row, [&](int j, auto width) __attribute__((always_inline)) {
-    using V = decltype(width);
-    __builtin_prefetch(ahead + j);
-    const V h = charge(form, n, load<V>(v + j), load<V>(x + j));
-    store(v + j, reset(hard, n, h), false);
-    store(h_row + j, h, false);
-  });
+  V v[kVectors];
+  for (int i = 0; i < kVectors; ++i) v[i] = load<V>(start + i * width);
+  for (int k = 0; k < steps; ++k, h += kVectors * width) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      __builtin_prefetch(ahead[steps - 1 - k] + i * width);
+      const V potential = charge(form, n, v[i], load<V>(x[k] + i * width));
+      store(h + i * width, potential, false);
+      v[i] = reset(hard, n, potential);
+    }
+  }
 }
 
-// One step of the adjoint; grad_v becomes that of the step before.
-template <class Curve, class IO, class S>
-void step_back(const Neuron<S>& neuron, const S* h, const IO* grad_s, const IO* ahead, S* grad_v, IO* grad_x, int lanes,
-               bool streaming) {
+// Second pass: the adjoint, from the last step of the chunk to the first.
+template <class Curve, class V, int kVectors, class IO, class S>
+void walk_back(const Neuron<S>& neuron, const S* h, Rows<const IO> grad_s, Rows<IO> grad_x, Rows<const IO> ahead,
+               S* grad_v, int steps, bool streaming) {
+  constexpr int width = sizeof(V) / sizeof(S);
   const Neuron<S> n = neuron;
-  for_lanes<S>(lanes, grad_x, [&](int j, auto width) __attribute__((always_inline)) {
-    using V = decltype(width);
-    __builtin_prefetch(ahead + j);
-    const V gh = adjoint<Curve>(n, load<V>(h + j), load<V>(grad_s + j), load<V>(grad_v + j));
-    store(grad_v + j, gh * n.state_gain, false);
-    store(grad_x + j, gh * n.input_gain, streaming);
-  });
+  V carry[kVectors];
+  for (int i = 0; i < kVectors; ++i) carry[i] = load<V>(grad_v + i * width);
+  for (int k = steps - 1; k >= 0; --k) {
+    const S* potentials = h + k * kVectors * width;
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      __builtin_prefetch(ahead[steps - 1 - k] + i * width);
+      const V gh = adjoint<Curve>(n, load<V>(potentials + i * width), load<V>(grad_s[k] + i * width), carry[i]);
+      carry[i] = gh * n.state_gain;
+      store(grad_x[k] + i * width, gh * n.input_gain, streaming);
+    }
+  }
+  for (int i = 0; i < kVectors; ++i) store(grad_v + i * width, carry[i], false);
 }
 
 // Calls f with the form and the reset as constants.
@@ -185,6 +207,35 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
   });
 }
 
+// A chunk of a tile, whose rows are where they lie in memory or on the stage.
+template <class IO, class S>
+void chunk_back(const LIFSpec& p, const Neuron<S>& n, Rows<const IO> x, Rows<const IO> grad_s, Rows<IO> grad_x,
+                const S* v, S* grad_v, int lanes, int steps, bool streaming) {
+  using V = typename VectorOf<S>::type;
+  constexpr int width = sizeof(V) / sizeof(S);
+  alignas(64) S h[kChunk * kBlock * width];
+  const auto at = [](auto rows, int j) { return decltype(rows){rows.data + (rows.stride ? j : 0), rows.stride}; };
+  const auto block = [&](int j, auto vector, auto count) {
+    using W = decltype(vector);
+    constexpr int lanes_done = count() * sizeof(W) / sizeof(S);
+    with_form(p, [&](auto form, auto hard) {
+      recompute<form(), hard(), W, count()>(n, at(x, j), at(grad_s, j), v + j, h, steps);
+    });
+    with_surrogate(p.surrogate, [&](auto curve) {
+      walk_back<decltype(curve), W, count()>(n, h, at(grad_s, j), at(grad_x, j), at(x, j + lanes_done), grad_v + j,
+                                             steps, streaming);
+    });
+  };
+  constexpr std::integral_constant<int, kBlock> many{};
+  constexpr std::integral_constant<int, 1> one{};
+  const int head = std::min(lanes, lanes_until_aligned<V>(grad_x.data));
+  int j = 0;
+  for (; j < head; ++j) block(j, S{}, one);
+  for (; j + kBlock * width <= lanes; j += kBlock * width) block(j, V{}, many);
+  for (; j + width <= lanes; j += width) block(j, V{}, one);
+  for (; j < lanes; ++j) block(j, S{}, one);
+}
+
 template <class IO, class S = State<IO>>
 void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads, bool streaming) {
   const Tiling tiles(s, threads);
@@ -198,65 +249,32 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
   const int64_t chunks = (s.steps + kChunk - 1) / kChunk;
   static constexpr S zeros[kLanes] = {};
 
-  // A chunk in two passes, so that the form of the neuron and the surrogate do not multiply.
-  const auto recompute = [&](Tile tile, int64_t t, int steps, S* v, S* stage, S* h) {
-    with_form(p, [&](auto form, auto hard) {
-      if (tiles.narrow) gather(x, tile, t, steps, stage);
-      for (int k = 0; k < steps; ++k) {
-        S* h_row = h + k * kLanes;
-        if (tiles.narrow) {
-          S* row = stage + k * kLanes;
-          step_again<form(), hard()>(n, row, row, v, h_row, tile.lanes);
-          continue;
-        }
-        const int later = k + kAhead;
-        const IO* ahead = later < steps || !a.grad_spikes
-                              ? x.at(tile.first, t + std::min(later, steps - 1))
-                              : grad_s.at(tile.first, t + std::max(0, 2 * steps - 1 - later));
-        step_again<form(), hard()>(n, x.at(tile.first, t + k), ahead, v, h_row, tile.lanes);
-      }
-    });
-  };
-
-  with_surrogate(p.surrogate, [&](auto curve) {
-    using Curve = decltype(curve);
-    const auto back = [&](Tile tile, int64_t t, int steps, const IO* upcoming, int64_t upcoming_stride, const S* h,
-                          S* stage, S* grad_v) {
-      if (tiles.narrow && a.grad_spikes) gather(grad_s, tile, t, steps, stage);
-      for (int k = steps - 1; k >= 0; --k) {
-        const S* h_row = h + k * kLanes;
-        if (tiles.narrow) {
-          S* row = stage + k * kLanes;
-          step_back<Curve>(n, h_row, a.grad_spikes ? row : zeros, row, grad_v, row, tile.lanes, false);
-          continue;
-        }
-        IO* to = grad_x.at(tile.first, t + k);
-        const int later = k - kAhead;
-        const IO* ahead = later >= 0 && a.grad_spikes ? grad_s.at(tile.first, t + later)
-                                                      : upcoming + std::max(0, -1 - later) * upcoming_stride;
-        const IO* from = a.grad_spikes ? grad_s.at(tile.first, t + k) : reinterpret_cast<const IO*>(zeros);
-        step_back<Curve>(n, h_row, from, ahead, grad_v, to, tile.lanes, streaming);
-      }
-      if (tiles.narrow) scatter(grad_x, tile, t, steps, stage);
-    };
-
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < tiles.count; ++i) {
-      const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
-      alignas(64) S v[kLanes], grad_v[kLanes], h[kChunk * kLanes], stage[kChunk * kLanes];
-      start(grad_v, grad_v_last, S(0), tile);
-      for (int64_t c = chunks - 1; c >= 0; --c) {
-        const int64_t t = c * kChunk;
-        const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
-        start(v, c > 0 ? saved + (c - 1) * s.outer * s.inner : v0, n.v_start, tile);
-        recompute(tile, t, steps, v, stage, h);
-        const IO* upcoming = c > 0 ? x.at(tile.first, t - kChunk) : x.at(next.first, (chunks - 1) * kChunk);
-        back(tile, t, steps, upcoming, s.x_step_stride, h, stage, grad_v);
+  for (int64_t i = 0; i < tiles.count; ++i) {
+    const Tile tile = tiles[i];
+    alignas(64) S v[kLanes], grad_v[kLanes], x_stage[kChunk * kLanes], grad_stage[kChunk * kLanes];
+    start(grad_v, grad_v_last, S(0), tile);
+    for (int64_t c = chunks - 1; c >= 0; --c) {
+      const int64_t t = c * kChunk;
+      const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
+      start(v, c > 0 ? saved + (c - 1) * s.outer * s.inner : v0, n.v_start, tile);
+      if (tiles.narrow) {
+        gather(x, tile, t, steps, x_stage);
+        if (a.grad_spikes) gather(grad_s, tile, t, steps, grad_stage);
+        const Rows<const S> upstream{a.grad_spikes ? grad_stage : zeros, a.grad_spikes ? kLanes : 0};
+        chunk_back(p, n, Rows<const S>{x_stage, kLanes}, upstream, Rows<S>{grad_stage, kLanes}, v, grad_v, tile.lanes,
+                   steps, false);
+        scatter(grad_x, tile, t, steps, grad_stage);
+      } else {
+        const Rows<const IO> upstream{a.grad_spikes ? grad_s.at(tile.first, t) : reinterpret_cast<const IO*>(zeros),
+                                      a.grad_spikes ? s.inner : 0};
+        chunk_back(p, n, Rows<const IO>{x.at(tile.first, t), s.x_step_stride}, upstream,
+                   Rows<IO>{grad_x.at(tile.first, t), s.inner}, v, grad_v, tile.lanes, steps, streaming);
       }
-      if (grad_v0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
-      if (streaming) stream_fence();
     }
-  });
+    if (grad_v0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
+    if (streaming) stream_fence();
+  }
 }
 
 template <class F>

@@ -228,7 +228,7 @@ def _machine() -> tuple[int, dict]:
         return 256, {}  # an operation costs the same on any number of elements
     target = triton.runtime.driver.active.get_current_target()
     # Left alone, ptxas spills registers to have more warps.
-    return target.warp_size, {"maxnreg": 144} if target.backend == "cuda" else {}
+    return target.warp_size, {"maxnreg": 176} if target.backend == "cuda" else {}
 
 
 class _Tile(NamedTuple):
