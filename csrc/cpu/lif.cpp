@@ -2,9 +2,8 @@
 //
 // Neurons are cut into tiles whose state stays in the cache for all T steps:
 //   forward    read a row of x (one step of one tile), step the neurons, write a row of spikes
-//   backward   in chunks of kChunk steps, last to first, block by block of a few vectors: recompute h from the v kept
-//   at
-//              the chunk's start, then the adjoint, the state in registers
+//   backward   in chunks of kChunk steps, last to first: per block of a few vectors, recompute h from the v kept at the
+//              chunk's start, then walk back over it, the state in registers
 // The rows of a tile lie far apart in memory, which hardware prefetchers do not follow, so every access asks for one
 // that comes later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered into
 // rows of a stage, a chunk at a time.
@@ -214,7 +213,7 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, Rows<const IO> x, Rows<con
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S);
   alignas(64) S h[kChunk * kBlock * width];
-  const auto at = [](auto rows, int j) { return decltype(rows){rows.data + (rows.stride ? j : 0), rows.stride}; };
+  const auto at = [](auto rows, int j) { return decltype(rows){rows.data + j, rows.stride}; };
   const auto block = [&](int j, auto vector, auto count) {
     using W = decltype(vector);
     constexpr int lanes_done = count() * sizeof(W) / sizeof(S);
@@ -229,6 +228,7 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, Rows<const IO> x, Rows<con
   constexpr std::integral_constant<int, kBlock> many{};
   constexpr std::integral_constant<int, 1> one{};
   const int head = std::min(lanes, lanes_until_aligned<V>(grad_x.data));
+  if (lanes_until_aligned<V>(grad_x[1]) != lanes_until_aligned<V>(grad_x.data)) streaming = false;
   int j = 0;
   for (; j < head; ++j) block(j, S{}, one);
   for (; j + kBlock * width <= lanes; j += kBlock * width) block(j, V{}, many);

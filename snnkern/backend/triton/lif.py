@@ -1,14 +1,13 @@
 """The LIF kernels in Triton, and their launches. The mathematics, its order included, is that of ``csrc/neuron.h``.
 
-A program holds BLOCK neurons of the flattened [outer * inner] and walks over time in chunks of K steps. The loads of a
-chunk stand before its arithmetic, so that all of them are in flight together: no compiler moves a load across a store.
+A program holds BLOCK neurons and walks over time K steps at a time. The loads of K steps stand before their arithmetic
+and before the first store, across which compilers do not move loads, so that all of them are in flight together.
 
-- forward: load a chunk of x, step the neurons, store their spikes; v stays in registers.
-- backward: from the last chunk to the first, recompute h from the v kept at the chunk's start, into registers, then run
-  the adjoint.
+- forward: load K steps of x, step the neurons, store their spikes; v stays in registers.
+- backward, from the last K steps to the first: load x, the upstream gradient and the v kept; recompute h, into
+  registers; then run the adjoint.
 
-K is CHUNK, the distance between the potentials kept, or with fewer steps their next power of two; a kernel serves every
-number of steps of one K.
+K is that of the tile, or with fewer steps their next power of two: a kernel serves every number of steps of one K.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from . import interpreted
 
 surrogate.tl = tl  # the language of the twins there
 
-WIDE = 1 << 18  # neurons from which a thread takes four: 16 bytes of float32. With fewer, threads are scarce.
 _sizes = ["steps", "neurons", "inner", "x_outer", "x_step", "per_row"]
 
 
@@ -199,49 +197,44 @@ def lif_backward_kernel(
         tl.store(grad_v0 + n, grad_v, exists)
 
 
-class _Numbers(NamedTuple):
-    """The kernels' scalars, rounded to float32 here, once; see the constructor of Neuron in ``csrc/neuron.h``."""
-
-    neuron: tuple[float, ...]  # leak, rest, threshold, fire_above, reset, v_start
-    adjoint: tuple[float, ...]  # input_gain, state_gain, a, b, c
-
-
 @lru_cache(maxsize=512)
-def _numbers(spec: LIFSpec) -> _Numbers:
+def _numbers(spec: LIFSpec) -> list[float]:
+    """leak, ..., c of the kernels (the first six are forward's), as float32; see Neuron in ``csrc/neuron.h``."""
     threshold = torch.tensor(spec.threshold, dtype=torch.float32)
     below = torch.nextafter(threshold, torch.tensor(-math.inf))
     fire_above = (below if spec.fire_at_threshold else threshold).item()
-    neuron = (spec.leak, spec.rest, spec.threshold, fire_above, spec.rest, spec.v_start)
     input_gain = 1 / spec.leak if spec.form == "tau_input" else 1.0
     state_gain = spec.leak if spec.form == "decay" else 1 - 1 / spec.leak
-    adjoint = (input_gain, state_gain, *spec.surrogate.constants())
-    return _Numbers(*(tuple(ctypes.c_float(number).value for number in group) for group in (neuron, adjoint)))
+    forward = spec.leak, spec.rest, spec.threshold, fire_above, spec.rest, spec.v_start
+    return [ctypes.c_float(x).value for x in (*forward, input_gain, state_gain, *spec.surrogate.constants())]
 
 
 _compiled = lru_cache(maxsize=None)(triton.jit)  # a surrogate's twin, compiled once
 
 
 @lru_cache(maxsize=1)
-def _machine() -> tuple[int, dict]:
-    """Threads per warp, and options of the compiler."""
+def _machine() -> tuple[str, int]:
+    """Triton's name of the kind of GPU, and the threads in a warp."""
     if interpreted():
-        return 256, {}  # an operation costs the same on any number of elements
+        return "interpreter", 256  # where an operation costs the same on any number of elements
     target = triton.runtime.driver.active.get_current_target()
-    # Left alone, ptxas spills registers to have more warps.
-    return target.warp_size, {"maxnreg": 176} if target.backend == "cuda" else {}
+    return target.backend, target.warp_size
 
 
 class _Tile(NamedTuple):
-    """What a program holds: neurons per thread, warps, and (at most) K = 2**log_k steps at a time."""
+    """What a program holds: neurons per thread, warps, and at most 2**log_k steps at a time."""
 
     per_thread: int
     warps: int
     log_k: int
+    maxnreg: int | None = None  # registers per thread, on NVIDIA; left alone, ptxas spills some to have more warps
 
 
-# With at least WIDE neurons, and with fewer.
+WIDE = 1 << 18  # neurons
+# With at least as many, and with fewer: then threads are scarce, and take one neuron each but more steps at a time.
+# The first is limited by registers in backward, where K is at most CHUNK; else a thread takes 16 bytes of float32.
 FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
-BACKWARD = _Tile(2, 2, 4), _Tile(1, 1, 4)
+BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
 def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
@@ -249,12 +242,14 @@ def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
     neurons = outer * inner
     if neurons == 0:
         return
-    warp_size, compiling = _machine()
+    machine, warp_size = _machine()
     for tile in tiles[neurons < WIDE :]:
         block = tile.per_thread * tile.warps * warp_size
         flat = outer > 1 and inner % block > 0 and inner < 4 * block
         if not flat:
             break
+    if tile.maxnreg and machine == "cuda":
+        options["maxnreg"] = tile.maxnreg
     sizes = (neurons, inner, x_outer if outer > 1 else 0, x_step)
     # Sizes go in units of 16 elements if all can: from that Triton knows that rows are aligned, and loads 16 bytes.
     unit = 16 if all(size % 16 == 0 for size in sizes) else 1
@@ -275,7 +270,6 @@ def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
             BLOCK=block,
             num_warps=tile.warps,
             enable_fp_fusion=False,
-            **compiling,
             **options,
         )
 
@@ -289,18 +283,17 @@ def _current(device: torch.device):
 
 
 def lif_forward(spec, layout, x, v, spikes, v_last, saved):
-    _launch(lif_forward_kernel, FORWARD, spec, layout, (x, v, spikes, v_last, saved), _numbers(spec).neuron)
+    _launch(lif_forward_kernel, FORWARD, spec, layout, (x, v, spikes, v_last, saved), _numbers(spec)[:6])
 
 
 def lif_backward(spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v):
-    numbers = _numbers(spec)
     _launch(
         lif_backward_kernel,
         BACKWARD,
         spec,
         layout,
         (x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v),
-        numbers.neuron + numbers.adjoint,
+        _numbers(spec),
         DETACH=spec.detach_reset,
         CURVE=_compiled(type(spec.surrogate)._triton),
     )
