@@ -1,0 +1,290 @@
+"""The Triton kernels without a GPU: run by Triton's interpreter, and compiled for GPUs that are not there.
+
+The interpreter wants TRITON_INTERPRET=1 before Triton is imported, so its tests run in a process of their own, which
+``test_in_the_interpreter`` starts. It checks indices, masks and mathematics, not what the compiler makes of them; that is
+read from the machine code. On a machine with a GPU ``test_lif.py`` runs the kernels themselves.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import INTERPRETED
+from test_lif import FORMS, RESETS, SURROGATES, check, check_all, draw, state_of
+
+import snnkern
+from snnkern import backend as backends
+from snnkern import surrogate as surrogates
+from snnkern.ops.lif import CHUNK, layout_of, make_spec
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+from snnkern.backend.triton import lif as kernels  # noqa: E402  # imports Triton
+
+pytestmark = pytest.mark.usefixtures("poison")
+in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter, in another process")
+compiles = pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
+
+
+@compiles
+def test_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+@in_interpreter
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_every_neuron_model(form, reset):
+    for detach_reset in (False, True):
+        for fire_at_threshold in (False, True):
+            options = {"detach_reset": detach_reset, "fire_at_threshold": fire_at_threshold}
+            check_all((draw((17, 5)) * 8).round() / 8, "triton", reset=reset, **options, **form)
+
+
+@in_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
+def test_every_surrogate(surrogate, dtype):
+    check_all(draw((7, 40), dtype), "triton", surrogate=surrogate, threshold=0.7)
+
+
+@in_interpreter
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("neurons", [1, 5, 1023])
+def test_every_number_of_steps(monkeypatch, neurons, wide):
+    monkeypatch.setattr(kernels, "WIDE", 0 if wide else sys.maxsize)
+    for steps in (*range(1, 19), 31, 32, 33, 40, 48, 71):
+        check_all(draw((steps, neurons)), "triton")
+
+
+@in_interpreter
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("shape", [(3, 19, 5), (700, 19, 1), (2, 19, 4096), (3, 19, 2065), (2, 19, 2064)], ids=str)
+def test_rows_of_every_length(monkeypatch, shape, wide):
+    monkeypatch.setattr(kernels, "WIDE", 0 if wide else sys.maxsize)
+    check_all(draw(shape), "triton", time_dim=1)
+
+
+@in_interpreter
+def test_a_frame_repeated_in_time():
+    for shape in ((1, 45), (1, 3, 64)):
+        check_all(draw(shape).expand(20, *shape[1:]), "triton")
+
+
+@in_interpreter
+@pytest.mark.parametrize("steps", [9, 20])
+def test_gradients_and_states_that_are_not_there(steps):
+    x = draw((steps, 40))
+    for v in (None, state_of(x)):
+        check(x, v, "triton", grad_spikes=draw(x.shape, seed=2))
+        check(x, v, "triton", grad_v=state_of(x, seed=3))
+    spikes, v_last = snnkern.lif(x.requires_grad_(), state_of(x), backend="triton")
+    assert all(torch.equal(a, b) for a, b in zip((spikes, v_last), snnkern.lif(x.detach(), state_of(x)), strict=True))
+
+
+# Compiled for GPUs that are not there
+
+TARGETS = {name: (kind, arch, warp) for name, kind, arch, warp in
+           [("sm_80", "cuda", 80, 32), ("sm_90", "cuda", 90, 32), ("gfx942", "hip", "gfx942", 64)]}  # fmt: skip
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", int: "i32", float: "fp32"}
+
+
+def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, **neuron):
+    """The launches that a forward and a backward pass make for x of ``shape``: grid, arguments and keywords of each."""
+    made = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            return lambda *args, **options: made.append((grid, args, options))
+
+    for name in ("lif_forward_kernel", "lif_backward_kernel"):
+        monkeypatch.setattr(kernels, name, Recorder())
+    monkeypatch.setattr(kernels, "_machine", lambda: machine)
+    options = {"decay": None, "tau": None, "decay_input": True, "threshold": 1.0, "reset": 0.0}
+    options |= {"surrogate": surrogates.Triangle(), "detach_reset": False, "fire_at_threshold": False} | neuron
+    # Eight elements stand for all: what is launched depends on shapes and alignment alone.
+    x, state = torch.empty(8, dtype=dtype), torch.empty(8)
+    layout = layout_of(torch.empty(shape, device="meta"), time_dim)
+    saved = state if layout.steps > CHUNK else None
+    spec = make_spec(**options)
+    kernels.lif_forward(spec, layout, x, state, x, state, saved)
+    kernels.lif_backward(spec, layout, x, state, saved, x, state, x, state)
+    return made
+
+
+FORWARD_KERNEL, BACKWARD_KERNEL = kernels.lif_forward_kernel, kernels.lif_backward_kernel
+
+
+def compile_for(target, kernel, args, options):
+    kind, arch, warp = TARGETS[target]
+    signature, constants, aligned = {}, {}, {}
+    for i, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            assert value.data_ptr() % 16 == 0
+            signature[name], aligned[(i,)] = "*" + NAMES[value.dtype], [["tt.divisibility", 16]]
+        elif value is None:
+            signature[name], constants[name] = "constexpr", None
+        else:
+            signature[name] = NAMES[type(value)]
+    for name in kernel.arg_names[len(args) :]:
+        signature[name], constants[name] = "constexpr", options[name]
+    options = {name: value for name, value in options.items() if name not in constants}
+    source = triton.compiler.ASTSource(kernel, signature, constants, aligned)
+    return triton.compile(source, target=triton.backends.compiler.GPUTarget(kind, arch, warp), options=options)
+
+
+def compiled_pair(monkeypatch, target, shape, *args, **options):
+    kind, _, warp = TARGETS[target]
+    made = launches(monkeypatch, (kind, warp), shape, *args, **options)
+    return [
+        compile_for(target, kernel, *launch[1:])
+        for kernel, launch in zip((FORWARD_KERNEL, BACKWARD_KERNEL), made, strict=True)
+    ]
+
+
+def sass(kernel, tmp_path):
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True).stdout
+
+
+def assert_nothing_is_spilled(kernel, tmp_path):
+    if "amdgcn" in kernel.asm:
+        assert re.search(r"\.private_segment_fixed_size: 0\n", kernel.asm["amdgcn"])
+    else:
+        assert not re.search(r"\b(STL|LDL)\b", sass(kernel, tmp_path))
+
+
+LARGE, SMALL = (64, 1 << 18), (64, 4096)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@compiles
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_and_keeps_everything_in_registers(monkeypatch, tmp_path, target, dtype):
+    for kernel in compiled_pair(monkeypatch, target, LARGE, dtype):
+        assert_nothing_is_spilled(kernel, tmp_path)
+
+
+@compiles
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
+def test_every_surrogate_compiles(monkeypatch, tmp_path, surrogate):
+    for kernel in compiled_pair(monkeypatch, "sm_90", SMALL, surrogate=surrogate, tau=2.0):
+        assert_nothing_is_spilled(kernel, tmp_path)
+        assert ".f64" not in kernel.asm["ptx"]
+
+
+@compiles
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_the_largest_kernels_keep_everything_in_registers(monkeypatch, tmp_path, target):
+    for surrogate in (surrogates.Dspike(), surrogates.ATan()):
+        for kernel in compiled_pair(monkeypatch, target, LARGE, torch.bfloat16, surrogate=surrogate, tau=2.0):
+            assert_nothing_is_spilled(kernel, tmp_path)
+
+
+@compiles
+@pytest.mark.parametrize("form", [{"decay": 0.5}, {"tau": 2.0}, {"tau": 2.0, "decay_input": False}], ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_and_sums_are_not_contracted_and_division_is_exact(monkeypatch, tmp_path, target, form):
+    for kernel in compiled_pair(monkeypatch, target, (4, 1 << 18), **form):
+        if "amdgcn" in kernel.asm:
+            code = kernel.asm["amdgcn"]
+            assert ("v_div_fixup_f32" in code) == ("tau" in form)
+            assert "tau" in form or not re.search(r"v_(pk_)?(fma|fmac|mad)_f32", code)
+        else:
+            code = kernel.asm["ptx"]
+            assert not re.search(r"\bfma\.", code)
+            assert set(re.findall(r"\bdiv\.\S*f32", code)) == ({"div.rn.f32"} if "tau" in form else set())
+            assert "tau" in form or "FFMA" not in sass(kernel, tmp_path)
+
+
+@compiles
+@pytest.mark.parametrize("shape, time_dim", [((4, 1 << 18), 0), ((64, 4, 4096), 1)], ids=str)
+def test_forward_moves_sixteen_bytes_at_a_time(monkeypatch, tmp_path, shape, time_dim):
+    code = sass(compiled_pair(monkeypatch, "sm_90", shape, time_dim=time_dim)[0], tmp_path)
+    assert set(re.findall(r"\b(?:LDG|STG)\.E\S*", code)) == {"LDG.E.128", "STG.E.128"}
+
+
+@compiles
+@pytest.mark.parametrize("dtype, width", [(torch.float32, "64"), (torch.bfloat16, "")], ids=str)
+def test_backward_moves_two_elements_at_a_time(monkeypatch, tmp_path, dtype, width):
+    code = sass(compiled_pair(monkeypatch, "sm_90", LARGE, dtype)[1], tmp_path)
+    assert set(re.findall(r"\b(?:LDG|STG)\.E(?!\S*64)\S*", code)) == (set() if width else {"LDG.E", "STG.E"})
+
+
+@compiles
+def test_loads_stand_before_what_waits_for_them(monkeypatch, tmp_path):
+    forward, backward = compiled_pair(monkeypatch, "sm_90", SMALL)
+    assert most_loads_before_a_use(sass(forward, tmp_path)) >= 24
+    assert most_loads_before_a_use(sass(backward, tmp_path)) >= 12
+
+
+def most_loads_before_a_use(code):
+    """How many loads are issued, at most, before the first instruction that reads or overwrites one's result."""
+    waiting, most = set(), 0
+    for line in re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(.*?);", code):
+        load = re.match(r"(?:@!?U?P\d+ +)?LDG\S* R(\d+),", line)
+        if load:
+            waiting.add(load[1])
+            most = max(most, len(waiting))
+        elif waiting & set(re.findall(r"\bR(\d+)\b", line)):
+            waiting = set()
+    return most
+
+
+@compiles
+def test_one_kernel_serves_every_number_of_steps(monkeypatch):
+    def kernel_of(steps, neurons):
+        return [
+            ([type(arg) for arg in args], options)
+            for _, args, options in launches(monkeypatch, ("cuda", 32), (steps, neurons))
+        ]
+
+    assert kernel_of(33, 4096) == kernel_of(1000, 4096) == kernel_of(1001, 8192)
+    sizes = {param.name for param in FORWARD_KERNEL.params if param.do_not_specialize}
+    assert sizes == {"steps", "neurons", "inner", "x_outer", "x_step", "per_row"}
+
+
+# The backend
+
+
+def test_importing_snnkern_does_not_import_triton():
+    code = "import sys, snnkern; snnkern.backends(); sys.exit('triton' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment | {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_what_the_backend_refuses(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    triton_backend = backends.load("triton")
+    assert triton_backend.refuses("cuda", torch.bfloat16) is None
+    assert triton_backend.refuses("xpu", torch.float32) is None
+    assert "on the CPU" in triton_backend.refuses("cpu", torch.float32)
+    assert "float64" in triton_backend.refuses("cuda", torch.float64)
+    assert "on mps" in triton_backend.refuses("mps", torch.float32)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton_backend.unavailable() is None
+    assert triton_backend.refuses("cpu", torch.float32) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.xpu.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_reason_is_given(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "no GPU" in backends.load("triton").unavailable()
+
+
+def test_the_tensors_device_becomes_the_current_one(monkeypatch):
+    entered = SimpleNamespace(device=lambda device: f"entered {device}", current_device=lambda: 0)
+    monkeypatch.setattr(torch, "cuda", entered)
+    assert kernels._current(torch.device("cuda:1")) == "entered cuda:1"
+    with kernels._current(torch.device("cuda:0")) as nothing:
+        assert nothing is None
