@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -36,6 +37,7 @@ def machine(torch) -> dict:
         "python": platform.python_version(),
         "commit": commit,
         "date": date.today().isoformat(),
+        "environment": {key: os.environ[key] for key in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY") if key in os.environ},
     }
 
 
