@@ -37,7 +37,7 @@ BAD = [
     (TypeError, "surrogate_function must be a snnkern.surrogate", lambda: snnkern.lif(X, surrogate="triangle")),
     (
         ValueError,
-        "backend must be one of cuda, triton, cpu, reference, got 'tpu'",
+        "backend must be one of cuda, cpu, triton, reference, got 'tpu'",
         lambda: snnkern.lif(X, backend="tpu"),
     ),
     (RuntimeError, "backend 'cuda' cannot run: ", lambda: snnkern.lif(X, backend="cuda")),

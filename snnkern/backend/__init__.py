@@ -22,7 +22,7 @@ from types import ModuleType
 
 import torch
 
-ORDER = ("cuda", "triton", "cpu", "reference")  # fastest first
+ORDER = ("cuda", "cpu", "triton", "reference")  # fastest first, and the CPU before Triton's interpreter
 _log = logging.getLogger("snnkern")
 
 
@@ -45,12 +45,6 @@ def choose(device_type: str, dtype: torch.dtype, backend: str | None = None) -> 
         RuntimeError: it is, but cannot serve this tensor.
     """
     return _choose(device_type, dtype, backend or os.environ.get("SNNKERN_BACKEND") or None)
-
-
-@torch.compiler.assume_constant_result
-def name_for(device_type: str, dtype: torch.dtype, backend: str | None = None) -> str:
-    """The name of what ``choose`` chooses, for code that is being compiled."""
-    return choose(device_type, dtype, backend).__name__.rpartition(".")[2]
 
 
 @cache

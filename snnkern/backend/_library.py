@@ -12,7 +12,7 @@ import torch
 
 from .. import surrogate as surrogates
 from ..ops import lif as ops
-from . import load
+from . import choose, load
 
 _library = torch.library.Library("snnkern", "DEF")
 _library.define(
@@ -36,6 +36,12 @@ def _spec(neuron: str) -> ops.LIFSpec:
         detach_reset == "True",
         fire_at_threshold == "True",
     )
+
+
+@torch.compiler.assume_constant_result
+def name_for(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
+    """The name of the backend that ``choose`` chooses."""
+    return choose(device_type, dtype, backend).__name__.rpartition(".")[2]
 
 
 def lif(x, v, spec: ops.LIFSpec, time_dim: int, backend: str):

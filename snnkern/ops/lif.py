@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..backend import choose, name_for
+from ..backend import choose
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 
 FORMS = ("decay", "tau_input", "tau")  # in the order of csrc/lif.h's Leak
@@ -105,7 +105,7 @@ def _compiled(x, v, neuron, time_dim, backend):
 
     spec = make_spec.__wrapped__(*neuron)
     time_dim = _check(x, v, time_dim)
-    name = name_for(x.device.type, x.dtype, backend)
+    name = _library.name_for(x.device.type, x.dtype, backend)
     if name == "reference":
         from ..backend.reference import lif as reference
 

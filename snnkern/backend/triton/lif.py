@@ -200,8 +200,8 @@ def lif_backward_kernel(
 @lru_cache(maxsize=512)
 def _numbers(spec: LIFSpec) -> list[float]:
     """leak, ..., c of the kernels (the first six are forward's), as float32; see Neuron in ``csrc/neuron.h``."""
-    threshold = torch.tensor(spec.threshold, dtype=torch.float32)
-    below = torch.nextafter(threshold, torch.tensor(-math.inf))
+    threshold = torch.tensor(spec.threshold, dtype=torch.float32, device="cpu")
+    below = torch.nextafter(threshold, torch.full_like(threshold, -math.inf))
     fire_above = (below if spec.fire_at_threshold else threshold).item()
     input_gain = 1 / spec.leak if spec.form == "tau_input" else 1.0
     state_gain = spec.leak if spec.form == "decay" else 1 - 1 / spec.leak
@@ -250,7 +250,7 @@ def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
             break
     if tile.maxnreg and machine == "cuda":
         options["maxnreg"] = tile.maxnreg
-    sizes = (neurons, inner, x_outer if outer > 1 else 0, x_step)
+    sizes = (neurons, inner, x_outer if outer > 1 else 0, x_step if steps > 1 else 0)
     # Sizes go in units of 16 elements if all can: from that Triton knows that rows are aligned, and loads 16 bytes.
     unit = 16 if all(size % 16 == 0 for size in sizes) else 1
     per_row = triton.cdiv(inner, block)
