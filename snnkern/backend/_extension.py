@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..ops.lif import DTYPES
+
 try:
     from .. import _C
 
@@ -19,13 +21,10 @@ def missing() -> str | None:
     return _missing
 
 
-def shape_of(layout, x):
-    """The extension's LIFShape."""
-    from ..ops.lif import DTYPES
+def arguments(spec, layout, x, *tensors) -> tuple:
+    """What every launcher takes first: the neuron, the shape, and where the data of x and the other tensors lies.
 
-    return _C.LIFShape(DTYPES.index(x.dtype), *layout[1:])
-
-
-def address(t) -> int:
-    """Where a tensor's data lies, 0 for None. The caller holds the tensor by a name until the launch is over."""
-    return 0 if t is None else t.data_ptr()
+    0 stands for None. The caller holds the tensors by names until the launch is over.
+    """
+    shape = _C.LIFShape(DTYPES.index(x.dtype), *layout[1:])
+    return spec.compiled, shape, x.data_ptr(), *[0 if t is None else t.data_ptr() for t in tensors]
