@@ -11,8 +11,8 @@ try:
 except ImportError as error:
     _C = None
     _missing = (
-        "the compiled extension is missing; install snnkern where a C++ compiler is at hand "
-        f"(python -m pip install --force-reinstall snnkern). The import said: {error}"
+        "the compiled extension is missing; install snnkern again where a C++ compiler is at hand. "
+        f"The import said: {error}"
     )
 
 
