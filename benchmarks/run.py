@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,16 +24,14 @@ QUICK = [(16, 65_536), (256, 1_024)]
 
 
 def machine(torch) -> dict:
-    import snnkern
     from snnkern import _C
+    from snnkern.runs import versions
 
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    known = versions()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
-        "device": f"{model or platform.processor()}, {torch.get_num_threads()} threads, {_C.cpu_isa()}",
-        "snnkern": snnkern.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "device": f"{known['processor']}, {torch.get_num_threads()} threads, {_C.cpu_isa()}",
+        **known,
         "commit": commit,
         "date": date.today().isoformat(),
         "environment": {key: os.environ[key] for key in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY") if key in os.environ},

@@ -42,7 +42,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
-    for name in ("snnkern", "python", "torch", "triton", "instruction set", "threads"):
+    for name in ("snnkern", "python", "torch", "triton", "processor", "instruction set", "threads"):
         typer.echo(f"{name:19}{report[name]}")
     typer.echo(f"{'devices':19}{'; '.join(report['devices']) or 'no GPU that this PyTorch can use'}")
     for name, state in report["backends"].items():

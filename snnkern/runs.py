@@ -83,7 +83,21 @@ def read_metrics(folder: Path) -> list[dict]:
 
 def versions() -> dict[str, str]:
     """What a run depends on besides its settings."""
-    return {"snnkern": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "processor": _processor(),
+        "snnkern": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
 
 
 def write_json(path: Path, value: dict) -> None:

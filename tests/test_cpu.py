@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from snnkern import _C
+from snnkern.ops.lif import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
 TESTS = Path(__file__).parent / "test_lif.py"
@@ -23,6 +24,10 @@ def test_lesser_instruction_sets_pass_the_same_tests(isa):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS, "-k", "cpu and not compile"]
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_python_and_the_extension_agree_on_the_chunk():
+    assert _C.chunk == CHUNK
 
 
 def test_an_unknown_instruction_set_means_the_baseline():

@@ -43,8 +43,8 @@ bool prepare(void* output, const LIFShape& s, int threads) {
   const int64_t width = s.dtype == DType::f64 ? 8 : s.dtype == DType::f32 ? 4 : 2;
   const int64_t bytes = width * s.outer * s.steps * s.inner;
 #ifdef __linux__
-  // Memory of this size is fresh from the system, which maps it page by page as it is first written; with 4 KiB pages
-  // that takes longer than the kernel. Huge pages are a wish: nothing depends on it.
+  // A large output is fresh from the system, which maps it page by page as it is first written; with 4 KiB pages that
+  // takes longer than the kernel. Huge pages, where a whole one fits, are a wish: nothing depends on it.
   constexpr uintptr_t page = uintptr_t(2) << 20;
   const uintptr_t from = (reinterpret_cast<uintptr_t>(output) + page - 1) & ~(page - 1);
   const uintptr_t to = (reinterpret_cast<uintptr_t>(output) + bytes) & ~(page - 1);
