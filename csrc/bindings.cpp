@@ -31,8 +31,9 @@ void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
 PYBIND11_MODULE(_C, m) {
   py::class_<LIFSpec>(m, "LIFSpec").def(py::init(&make_spec));
   py::class_<LIFShape>(m, "LIFShape")
-      .def(py::init([](int dtype, int64_t outer, int64_t steps, int64_t inner, int64_t x_outer, int64_t x_step) {
-        return LIFShape{DType(dtype), outer, steps, inner, x_outer, x_step};
+      .def(py::init([](int dtype, int64_t outer, int64_t steps, int64_t inner, int64_t x_outer, int64_t x_step,
+                       int64_t segments, int64_t segment_steps, int64_t warmup) {
+        return LIFShape{DType(dtype), outer, steps, inner, x_outer, x_step, segments, segment_steps, warmup};
       }));
   m.attr("chunk") = kChunk;
 
@@ -44,33 +45,35 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", &cpu_isa);
 
   m.def("lif_forward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
-                              intptr_t v_last, intptr_t saved, int threads) {
+                              intptr_t v_last, intptr_t saved, intptr_t scratch, int threads) {
     py::gil_scoped_release release;
-    lif_forward_cpu(p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved)}, threads);
+    lif_forward_cpu(p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch)},
+                    threads);
   });
   m.def("lif_backward_cpu",
         [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
-           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, int threads) {
+           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, int threads) {
           py::gil_scoped_release release;
           lif_backward_cpu(p, s,
                            {pointer(x), pointer(v), pointer(saved), pointer(grad_spikes), pointer(grad_v_last),
-                            pointer(grad_x), pointer(grad_v)},
+                            pointer(grad_x), pointer(grad_v), pointer(scratch)},
                            threads);
         });
 
 #ifdef SNN_CUDA
   m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
-                               intptr_t v_last, intptr_t saved, intptr_t stream) {
-    check_cuda(lif_forward_cuda(p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved)},
-                                pointer(stream)),
+                               intptr_t v_last, intptr_t saved, intptr_t scratch, intptr_t stream) {
+    check_cuda(lif_forward_cuda(
+                   p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch)},
+                   pointer(stream)),
                "lif_forward_cuda", s);
   });
   m.def("lif_backward_cuda",
         [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
-           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t stream) {
+           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, intptr_t stream) {
           check_cuda(lif_backward_cuda(p, s,
                                        {pointer(x), pointer(v), pointer(saved), pointer(grad_spikes),
-                                        pointer(grad_v_last), pointer(grad_x), pointer(grad_v)},
+                                        pointer(grad_v_last), pointer(grad_x), pointer(grad_v), pointer(scratch)},
                                        pointer(stream)),
                      "lif_backward_cuda", s);
         });

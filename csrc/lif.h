@@ -27,10 +27,15 @@ struct LIFSpec {
 // x is [outer, steps, inner] with the given strides and a contiguous inner dimension; every other tensor is contiguous:
 // spikes, grad_spikes, grad_x [outer, steps, inner]; v, v_last and their gradients [outer, inner];
 // saved [(steps - 1) / kChunk, outer, inner].
+//
+// Time may be split into segments that run in parallel: segment p has the steps from p * segment_steps on, a multiple
+// of kChunk. How a backend makes the parts equal the whole is said in its file; `scratch`, [2, segments, outer, inner]
+// in the dtype of the state, is for that, and null if there is one segment.
 struct LIFShape {
   DType dtype;
   int64_t outer, steps, inner;
   int64_t x_outer_stride, x_step_stride;
+  int64_t segments, segment_steps, warmup;  // warmup, a multiple of kChunk: see snnkern/ops/split.py
 };
 
 struct LIFForward {
@@ -39,6 +44,7 @@ struct LIFForward {
   void* spikes;
   void* v_last;
   void* saved;  // null: inference, nothing is kept
+  void* scratch;
 };
 
 struct LIFBackward {
@@ -49,6 +55,7 @@ struct LIFBackward {
   const void* grad_v_last;  // null: zero
   void* grad_x;
   void* grad_v;  // null: not wanted
+  void* scratch;
 };
 
 void lif_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, int threads);

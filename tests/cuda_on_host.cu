@@ -7,39 +7,58 @@
 namespace {
 using namespace snnkern;
 
-template <class IO, int kVec>
-void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a) {
-  const Neuron<float> n(p);
-  const int64_t threads = int64_t(blocks(s, kVec, kForwardThreads)) * kForwardThreads;
-  for (int64_t i = 0; i < threads; ++i)
-    forward_thread<IO, kVec>(i, n, s, static_cast<const IO*>(a.x), static_cast<const float*>(a.v),
-                             static_cast<IO*>(a.spikes), static_cast<float*>(a.v_last), static_cast<float*>(a.saved));
+// Calls f with the number of every thread of a launch.
+template <class F>
+void each(const dim3& grid, int block, F&& f) {
+  for (int64_t i = 0; i < int64_t(grid.x) * block; ++i)
+    for (int64_t segment = 0; segment < grid.y; ++segment) f(i, segment);
 }
 
 template <class IO, int kVec>
-void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a) {
+void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a) {
   const Neuron<float> n(p);
-  const int64_t threads = int64_t(blocks(s, kVec, kBackwardThreads<kVec>)) * kBackwardThreads<kVec>;
+  const auto* x = static_cast<const IO*>(a.x);
+  auto* spikes = static_cast<IO*>(a.spikes);
+  auto *v_last = static_cast<float*>(a.v_last), *saved = static_cast<float*>(a.saved);
+  auto* scratch = static_cast<float*>(a.scratch);
+  each(grid(s, kVec, kForwardThreads, s.segments), kForwardThreads, [&](int64_t i, int64_t segment) {
+    forward_thread<IO, kVec>(i, segment, n, s, x, static_cast<const float*>(a.v), spikes, v_last, saved, scratch);
+  });
+  if (s.segments > 1)
+    each(grid(s, 1, kForwardThreads, 1), kForwardThreads,
+         [&](int64_t i, int64_t) { repair_thread<IO>(i, n, s, x, spikes, v_last, saved, scratch); });
+}
+
+template <class IO, int kVec, bool kMap = false>
+void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a) {
+  if constexpr (kVec == 1 && !kMap)
+    if (s.segments > 1) backward<IO, 1, true>(p, s, a);
+  const Neuron<float> n(p);
   std::vector<Pack<float, kVec>> column(kChunk);
-  for (int64_t i = 0; i < threads; ++i)
-    backward_thread<IO, kVec>(i, column.data(), 1, n, s, static_cast<const IO*>(a.x), static_cast<const float*>(a.v),
-                              static_cast<const float*>(a.saved), static_cast<const IO*>(a.grad_spikes),
-                              static_cast<const float*>(a.grad_v_last), static_cast<IO*>(a.grad_x),
-                              static_cast<float*>(a.grad_v));
+  constexpr int block = kBackwardThreads<kVec>;
+  each(grid(s, kVec, block, s.segments - int(kMap)), block, [&](int64_t i, int64_t segment) {
+    backward_thread<IO, kVec, kMap>(i, segment + int(kMap), column.data(), 1, n, s, static_cast<const IO*>(a.x),
+                                    static_cast<const float*>(a.v), static_cast<const float*>(a.saved),
+                                    static_cast<const IO*>(a.grad_spikes), static_cast<const float*>(a.grad_v_last),
+                                    static_cast<IO*>(a.grad_x), static_cast<float*>(a.grad_v),
+                                    static_cast<float*>(a.scratch));
+  });
 }
 
 LIFSpec spec_of(const int* flags, const double* numbers) {
   return {Leak(flags[0]), numbers[0], numbers[1],     bool(flags[1]),      bool(flags[2]),
           numbers[2],     numbers[3], bool(flags[3]), Surrogate(flags[4]), {numbers[4], numbers[5], numbers[6]}};
 }
-LIFShape shape_of(const int64_t* sizes) { return {DType(sizes[0]), sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]}; }
+LIFShape shape_of(const int64_t* sizes) {
+  return {DType(sizes[0]), sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8]};
+}
 }  // namespace
 
 extern "C" void lif_forward_host(const int* flags, const double* numbers, const int64_t* sizes, void** t, int wide) {
   const LIFShape s = shape_of(sizes);
   with_io(s.dtype, [&](auto io) {
     using IO = decltype(io);
-    const LIFForward a{t[0], t[1], t[2], t[3], t[4]};
+    const LIFForward a{t[0], t[1], t[2], t[3], t[4], t[5]};
     wide ? forward<IO, 16 / sizeof(IO)>(spec_of(flags, numbers), s, a) : forward<IO, 1>(spec_of(flags, numbers), s, a);
     return 0;
   });
@@ -48,7 +67,7 @@ extern "C" void lif_backward_host(const int* flags, const double* numbers, const
   const LIFShape s = shape_of(sizes);
   with_io(s.dtype, [&](auto io) {
     using IO = decltype(io);
-    const LIFBackward a{t[0], t[1], t[2], t[3], t[4], t[5], t[6]};
+    const LIFBackward a{t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]};
     wide ? backward<IO, 16 / sizeof(IO)>(spec_of(flags, numbers), s, a)
          : backward<IO, 1>(spec_of(flags, numbers), s, a);
     return 0;

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
+from test_split import ADVERSARIES, force  # noqa: F401  # a fixture
 
 from snnkern.ops import lif as ops
+from snnkern.ops.split import CHUNK, for_gpu, warmup
+from snnkern.surrogate import ATan
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed"),
@@ -22,7 +25,10 @@ pytestmark = [
 CSRC = Path(__file__).parents[1] / "csrc"
 ARCHITECTURES = ["sm_80", "sm_90"]
 WIDTHS = [("float", 1), ("float", 4), ("__half", 1), ("__half", 8), ("__nv_bfloat16", 1), ("__nv_bfloat16", 8)]
-KERNELS = {f"lif_{way}_kernel<{io}, {vec}>" for way in ("forward", "backward") for io, vec in WIDTHS}
+KERNELS = {f"lif_forward_kernel<{io}, {vec}>" for io, vec in WIDTHS}
+KERNELS |= {f"lif_repair_kernel<{io}>" for io, vec in WIDTHS if vec == 1}
+KERNELS |= {f"lif_backward_kernel<{io}, {vec}, false>" for io, vec in WIDTHS}
+KERNELS |= {f"lif_backward_kernel<{io}, {vec}, true>" for io, vec in WIDTHS if vec == 1}  # maps of segments
 
 
 def cuobjdump():
@@ -52,8 +58,8 @@ def compiled(request, tmp_path_factory):
 def _by_kernel(text, marker):
     parts = {}
     for part in text.split(marker)[1:]:
-        name = re.search(r"(lif_\w+_kernel)<([\w:]+), \(?(?:int\))?(\d+)>", part)
-        parts[f"{name[1]}<{name[2]}, {name[3]}>"] = part
+        name = re.search(r"lif_\w+_kernel<[^>]*>", part)[0]
+        parts[re.sub(r"\((int|bool)\)", "", name).replace(", 0>", ", false>")] = part
     return parts
 
 
@@ -77,7 +83,7 @@ def test_registers_leave_room_for_several_blocks(compiled):
 
 def test_wide_kernels_move_16_bytes_at_a_time(compiled):
     for name, text in compiled[1].items():
-        wide = not name.endswith(" 1>")
+        wide = ", 4" in name or ", 8" in name
         assert bool(re.search(r"LDG\.E\.128", text)) == wide, name
         assert bool(re.search(r"STG\.E\.128", text)) == wide, name
 
@@ -102,16 +108,18 @@ class OnHost:
     def __init__(self, library, wide):
         self.library, self.wide = library, wide
 
-    def lif_forward(self, spec, layout, x, v, spikes, v_last, saved):
-        self._call(self.library.lif_forward_host, spec, layout, x, [x, v, spikes, v_last, saved])
+    def lif_forward(self, spec, layout, *tensors):
+        self._call(self.library.lif_forward_host, spec, layout, tensors, warmup(spec.state_gain, torch.float32))
 
-    def lif_backward(self, spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v):
-        tensors = [x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v]
-        self._call(self.library.lif_backward_host, spec, layout, x, tensors)
+    def lif_backward(self, spec, layout, *tensors):
+        self._call(self.library.lif_backward_host, spec, layout, tensors, 0)
 
-    def _call(self, function, spec, layout, x, tensors):
+    def _call(self, function, spec, layout, tensors, warm):
         from snnkern import _C
 
+        x = tensors[0]
+        time = for_gpu(layout.steps, layout.outer * layout.inner, 132, 4 * CHUNK, warm)
+        tensors = [*tensors, time.scratch(layout, torch.float32, x.device)]
         surrogate = _C.surrogates[type(spec.surrogate).__name__]
         flags = [
             ops.FORMS.index(spec.form),
@@ -121,15 +129,15 @@ class OnHost:
             surrogate,
         ]
         numbers = [spec.leak, spec.threshold, spec.rest, spec.v_start, *spec.surrogate.constants()]
-        sizes = [ops.DTYPES.index(x.dtype), *layout[1:]]
+        sizes = [ops.DTYPES.index(x.dtype), *layout[1:], *time]
         pointers = [None if t is None else t.data_ptr() for t in tensors]
         vec = 16 // x.element_size()
         strides = (layout.inner, layout.x_outer_stride, layout.x_step_stride)
-        wide = self.wide and all(n % vec == 0 for n in strides) and all(p is None or p % 16 == 0 for p in pointers)
+        wide = self.wide and time.segments == 1 and all(n % vec == 0 for n in strides) and all(p is None or p % 16 == 0 for p in pointers)
         function(
             (ctypes.c_int * 5)(*map(int, flags)),
             (ctypes.c_double * 7)(*numbers),
-            (ctypes.c_int64 * 6)(*sizes),
+            (ctypes.c_int64 * 9)(*sizes),
             (ctypes.c_void_p * len(pointers))(*pointers),
             int(wide),
         )
@@ -186,3 +194,26 @@ def test_outer_and_inner_dimensions_on_the_host(on_host, time_dim):
     check(x, None, on_host, draw(x.shape, seed=2), time_dim=time_dim)
     x = draw((12, 18, 16))[3:9, :, :8]
     check(x, None, on_host, draw(x.shape, seed=2), time_dim=time_dim)
+
+
+@pytest.mark.parametrize("warm", [0, 16, 64])
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_segments_on_the_host_match_the_reference(on_host, force, adversary, warm):
+    make, options = ADVERSARIES[adversary]
+    x = make((150, 16))
+    launches = force(48, warm)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = x.to(dtype)
+        v, grad = state_of(x), draw(x.shape, dtype, seed=2)
+        check(x, v, on_host, grad, state_of(x, seed=3), surrogate=ATan(), **options)
+        check(x, None, on_host, None, state_of(x, seed=3), **options)
+    assert {time.segments for time in launches} == {4}
+
+
+def test_segments_of_outer_dimensions_on_the_host(on_host, force):
+    force(16, 0)
+    x = draw((3, 70, 8))
+    check(x, None, on_host, draw(x.shape, seed=2), time_dim=1)
+    spikes, v = ops.lif(x, time_dim=1, backend=on_host)
+    wanted, v_wanted = ops.lif(x, time_dim=1, backend="reference")
+    assert torch.equal(spikes, wanted) and torch.equal(v, v_wanted)

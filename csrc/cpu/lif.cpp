@@ -7,6 +7,11 @@
 // The rows of a tile lie far apart in memory, which hardware prefetchers do not follow, so every access asks for one
 // that comes later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered into
 // rows of a stage, a chunk at a time.
+//
+// Segments of time are tiles like any other. Each warms up on the steps before it (in backward: after it), without
+// output, and notes the state from which it then starts, and with which it ends; `repair` compares these bit for bit
+// and runs again what differs. So all outputs, gradients too, are those of the serial loop, whatever the number of
+// threads.
 #include <algorithm>
 #include <type_traits>
 
@@ -28,24 +33,56 @@ using State = std::conditional_t<std::is_same_v<IO, double>, double, float>;
 struct Tile {
   int64_t first;  // index of its first neuron in [outer * inner]
   int lanes;
+  int64_t segment, begin, end;  // its steps
 };
 
 struct Tiling {
-  int64_t inner, row, per_row, count;
+  int64_t row, per_row, per_segment, count, steps, segment_steps;
   int lanes;
   bool narrow;
 
-  Tiling(const LIFShape& s, int threads) : inner(s.inner), narrow(s.outer > 1 && s.inner < kNarrow) {
+  Tiling(const LIFShape& s, int threads)
+      : steps(s.steps), segment_steps(s.segment_steps), narrow(s.outer > 1 && s.inner < kNarrow) {
     row = narrow ? s.outer * s.inner : s.inner;  // neurons that tiles may span
     const int64_t rows = narrow ? 1 : s.outer;
-    const int64_t share = (row * rows + threads - 1) / threads;  // every thread gets a tile
+    const int64_t share = (row * rows * s.segments + threads - 1) / threads;  // every thread gets a tile
     lanes = int(std::clamp<int64_t>((share + 31) / 32 * 32, 32, kLanes));
     per_row = (row + lanes - 1) / lanes;
-    count = rows * per_row;
+    per_segment = rows * per_row;
+    count = s.segments * per_segment;
   }
   Tile operator[](int64_t i) const {
-    const int64_t at = i % per_row * lanes;
-    return {i / per_row * row + at, int(std::min<int64_t>(lanes, row - at))};
+    const int64_t segment = i / per_segment, begin = segment * segment_steps;
+    const int64_t at = i % per_row * lanes, in_segment = i % per_segment;
+    return {in_segment / per_row * row + at, int(std::min<int64_t>(lanes, row - at)), segment, begin,
+            std::min(begin + segment_steps, steps)};
+  }
+};
+
+// The states with which the segments of a split start and end, [segments, neurons].
+template <class S>
+struct Seams {
+  S *starts, *ends;
+  int64_t segments, neurons;
+
+  Seams(void* scratch, const LIFShape& s)
+      : starts(static_cast<S*>(scratch)), segments(s.segments), neurons(s.outer * s.inner) {
+    ends = starts + segments * neurons;
+  }
+  void note(S* seams, const Tile& tile, const S* v) const {
+    if (segments > 1) std::copy_n(v, tile.lanes, seams + tile.segment * neurons + tile.first);
+  }
+  // The lanes of `tile` whose start is not the end of the segment `from`, as far as they span.
+  Tile differing(Tile tile, int64_t from) const {
+    const S* is = starts + tile.segment * neurons + tile.first;
+    const S* should = ends + from * neurons + tile.first;
+    const auto differs = [&](int j) { return std::memcmp(is + j, should + j, sizeof(S)) != 0; };
+    int first = 0, last = tile.lanes;
+    while (first < last && !differs(first)) ++first;
+    while (last > first && !differs(last - 1)) --last;
+    tile.first += first;
+    tile.lanes = last - first;
+    return tile;
   }
 };
 
@@ -175,32 +212,73 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
   const auto* v0 = static_cast<const S*>(a.v);
   auto *v_last = static_cast<S*>(a.v_last), *saved = static_cast<S*>(a.saved);
   const Neuron<S> n(p);
+  const Seams<S> seams(a.scratch, s);
 
   with_form(p, [&](auto form, auto hard) {
+    // The steps from t on, at most a chunk and not beyond `end`; `next` is what is read after `end`.
+    const auto chunk = [&](const Tile& tile, S* v, int64_t t, int64_t end, const IO* next, bool output) {
+      alignas(64) S stage[kChunk * kLanes];
+      const int steps = int(std::min<int64_t>(kChunk, end - t));
+      if (tiles.narrow) {
+        gather(x, tile, t, steps, stage);
+        for (int k = 0; k < steps; ++k) {
+          S* row = stage + k * kLanes;
+          step<form(), hard()>(n, row, row, v, row, tile.lanes, false);
+        }
+        if (output) scatter(spikes, tile, t, steps, stage);
+      } else {
+        for (int64_t u = t; u < t + steps; ++u) {
+          const IO* ahead =
+              u + kAhead < end ? x.at(tile.first, u + kAhead) : next + (u + kAhead - end) * s.x_step_stride;
+          IO* out = output ? spikes.at(tile.first, u) : reinterpret_cast<IO*>(stage);
+          step<form(), hard()>(n, x.at(tile.first, u), ahead, v, out, tile.lanes, streaming && output);
+        }
+      }
+    };
+    const auto saved_at = [&](const Tile& tile, int64_t t) {
+      return saved + (t / kChunk - 1) * s.outer * s.inner + tile.first;
+    };
+
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < tiles.count; ++i) {
       const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
-      alignas(64) S v[kLanes], stage[kChunk * kLanes];
-      start(v, v0, n.v_start, tile);
-      for (int64_t t = 0; t < s.steps; t += kChunk) {
-        const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
-        if (saved && t > 0) std::copy_n(v, tile.lanes, saved + (t / kChunk - 1) * s.outer * s.inner + tile.first);
-        if (tiles.narrow) {
-          gather(x, tile, t, steps, stage);
-          for (int k = 0; k < steps; ++k) {
-            S* row = stage + k * kLanes;
-            step<form(), hard()>(n, row, row, v, row, tile.lanes, false);
-          }
-          scatter(spikes, tile, t, steps, stage);
-        } else {
-          for (int64_t u = t; u < t + steps; ++u) {
-            const int64_t later = u + kAhead;
-            const IO* ahead = later < s.steps ? x.at(tile.first, later) : x.at(next.first, (later - s.steps) % s.steps);
-            step<form(), hard()>(n, x.at(tile.first, u), ahead, v, spikes.at(tile.first, u), tile.lanes, streaming);
-          }
-        }
+      alignas(64) S v[kLanes];
+      const int64_t from = std::max<int64_t>(0, tile.begin - s.warmup);
+      start(v, from > 0 ? nullptr : v0, n.v_start, tile);
+      for (int64_t t = from; t < tile.begin; t += kChunk)
+        chunk(tile, v, t, tile.begin, x.at(tile.first, tile.begin), false);
+      seams.note(seams.starts, tile, v);
+      for (int64_t t = tile.begin; t < tile.end; t += kChunk) {
+        if (saved && t > 0) std::copy_n(v, tile.lanes, saved_at(tile, t));
+        chunk(tile, v, t, tile.end, x.at(next.first, next.begin), true);
       }
-      std::copy_n(v, tile.lanes, v_last + tile.first);
+      seams.note(seams.ends, tile, v);
+      if (tile.end == s.steps) std::copy_n(v, tile.lanes, v_last + tile.first);
+      if (streaming) stream_fence();
+    }
+    if (s.segments == 1) return;
+
+    // Repair.
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < tiles.per_segment; ++i) {
+      alignas(64) S v[kLanes];
+      for (int64_t q = 1; q < s.segments; ++q) {
+        const Tile tile = seams.differing(tiles[q * tiles.per_segment + i], q - 1);
+        if (tile.lanes == 0) continue;
+        std::copy_n(seams.ends + (q - 1) * seams.neurons + tile.first, tile.lanes, v);
+        bool met = false;  // again where the first run was: from there on that one is right
+        for (int64_t t = tile.begin; t < tile.end && !met; t += kChunk) {
+          if (saved) {
+            met = std::memcmp(v, saved_at(tile, t), tile.lanes * sizeof(S)) == 0;
+            if (met) break;
+            std::copy_n(v, tile.lanes, saved_at(tile, t));
+          }
+          chunk(tile, v, t, tile.end, x.at(tile.first, tile.begin), true);
+        }
+        if (met) continue;
+        seams.note(seams.ends, tile, v);
+        if (tile.end == s.steps) std::copy_n(v, tile.lanes, v_last + tile.first);
+      }
       if (streaming) stream_fence();
     }
   });
@@ -246,33 +324,60 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
   const auto* grad_v_last = static_cast<const S*>(a.grad_v_last);
   auto* grad_v0 = static_cast<S*>(a.grad_v);
   const Neuron<S> n(p);
-  const int64_t chunks = (s.steps + kChunk - 1) / kChunk;
+  const Seams<S> seams(a.scratch, s);
   static constexpr S zeros[kLanes] = {};
 
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < tiles.count; ++i) {
-    const Tile tile = tiles[i];
-    alignas(64) S v[kLanes], grad_v[kLanes], x_stage[kChunk * kLanes], grad_stage[kChunk * kLanes];
-    start(grad_v, grad_v_last, S(0), tile);
-    for (int64_t c = chunks - 1; c >= 0; --c) {
-      const int64_t t = c * kChunk;
+  // Back over the chunks that begin at or after `begin` and before `end`.
+  const auto walk = [&](const Tile& tile, S* grad_v, int64_t begin, int64_t end, bool output) {
+    alignas(64) S v[kLanes], x_stage[kChunk * kLanes], grad_stage[kChunk * kLanes];
+    for (int64_t t = (end - 1) / kChunk * kChunk; t >= begin && end > begin; t -= kChunk) {
       const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
-      start(v, c > 0 ? saved + (c - 1) * s.outer * s.inner : v0, n.v_start, tile);
+      start(v, t > 0 ? saved + (t / kChunk - 1) * s.outer * s.inner : v0, n.v_start, tile);
       if (tiles.narrow) {
         gather(x, tile, t, steps, x_stage);
         if (a.grad_spikes) gather(grad_s, tile, t, steps, grad_stage);
         const Rows<const S> upstream{a.grad_spikes ? grad_stage : zeros, a.grad_spikes ? kLanes : 0};
         chunk_back(p, n, Rows<const S>{x_stage, kLanes}, upstream, Rows<S>{grad_stage, kLanes}, v, grad_v, tile.lanes,
                    steps, false);
-        scatter(grad_x, tile, t, steps, grad_stage);
+        if (output) scatter(grad_x, tile, t, steps, grad_stage);
       } else {
         const Rows<const IO> upstream{a.grad_spikes ? grad_s.at(tile.first, t) : reinterpret_cast<const IO*>(zeros),
                                       a.grad_spikes ? s.inner : 0};
-        chunk_back(p, n, Rows<const IO>{x.at(tile.first, t), s.x_step_stride}, upstream,
-                   Rows<IO>{grad_x.at(tile.first, t), s.inner}, v, grad_v, tile.lanes, steps, streaming);
+        const Rows<IO> out =
+            output ? Rows<IO>{grad_x.at(tile.first, t), s.inner} : Rows<IO>{reinterpret_cast<IO*>(grad_stage), kLanes};
+        chunk_back(p, n, Rows<const IO>{x.at(tile.first, t), s.x_step_stride}, upstream, out, v, grad_v, tile.lanes,
+                   steps, streaming && output);
       }
     }
-    if (grad_v0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
+  };
+
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < tiles.count; ++i) {
+    const Tile tile = tiles[i];
+    alignas(64) S grad_v[kLanes];
+    const int64_t from = std::min(tile.end + s.warmup, s.steps);
+    start(grad_v, from < s.steps ? nullptr : grad_v_last, S(0), tile);
+    walk(tile, grad_v, tile.end, from, false);
+    seams.note(seams.starts, tile, grad_v);
+    walk(tile, grad_v, tile.begin, tile.end, true);
+    seams.note(seams.ends, tile, grad_v);
+    if (grad_v0 && tile.segment == 0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
+    if (streaming) stream_fence();
+  }
+  if (s.segments == 1) return;
+
+  // Repair.
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < tiles.per_segment; ++i) {
+    alignas(64) S grad_v[kLanes];
+    for (int64_t q = s.segments - 2; q >= 0; --q) {
+      const Tile tile = seams.differing(tiles[q * tiles.per_segment + i], q + 1);
+      if (tile.lanes == 0) continue;
+      std::copy_n(seams.ends + (q + 1) * seams.neurons + tile.first, tile.lanes, grad_v);
+      walk(tile, grad_v, tile.begin, tile.end, true);
+      seams.note(seams.ends, tile, grad_v);
+      if (grad_v0 && q == 0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
+    }
     if (streaming) stream_fence();
   }
 }

@@ -21,10 +21,10 @@ def missing() -> str | None:
     return _missing
 
 
-def arguments(spec, layout, x, *tensors) -> tuple:
+def arguments(spec, layout, split, x, *tensors) -> tuple:
     """What every launcher takes first: the neuron, the shape, and where the data of x and the other tensors lies.
 
     0 stands for None. The caller holds the tensors by names until the launch is over.
     """
-    shape = _C.LIFShape(DTYPES.index(x.dtype), *layout[1:])
+    shape = _C.LIFShape(DTYPES.index(x.dtype), *layout[1:], *split)
     return spec.compiled, shape, x.data_ptr(), *[0 if t is None else t.data_ptr() for t in tensors]

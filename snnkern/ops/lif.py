@@ -11,10 +11,10 @@ import torch
 
 from ..backend import choose
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
+from .split import CHUNK
 
 FORMS = ("decay", "tau_input", "tau")  # in the order of csrc/lif.h's Leak
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of its DType
-CHUNK = 16  # its kChunk: steps between the potentials kept for backward
 
 
 def lif(
@@ -132,6 +132,11 @@ class LIFSpec:
     @property
     def v_start(self) -> float:
         return 0.0 if self.form == "decay" else self.rest
+
+    @property
+    def state_gain(self) -> float:
+        """dh[t]/dv[t-1]"""
+        return self.leak if self.form == "decay" else 1 - 1 / self.leak
 
     @cached_property
     def compiled(self):

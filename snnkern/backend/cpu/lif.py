@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import torch
 
+from ...ops.lif import state_dtype
+from ...ops.split import for_cpu, warmup
 from .._extension import _C, arguments
 
 
 def lif_forward(*call):
     """spec, layout, x, v, spikes, v_last, saved"""
-    _C.lif_forward_cpu(*arguments(*call), torch.get_num_threads())
+    _launch(_C.lif_forward_cpu, *call)
 
 
 def lif_backward(*call):
     """spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v"""
-    _C.lif_backward_cpu(*arguments(*call), torch.get_num_threads())
+    _launch(_C.lif_backward_cpu, *call)
+
+
+def _launch(kernel, spec, layout, x, *tensors):
+    threads, state = torch.get_num_threads(), state_dtype(x.dtype)
+    split = for_cpu(layout.steps, layout.outer * layout.inner, warmup(spec.state_gain, state), threads)
+    scratch = split.scratch(layout, state, x.device)
+    kernel(*arguments(spec, layout, split, x, *tensors, scratch), threads)

@@ -6,23 +6,34 @@ The current stream of x's device is passed explicitly; nothing here waits for th
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 
+from ...ops.lif import state_dtype
+from ...ops.split import CHUNK, for_gpu, warmup
 from .._extension import _C, arguments
 
 
 def lif_forward(*call):
     """spec, layout, x, v, spikes, v_last, saved"""
-    with _on(call[2].device):
-        _C.lif_forward_cuda(*arguments(*call), torch.cuda.current_stream().cuda_stream)
+    warm = warmup(call[0].state_gain, torch.float32)
+    _launch(_C.lif_forward_cuda, max(warm, 4 * CHUNK), warm, *call)
 
 
 def lif_backward(*call):
     """spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v"""
-    with _on(call[2].device):
-        _C.lif_backward_cuda(*arguments(*call), torch.cuda.current_stream().cuda_stream)
+    _launch(_C.lif_backward_cuda, 8 * CHUNK, 0, *call)
 
 
-def _on(device: torch.device):
-    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
+def _launch(kernel, shortest, warm, spec, layout, x, *tensors):
+    split = for_gpu(layout.steps, layout.outer * layout.inner, _processors(x.device.index), shortest, warm)
+    scratch = split.scratch(layout, state_dtype(x.dtype), x.device)
+    with nullcontext() if x.device.index == torch.cuda.current_device() else torch.cuda.device(x.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        kernel(*arguments(spec, layout, split, x, *tensors, scratch), stream)
+
+
+@cache
+def _processors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -204,9 +204,8 @@ def _numbers(spec: LIFSpec) -> list[float]:
     below = torch.nextafter(threshold, torch.full_like(threshold, -math.inf))
     fire_above = (below if spec.fire_at_threshold else threshold).item()
     input_gain = 1 / spec.leak if spec.form == "tau_input" else 1.0
-    state_gain = spec.leak if spec.form == "decay" else 1 - 1 / spec.leak
     forward = spec.leak, spec.rest, spec.threshold, fire_above, spec.rest, spec.v_start
-    return [ctypes.c_float(x).value for x in (*forward, input_gain, state_gain, *spec.surrogate.constants())]
+    return [ctypes.c_float(x).value for x in (*forward, input_gain, spec.state_gain, *spec.surrogate.constants())]
 
 
 _compiled = lru_cache(maxsize=None)(triton.jit)  # a surrogate's twin, compiled once
