@@ -1,0 +1,103 @@
+"""What the models are made of, and how they read their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..nn import LIF
+from ..surrogate import Triangle
+
+
+class ConvNorm(nn.Module):
+    """Convolution and batch norm, whose statistics go over time, batch and space.
+
+    Shapes: [T, N, C, H, W] to the same with the outputs' C, H and W. A static image comes as [1, N, C, H, W]: it is
+    convolved once for all ``steps``. Channels last stays channels last, and time and batch are folded by views.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor, steps: int) -> torch.Tensor:
+        y = self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        if y.shape[0] != steps:
+            # Repeated before batch norm, not after: the unbiased running variance counts every step.
+            y = y.expand(steps, *y.shape[1:]).clone()  # flatten would copy too, but out of channels last
+        return self.norm(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+
+
+class Stage(ConvNorm):
+    """Convolution, batch norm, neuron and, where ``pooled``, a 2x2 average of the spikes.
+
+    ``shortcut`` [T, N, C, H, W] is added to what the neurons receive.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        neuron: Callable[[], nn.Module],
+        stride: int = 1,
+        pooled: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(inputs, outputs, stride=stride, bias=bias)
+        self.neuron = neuron()
+        self.pool = nn.AvgPool2d(2) if pooled else nn.Identity()
+
+    def forward(self, x: torch.Tensor, steps: int, shortcut: torch.Tensor | None = None) -> torch.Tensor:
+        y = super().forward(x, steps)
+        spikes = self.neuron(y if shortcut is None else y + shortcut)
+        return self.pool(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+
+
+def neurons(neuron: Callable[[], nn.Module] | None, backend: str | None, decay: float = 0.5) -> Callable[[], nn.Module]:
+    """The maker of a model's LIF layers: ``neuron``, or that of TET's LIF with this decay on this backend.
+
+    Raises: TypeError, ValueError, which name the argument; TypeError too where ``neuron`` makes something else.
+    """
+    if neuron is None:
+        return partial(LIF, decay=decay, threshold=1.0, surrogate=Triangle(1.0), backend=backend)
+    if isinstance(neuron, nn.Module) or not callable(neuron):
+        raise TypeError(f"neuron must be a function that makes a module, got {neuron!r}")
+    if backend is not None:
+        raise ValueError(f"backend is that of the default neuron, give it to your own: got {backend!r} beside neuron")
+
+    def make() -> nn.Module:
+        made = neuron()
+        if not isinstance(made, nn.Module):
+            raise TypeError(f"neuron must make a module, got {made!r} from it")
+        return made
+
+    return make
+
+
+def as_frames(
+    x: torch.Tensor, steps: int | None, default: int, channels: int, size: int | None = None
+) -> tuple[torch.Tensor, int]:
+    """Static images [N, C, H, W] as one frame [1, N, C, H, W], frames [T, N, C, H, W] as they are; and T.
+
+    ``size`` is that of the images, which are then square; None for any.
+    """
+    if x.dim() not in (4, 5) or x.shape[-3] != channels or (size is not None and x.shape[-2:] != (size, size)):
+        wanted = f"C = {channels}" if size is None else f"(C, H, W) = {(channels, size, size)}"
+        raise ValueError(f"x must be [N, C, H, W] or [T, N, C, H, W] with {wanted}, got shape {tuple(x.shape)}")
+    if x.dim() == 4:
+        return x.unsqueeze(0), default if steps is None else positive("steps", steps)
+    if steps not in (None, x.shape[0]):
+        raise ValueError(f"steps must be None or the number of frames, {x.shape[0]}, got {steps!r}")
+    return x, x.shape[0]
+
+
+def positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from .layers import neurons, positive
+
+
+class SpikingMLP(nn.Module):
+    """Linear layers, each followed by LIF, then a linear readout: for spoken digits and other long sequences.
+
+    ::
+
+        [FC, LIF] per hidden layer, FC     decay 0.9753, threshold 1, surrogate Triangle(1)
+
+    The linear layers have biases, as there is no norm to shift the neurons' inputs. The decay is exp(-0.5/20): a
+    membrane time constant of 20 ms in steps of 0.5 ms.
+
+    Args:
+        inputs: channels per step; 70 are the 700 of the Spiking Heidelberg Digits, summed in tens.
+        hidden: widths of the hidden layers.
+        classes: number of outputs: 20 for the Heidelberg digits, 35 for the speech commands.
+        decay: of the default neurons.
+        backend: of the default neurons; see ``snnkern.lif``.
+        neuron: makes one module per LIF layer, [T, ...] to spikes of that shape, in place of the default above.
+
+    Shapes: [T, N, inputs] to [T, N, classes].
+
+    Source: Du et al., "Temporal Flexibility in Spiking Neural Networks", ICLR 2025 (sizes, decay); Cramer et al., "The
+    Heidelberg Spiking Data Sets", IEEE TNNLS 2022 (data, time constant).
+    """
+
+    def __init__(
+        self,
+        inputs: int = 70,
+        hidden: Sequence[int] = (128, 128, 128),
+        classes: int = 20,
+        decay: float = 0.9753,
+        backend: str | None = None,
+        neuron: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(hidden, Sequence) or not hidden:
+            raise TypeError(f"hidden must be a sequence of one width or more, got {hidden!r}")
+        self.inputs = positive("inputs", inputs)
+        make = neurons(neuron, backend, decay)
+        layers = []
+        for before, after in pairwise((inputs, *hidden)):
+            layers += nn.Linear(before, positive("hidden", after)), make()
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(hidden[-1], positive("classes", classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() != 3 or x.shape[2] != self.inputs:
+            raise ValueError(f"x must be [T, N, {self.inputs}], got shape {tuple(x.shape)}")
+        return self.head(self.layers(x))
