@@ -11,7 +11,7 @@ from snnkern import _C
 from snnkern.ops.lif import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
-TESTS = Path(__file__).parent / "test_lif.py"
+TESTS = [Path(__file__).parent / name for name in ("test_lif.py", "test_split.py")]
 
 
 @pytest.mark.parametrize("isa", SETS[: SETS.index(_C.cpu_isa())])
@@ -21,7 +21,7 @@ def test_lesser_instruction_sets_pass_the_same_tests(isa):
         [sys.executable, "-c", "from snnkern import _C; print(_C.cpu_isa())"], env=env, capture_output=True, text=True
     )
     assert found.stdout.strip() == isa, found.stderr
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS, "-k", "cpu and not compile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", "cpu and not compile"]
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
 

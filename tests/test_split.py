@@ -81,6 +81,27 @@ def test_any_layout_and_dtype(backend, device, force, shape, time_dim, dtype, le
     check(x, None, backend, None, state_of(x, time_dim, 3), time_dim=time_dim, surrogate=Dspike(3.0))
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.5, 0.9])
+def test_segments_guess_their_start_right(backend, device, force, monkeypatch, gain):
+    """So that the repair stays idle: after the warm-up that the leak asks for, and not without one."""
+    seams, scratch = [], Split.scratch
+
+    def recorded(self, *args):
+        seams.append(scratch(self, *args))
+        return seams[-1]
+
+    monkeypatch.setattr(Split, "scratch", recorded)
+    x = draw((1600, 200), device=device) * 0.4
+    for warm in (warmup(gain, torch.float32), 0):
+        force(400, warm)
+        run(x, None, backend, draw(x.shape, device=device, seed=2), decay=gain)
+    starts, ends = torch.stack(seams).unbind(1)
+    (forward, backward), (cold, _) = (starts[:, 1:] == ends[:, :-1]).float().mean((1, 2)).view(2, 2)
+    assert forward > 0.999 and (cold < 0.2 or gain == 0)
+    if backend == "cpu":  # where backward is checked and repaired too
+        assert (starts[1, :-1] == ends[1, 1:]).float().mean() > 0.999
+
+
 def test_inference_is_repaired_too(backend, device, force):
     """Nothing is kept there that would tell where two runs meet."""
     force(32, 0)

@@ -1,0 +1,101 @@
+"""What only a GPU can show: streams, graphs, synchronisation, sizes beyond 32-bit offsets, several devices."""
+
+import pytest
+import torch
+from conftest import BACKENDS, assert_gradients_close
+from test_lif import draw, run
+
+import snnkern
+
+GPU_BACKENDS = [name for name in BACKENDS if name in ("cuda", "triton") and torch.cuda.is_available()]
+pytestmark = pytest.mark.skipif(not GPU_BACKENDS, reason="needs a GPU")
+
+SHAPES = [(4, 1000), (20, 3, 5000), (3000, 64)]  # the last is split over time
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def backend(request):
+    return request.param
+
+
+def train(x, grad, backend):
+    x = x.detach().requires_grad_()
+    spikes, v = snnkern.lif(x, backend=backend)
+    return spikes.detach(), v.detach(), *torch.autograd.grad(spikes, x, grad)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nothing_waits_for_the_device(backend, shape):
+    x, grad = draw(shape, device="cuda"), draw(shape, device="cuda", seed=2)
+    train(x, grad, backend)  # compiles what there is to compile
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(x, grad, backend)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_current_stream_is_used(backend, shape):
+    x, grad = torch.zeros(shape, device="cuda"), draw(shape, device="cuda", seed=2)
+    source, stream = draw(shape, device="cuda"), torch.cuda.Stream()
+    wanted = train(source, grad, backend)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # a launch on any other stream would see zeros
+        x.copy_(source)
+        got = train(x, grad, backend)
+    stream.synchronize()
+    for g, w in zip(got, wanted, strict=True):
+        assert torch.equal(g, w)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_cuda_graph_replays_it(backend, shape):
+    x, grad = draw(shape, device="cuda"), draw(shape, device="cuda", seed=2)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        train(x, grad, backend)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = train(x, grad, backend)
+    for seed in (5, 6):
+        x.copy_(draw(shape, seed=seed))
+        graph.replay()
+        for g, w in zip(got, train(x, grad, backend), strict=True):
+            assert torch.equal(g, w)
+
+
+@pytest.mark.parametrize("shape", [(5, 1 << 29), (1 << 21, 1 << 10)], ids=str)
+def test_offsets_beyond_32_bits(backend, shape):
+    free, _ = torch.cuda.mem_get_info()
+    if free < 8 * 5 * (1 << 29):
+        pytest.skip("needs 20 GiB of free GPU memory")
+    x = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+    x[-1, -3:] = 3.0
+    x.requires_grad_()
+    spikes, v = snnkern.lif(x, backend=backend)
+    assert spikes.sum().item() == 3 and spikes[-1, -3:].tolist() == [1, 1, 1] and v.abs().max() == 0
+    (gradient,) = torch.autograd.grad(v, x, torch.ones_like(v))
+    assert gradient[-1, :-3].eq(1).all() and gradient[0].eq(0.5 ** (shape[0] - 1)).all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_device_of_x_is_used(backend):
+    x, grad = draw((300, 70)), draw((300, 70), seed=2)
+    here, there = (train(x.to(d), grad.to(d), backend) for d in ("cuda:0", "cuda:1"))
+    for a, b in zip(here, there, strict=True):
+        assert b.device == torch.device("cuda:1") and torch.equal(a, b.to("cuda:0"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_width_gives_the_same(backend, dtype):
+    """From one neuron a thread, with time split and whole, to 16 bytes a thread."""
+    x, grad = draw((1100, 64), dtype, "cuda"), draw((1100, 64), dtype, "cuda", seed=2)
+    few = run(x, None, backend, grad)
+    many = run(x.repeat(1, 1 << 13), None, backend, grad.repeat(1, 1 << 13))
+    for a, b in zip(few[:2], many[:2], strict=True):
+        assert torch.equal(a, b[..., :64]) and torch.equal(a, b[..., -64:])
+    assert_gradients_close(few[2], many[2][:, -64:])
