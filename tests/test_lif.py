@@ -166,6 +166,14 @@ def test_any_strides(backend, device, name):
     check_all(x, backend, time_dim=time_dim)
 
 
+@pytest.mark.parametrize("shape", [(50, 40), (300, 33), (20, 35, 20), (3, 18, 31)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_short_rows_are_transposed(backend, device, dtype, shape):
+    if dtype == torch.float64 and backend != "cpu":
+        pytest.skip("float64 is for the CPU")
+    check_all(draw(shape, dtype, device), backend, time_dim=1)
+
+
 @pytest.mark.parametrize("name", ["transposed", "channels last", "flipped order"])
 def test_dense_inputs_are_not_copied_and_spikes_keep_their_strides(backend, device, name):
     x = LAYOUTS[name][0]()

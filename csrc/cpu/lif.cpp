@@ -22,6 +22,8 @@ namespace snnkern::SNN_ISA {
 namespace {
 
 constexpr int kLanes = 1024;        // neurons in a tile
+constexpr int kStaged = 256;        // neurons in a tile that is gathered
+constexpr int kPitch = 272;         // from row to row of the stage: a power of two would put them all into a few sets
 constexpr int kBlock = 8;           // vectors that backward keeps in registers
 constexpr int kAhead = 2;           // rows between a prefetch and its use
 constexpr int64_t kNarrow = 32;     // inner dimensions below this are gathered into tiles
@@ -46,7 +48,7 @@ struct Tiling {
     row = narrow ? s.outer * s.inner : s.inner;  // neurons that tiles may span
     const int64_t rows = narrow ? 1 : s.outer;
     const int64_t share = (row * rows * s.segments + threads - 1) / threads;  // every thread gets a tile
-    lanes = int(std::clamp<int64_t>((share + 31) / 32 * 32, 32, kLanes));
+    lanes = int(std::clamp<int64_t>((share + 31) / 32 * 32, 32, narrow ? kStaged : kLanes));
     per_row = (row + lanes - 1) / lanes;
     per_segment = rows * per_row;
     count = s.segments * per_segment;
@@ -96,19 +98,90 @@ struct Sequence {  // an [outer, steps, inner] tensor
   }
 };
 
-template <class IO, class S>
-void gather(const Sequence<const IO>& from, Tile tile, int64_t t, int steps, S* stage) {
-  for (int j = 0; j < tile.lanes; ++j) {
-    const IO* x = from.at(tile.first + j, t);
-    for (int k = 0; k < steps; ++k) stage[k * kLanes + j] = load<S>(x + k * from.step_stride);
+// Rows and columns change places.
+template <class V, int width>
+inline void transpose(V (&rows)[width]) {
+  using Index = std::conditional_t<sizeof(rows[0][0]) == 8, LongV, IntV>;
+#pragma GCC unroll 4
+  for (int d = 1; d < width; d *= 2) {
+    Index first, second;  // lanes of (a, b), b's counted from `width` on
+    for (int l = 0; l < width; ++l) {
+      first[l] = l & d ? width + l - d : l;
+      second[l] = l & d ? width + l : l + d;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) {
+      if (i & d) continue;
+      const V a = rows[i], b = rows[i + d];
+      rows[i] = __builtin_shuffle(a, b, first);
+      rows[i + d] = __builtin_shuffle(a, b, second);
+    }
+  }
+}
+
+// Calls `block` for a square of the tile and the stage that can be transposed in registers, `run` for a stretch of
+// lanes that lie side by side: what gathering and scattering have in common.
+template <class V, class IO, class Block, class Run>
+inline void by_neuron(const Sequence<IO>& in, Tile tile, int64_t t, int steps, Block&& block, Run&& run) {
+  constexpr int width = sizeof(V) / sizeof(State<std::remove_const_t<IO>>);
+  const bool time_last = in.inner == 1 && in.step_stride == 1 && steps == kChunk;
+  for (int j = 0; j < tile.lanes;) {
+    IO* at = in.at(tile.first + j, t);
+    if (time_last && j + width <= tile.lanes) {
+      for (int k = 0; k < kChunk; k += width) block(at + k, k, j);
+      j += width;
+    } else {
+      const int length = int(std::min(in.inner - (tile.first + j) % in.inner, int64_t(tile.lanes - j)));
+      run(at, j, length);
+      j += length;
+    }
   }
 }
 template <class IO, class S>
+void gather(const Sequence<const IO>& from, Tile tile, int64_t t, int steps, S* stage) {
+  using V = typename VectorOf<S>::type;
+  constexpr int width = sizeof(V) / sizeof(S);
+  by_neuron<V>(
+      from, tile, t, steps,
+      [&](const IO* x, int k, int j) {
+        V rows[width];
+        for (int l = 0; l < width; ++l) {
+          rows[l] = load<V>(x + l * from.outer_stride);
+          __builtin_prefetch(x + l * from.outer_stride + kChunk);
+        }
+        transpose(rows);
+        for (int l = 0; l < width; ++l) store(stage + (k + l) * kPitch + j, rows[l], false);
+      },
+      [&](const IO* x, int j, int length) {
+        for (int k = 0; k < steps; ++k) {
+          const IO* row = x + k * from.step_stride;
+          __builtin_prefetch(row + kChunk * from.step_stride);
+          int l = 0;
+          for (; l + width <= length; l += width) store(stage + k * kPitch + j + l, load<V>(row + l), false);
+          for (; l < length; ++l) stage[k * kPitch + j + l] = load<S>(row + l);
+        }
+      });
+}
+template <class IO, class S>
 void scatter(const Sequence<IO>& to, Tile tile, int64_t t, int steps, const S* stage) {
-  for (int j = 0; j < tile.lanes; ++j) {
-    IO* y = to.at(tile.first + j, t);
-    for (int k = 0; k < steps; ++k) store(y + k * to.step_stride, stage[k * kLanes + j], false);
-  }
+  using V = typename VectorOf<S>::type;
+  constexpr int width = sizeof(V) / sizeof(S);
+  by_neuron<V>(
+      to, tile, t, steps,
+      [&](IO* y, int k, int j) {
+        V rows[width];
+        for (int l = 0; l < width; ++l) rows[l] = load<V>(stage + (k + l) * kPitch + j);
+        transpose(rows);
+        for (int l = 0; l < width; ++l) store(y + l * to.outer_stride, rows[l], false);
+      },
+      [&](IO* y, int j, int length) {
+        for (int k = 0; k < steps; ++k) {
+          IO* row = y + k * to.step_stride;
+          int l = 0;
+          for (; l + width <= length; l += width) store(row + l, load<V>(stage + k * kPitch + j + l), false);
+          for (; l < length; ++l) store(row + l, stage[k * kPitch + j + l], false);
+        }
+      });
 }
 
 template <class S>
@@ -217,12 +290,12 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
   with_form(p, [&](auto form, auto hard) {
     // The steps from t on, at most a chunk and not beyond `end`; `next` is what is read after `end`.
     const auto chunk = [&](const Tile& tile, S* v, int64_t t, int64_t end, const IO* next, bool output) {
-      alignas(64) S stage[kChunk * kLanes];
+      alignas(64) S stage[kChunk * kPitch];
       const int steps = int(std::min<int64_t>(kChunk, end - t));
       if (tiles.narrow) {
         gather(x, tile, t, steps, stage);
         for (int k = 0; k < steps; ++k) {
-          S* row = stage + k * kLanes;
+          S* row = stage + k * kPitch;
           step<form(), hard()>(n, row, row, v, row, tile.lanes, false);
         }
         if (output) scatter(spikes, tile, t, steps, stage);
@@ -329,22 +402,22 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
 
   // Back over the chunks that begin at or after `begin` and before `end`.
   const auto walk = [&](const Tile& tile, S* grad_v, int64_t begin, int64_t end, bool output) {
-    alignas(64) S v[kLanes], x_stage[kChunk * kLanes], grad_stage[kChunk * kLanes];
+    alignas(64) S v[kLanes], x_stage[kChunk * kPitch], grad_stage[kChunk * kPitch];
     for (int64_t t = (end - 1) / kChunk * kChunk; t >= begin && end > begin; t -= kChunk) {
       const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
       start(v, t > 0 ? saved + (t / kChunk - 1) * s.outer * s.inner : v0, n.v_start, tile);
       if (tiles.narrow) {
         gather(x, tile, t, steps, x_stage);
         if (a.grad_spikes) gather(grad_s, tile, t, steps, grad_stage);
-        const Rows<const S> upstream{a.grad_spikes ? grad_stage : zeros, a.grad_spikes ? kLanes : 0};
-        chunk_back(p, n, Rows<const S>{x_stage, kLanes}, upstream, Rows<S>{grad_stage, kLanes}, v, grad_v, tile.lanes,
+        const Rows<const S> upstream{a.grad_spikes ? grad_stage : zeros, a.grad_spikes ? kPitch : 0};
+        chunk_back(p, n, Rows<const S>{x_stage, kPitch}, upstream, Rows<S>{grad_stage, kPitch}, v, grad_v, tile.lanes,
                    steps, false);
         if (output) scatter(grad_x, tile, t, steps, grad_stage);
       } else {
         const Rows<const IO> upstream{a.grad_spikes ? grad_s.at(tile.first, t) : reinterpret_cast<const IO*>(zeros),
                                       a.grad_spikes ? s.inner : 0};
         const Rows<IO> out =
-            output ? Rows<IO>{grad_x.at(tile.first, t), s.inner} : Rows<IO>{reinterpret_cast<IO*>(grad_stage), kLanes};
+            output ? Rows<IO>{grad_x.at(tile.first, t), s.inner} : Rows<IO>{reinterpret_cast<IO*>(grad_stage), 0};
         chunk_back(p, n, Rows<const IO>{x.at(tile.first, t), s.x_step_stride}, upstream, out, v, grad_v, tile.lanes,
                    steps, streaming && output);
       }
