@@ -9,9 +9,8 @@
 // rows of a stage, a chunk at a time.
 //
 // Segments of time are tiles like any other. Each warms up on the steps before it (in backward: after it), without
-// output, and notes the state from which it then starts, and with which it ends; `repair` compares these bit for bit
-// and runs again what differs. So all outputs, gradients too, are those of the serial loop, whatever the number of
-// threads.
+// output, and notes the state from which it then starts, and with which it ends; these are compared bit for bit, and
+// what differs runs again. So all outputs, gradients too, are those of the serial loop, whatever the number of threads.
 #include <algorithm>
 #include <type_traits>
 
@@ -73,6 +72,12 @@ struct Seams {
   }
   void note(S* seams, const Tile& tile, const S* v) const {
     if (segments > 1) std::copy_n(v, tile.lanes, seams + tile.segment * neurons + tile.first);
+  }
+  // Whether every segment `by` after another starts where that one ended: then there is no need to wake the threads.
+  bool all_meet(int by) const {
+    const S* is = starts + std::max(by, 0) * neurons;
+    const S* should = ends + std::max(-by, 0) * neurons;
+    return std::memcmp(is, should, (segments - 1) * neurons * sizeof(S)) == 0;
   }
   // The lanes of `tile` whose start is not the end of the segment `from`, as far as they span.
   Tile differing(Tile tile, int64_t from) const {
@@ -329,7 +334,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
       if (tile.end == s.steps) std::copy_n(v, tile.lanes, v_last + tile.first);
       if (streaming) stream_fence();
     }
-    if (s.segments == 1) return;
+    if (s.segments == 1 || seams.all_meet(1)) return;
 
     // Repair.
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
@@ -437,7 +442,7 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
     if (grad_v0 && tile.segment == 0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
     if (streaming) stream_fence();
   }
-  if (s.segments == 1) return;
+  if (s.segments == 1 || seams.all_meet(-1)) return;
 
   // Repair.
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
