@@ -1,64 +1,246 @@
-"""The same LIF layer in several hands: tau = 2, input not decayed, threshold 1 (fires at it), hard reset to 0, ATan(2).
+"""Who is measured. A contender makes a module, x [T, N, ...] to spikes, through its library's public interface; every
+call starts from a fresh state.
 
-Each contender is ``make() -> layer`` with ``layer(x [T, N]) -> spikes [T, N]``, through its public interface, from a
-fresh state at every call.
+The neuron: tau = 2, input not decayed, threshold 1 (fires at it), hard reset to 0, surrogate ATan(2), the gradient
+through the reset too. Where a library cannot, ``equals`` holds the options of ``snnkern.lif`` that it must agree with
+instead, and ``differs`` says the same in words.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+
 import torch
+from torch import nn
 
 import snnkern
-from snnkern.surrogate import ATan
+from snnkern.backend import why_not
+from snnkern.ops.lif import state_dtype
+from snnkern.surrogate import ATan, SuperSpike
 
 SURROGATE = ATan(2.0)
+NEURON = {"tau": 2.0, "decay_input": False, "surrogate": SURROGATE, "fire_at_threshold": True}
+LONGEST_COMPILED = 16
 
 
-def ours(backend=None):
-    def layer(x):
-        return snnkern.lif(x, tau=2.0, decay_input=False, surrogate=SURROGATE, fire_at_threshold=True, backend=backend)[
-            0
-        ]
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    make: Callable[[], nn.Module]
+    equals: dict | None = field(default_factory=dict)  # beyond NEURON; None: another neuron, not checked
+    differs: str = ""
+    backend: str | None = None
+    needs: str = "torch"  # the module that must be importable
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")  # where it is one
+    compiled: bool = False
+    half_state: bool = False  # a 16-bit input gets a 16-bit state
 
-    return layer
+    def refuses(self, workload) -> str | None:
+        """Why it is not measured there."""
+        if not self.compiled:
+            return None
+        if workload.steps > LONGEST_COMPILED:
+            return f"unrolled over T: left out above T = {LONGEST_COMPILED}"
+        return None if workload.compiled else "compiled anew for every size: left out here"
+
+    @property
+    def options(self) -> dict:
+        return NEURON | (self.equals or {})
 
 
-def loop():
-    """What people write: about six elementwise operations a step."""
+class Layer(nn.Module):
+    """``call(module, x)`` as a module."""
 
-    def layer(x):
-        v, spikes = torch.zeros_like(x[0]), []
+    def __init__(self, module: nn.Module, call: Callable):
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, x):
+        return self.call(self.module, x)
+
+
+class Steps(nn.Module):
+    """A cell, (x_t, state) to (spikes, state), in the loop over time that people write. ``start(x_0)`` is its state."""
+
+    def __init__(self, cell: nn.Module, start: Callable = lambda x: None):
+        super().__init__()
+        self.cell, self.start = cell, start
+
+    def forward(self, x):
+        state, spikes = self.start(x[0]), []
         for x_t in x.unbind(0):
-            h = v - v / 2.0 + x_t
-            s = SURROGATE(h - 1.0, h >= 1.0)
-            v = h * (1 - s)
+            s, state = self.cell(x_t, state)
             spikes.append(s)
         return torch.stack(spikes)
 
-    return layer
+
+class Plain(nn.Module):
+    """About six elementwise operations a step."""
+
+    def forward(self, x, v):
+        h = v - v / 2.0 + x
+        s = SURROGATE(h - 1.0, h >= 1.0)
+        return s.to(x.dtype), h * (1 - s)
 
 
-def compiled_loop():
+def loop() -> nn.Module:
+    return Steps(Plain(), lambda x: torch.zeros_like(x, dtype=state_dtype(x.dtype)))
+
+
+def compiled_loop() -> nn.Module:
     return torch.compile(loop(), dynamic=False)
 
 
-def spikingjelly():
-    from spikingjelly.activation_based import neuron, surrogate
+class SpikingJelly(nn.Module):
+    """Its node, or with ``functional`` its op with a float32 state, which alone reaches its fused kernels for 16-bit x.
 
-    node = neuron.LIFNode(tau=2.0, decay_input=False, surrogate_function=surrogate.ATan(), step_mode="m")
+    It reads SJ_LIF_CUDA_IMPLEMENTATION when imported and never again: for several in one process, each call puts its
+    own where that is kept.
+    """
 
-    def layer(x):
-        node.reset()
-        return node(x)
+    chosen: dict[str, dict] = {}  # noqa: RUF012  # per implementation, what it found on each device
 
-    return layer
+    def __init__(self, implementation: str = "auto", functional: bool = False, compiled: bool = False):
+        from spikingjelly.activation_based import neuron, surrogate
+
+        super().__init__()
+        self.surrogate = surrogate.ATan()
+        self.node = neuron.LIFNode(tau=2.0, decay_input=False, surrogate_function=self.surrogate, step_mode="m")
+        self.implementation, self.checked = implementation, False
+        self.run = self.with_float32_state if functional else self.with_node
+        if compiled:
+            self.run = torch.compile(self.run, dynamic=False)
+
+    def forward(self, x):
+        if x.is_cuda:
+            self.force(x.device)
+        return self.run(x)
+
+    def with_node(self, x):
+        self.node.reset()
+        return self.node(x)
+
+    def with_float32_state(self, x):
+        from spikingjelly.activation_based import functional
+
+        v = torch.zeros(x.shape[1:], device=x.device)
+        return functional.lif_multi_step(x, v, 2.0, False, 1.0, 0.0, self.surrogate, False)[0]
+
+    def force(self, device):
+        from spikingjelly._ops.lif import _selection
+        from spikingjelly.activation_based import functional
+
+        _selection._requested = self.implementation
+        _selection._selections = self.chosen.setdefault(self.implementation, {})
+        if not self.checked:
+            took = functional.neuron_implementation("lif", device)["implementation"]
+            if self.implementation not in ("auto", took):
+                raise RuntimeError(f"asked for {self.implementation!r}, it took {took!r}")
+            self.checked = True
 
 
-# Name in tables and plots -> how to make it. The compiled loop is unrolled over T: it is left out above this T.
-CONTENDERS = {
-    "snnkern": ours,
-    "SpikingJelly 2.0.0": spikingjelly,
-    "plain loop": loop,
-    "torch.compile of the loop": compiled_loop,
-}
-LONGEST_COMPILED = 16
+def snntorch() -> nn.Module:
+    from snntorch import Leaky
+    from snntorch._neurons import SpikingNeuron
+
+    cell = Leaky(beta=0.5, reset_mechanism="zero")
+    SpikingNeuron.init()  # a list that keeps every neuron ever made, with its graph
+    return Steps(cell, torch.zeros_like)
+
+
+def norse_box() -> nn.Module:
+    from norse.torch import LIFBoxCell, LIFBoxParameters
+
+    return Steps(LIFBoxCell(LIFBoxParameters(tau_mem_inv=torch.tensor(0.5)), dt=1.0))
+
+
+def norse() -> nn.Module:
+    from norse.torch import LIF, LIFParameters
+
+    parameters = LIFParameters(tau_mem_inv=torch.tensor(0.5), tau_syn_inv=torch.tensor(1.0))
+    return Layer(LIF(parameters, dt=1.0), lambda module, x: module(x)[0])
+
+
+def sinabs(package: str = "sinabs.layers") -> nn.Module:
+    from sinabs.activation import MembraneReset, SingleSpike
+
+    options = {"tau_mem": 1 / math.log(2), "spike_fn": SingleSpike, "norm_input": False}
+    options["surrogate_grad_fn"] = lambda v, threshold: SURROGATE.grad(v - threshold)
+    if package == "sinabs.layers":
+        options["reset_fn"] = MembraneReset()
+    module = importlib.import_module(package).LIF(**options).requires_grad_(False)  # tau is learnt by default
+
+    def call(module, x):
+        module.reset_states()
+        return module(x.transpose(0, 1)).transpose(0, 1)  # it wants [N, T, ...]
+
+    return Layer(module, call)
+
+
+ABOVE = {"fire_at_threshold": False}
+NORSE = {**ABOVE, "decay_input": True, "surrogate": SuperSpike(1.0)}
+NORSE_DIFFERS = "its input decays too, fires above the threshold, SuperSpike surrogate"
+SNNTORCH_DIFFERS = "fires above the threshold, no gradient through the reset"
+SPIKINGJELLY = {"needs": "spikingjelly.activation_based.neuron"}
+FLOAT32_STATE = partial(SpikingJelly, functional=True)
+
+PEERS = [
+    Contender("plain loop", loop),
+    Contender("compiled loop", compiled_loop, compiled=True),
+    Contender("SpikingJelly", SpikingJelly, half_state=True, **SPIKINGJELLY),
+    Contender("SpikingJelly, float32 state", FLOAT32_STATE, devices=("cpu",), dtypes=("bfloat16",), **SPIKINGJELLY),
+    *(
+        Contender(f"SpikingJelly {name}", partial(FLOAT32_STATE, name), backend=name, devices=("cuda",), **SPIKINGJELLY)
+        for name in ("cuda", "triton", "torch")
+    ),
+    Contender("compiled SpikingJelly", partial(FLOAT32_STATE, compiled=True), compiled=True, **SPIKINGJELLY),
+    Contender("snnTorch", snntorch, {**ABOVE, "detach_reset": True}, SNNTORCH_DIFFERS, needs="snntorch"),
+    Contender("Norse LIFBoxCell", norse_box, NORSE, NORSE_DIFFERS, needs="norse.torch", half_state=True),
+    Contender("Norse LIF", norse, NORSE, f"{NORSE_DIFFERS}, a synaptic current", needs="norse.torch"),
+    Contender("sinabs", sinabs, {"detach_reset": True}, "no gradient through the reset", needs="sinabs.layers"),
+    Contender(
+        "EXODUS",
+        partial(sinabs, "sinabs.exodus.layers"),
+        None,
+        "different neuron: soft reset; not checked",
+        needs="sinabs.exodus.layers",
+        devices=("cuda",),
+    ),
+]
+OURS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
+
+@cache
+def missing(module: str) -> str | None:
+    """Why ``module`` cannot be imported."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(module)
+    except Exception as error:
+        return f"cannot be imported: {error}"
+    return None
+
+
+def contenders(device: str) -> tuple[list[Contender], dict[str, str]]:
+    """Those that can run on ``device``, ours first, and the reasons of those that cannot."""
+    able, unable = [], {}
+    for backend in OURS[device]:
+        ours = Contender(f"snnkern {backend}", partial(snnkern.nn.LIF, **NEURON, backend=backend), backend=backend)
+        if reason := why_not(backend, device, torch.float32):
+            unable[ours.name] = reason
+        else:
+            able.append(ours)
+    for peer in PEERS:
+        if device in peer.devices:
+            if reason := missing(peer.needs):
+                unable[peer.name] = reason
+            else:
+                able.append(peer)
+    return able, unable

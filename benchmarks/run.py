@@ -1,200 +1,269 @@
-"""``python -m benchmarks.run``: forward + backward of one LIF layer beside its peers, in one interleaved run.
+"""``python -m benchmarks.run``: one LIF layer, a layer behind a linear one, whole models, beside their peers.
 
-A contender whose spikes or gradients differ from the reference gets no time. Every round runs all contenders one after
-the other, so that a machine whose speed drifts drifts for all; figures are medians over rounds, ratios medians of the
-rounds' ratios. Results go to ``benchmarks/results/<name>.json`` with the machine, the versions and the commit.
+A contender that differs from the reference gets no time (``check.py``). In every round all contenders run one after the
+other; figures are medians over rounds, ratios medians of the rounds' ratios. Results go to
+``benchmarks/results/NAME.json``, tables and pictures of them beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
-import sys
 import time
+import traceback
 import warnings
+from contextlib import suppress
 from datetime import date
+from importlib import metadata
 from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from snnkern.runs import RunError, replacing, versions
+
+from . import report
+from .cases import CASES
+from .check import Refused
+from .contenders import Contender, contenders
+from .measure import Call, clock_for, interleave, peak
+from .pictures import draw
+from .workloads import Workload, workloads
 
 RESULTS = Path(__file__).parent / "results"
-CASES = [(4, 262_144), (16, 262_144), (64, 262_144), (256, 4_096), (1024, 512)]
-QUICK = [(16, 65_536), (256, 1_024)]
+SHARE = {"cpu": 0.05, "cuda": 0.02}  # seconds of one contender in one round, if it is that fast
+PEERS = ("spikingjelly", "snntorch", "norse", "sinabs", "sinabs-exodus", "triton")
+BLANK = dict.fromkeys(
+    (
+        *("group", "op", "contender", "backend", "mode", "T", "N", "shape", "dtype", "layout"),
+        *("buffers", "rounds", "ms", "ms_min", "ms_max", "over_ours", "over_copy", "GB/s", "percent_of_copy"),
+        *("per_second", "kept_bytes", "peak_bytes", "spike_rate", "spikes_differ", "gradient_error", "reason"),
+    )
+)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def machine(torch) -> dict:
-    from snnkern import _C
-    from snnkern.runs import versions
-
+def machine(device: str) -> dict:
     known = versions()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        from snnkern._C import cpu_isa
+
+        name = f"{known['processor']}, {torch.get_num_threads()} threads, {cpu_isa()}"
+    git = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout.strip()
+    peers = {}
+    for peer in PEERS:
+        with suppress(metadata.PackageNotFoundError):
+            peers[peer] = metadata.version(peer)
     return {
-        "device": f"{known['processor']}, {torch.get_num_threads()} threads, {_C.cpu_isa()}",
+        "device": name,
         **known,
-        "commit": commit,
+        **peers,
+        "cuda": torch.version.cuda,
+        "commit": commit + ("+" if changed else ""),
         "date": date.today().isoformat(),
-        "environment": {key: os.environ[key] for key in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY") if key in os.environ},
+        "environment": {k: os.environ[k] for k in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY") if k in os.environ},
     }
 
 
-def check(layer, x, grad) -> str | None:
-    """Why a contender may not be timed; None if its spikes are the reference's and its gradient is near."""
-    import torch
-
-    from .contenders import ours
-
-    results = []
-    for f in (layer, ours("reference")):
-        y = x.detach().clone().requires_grad_()
-        spikes = f(y)
-        spikes.backward(grad)
-        results.append((spikes.detach(), y.grad))
-    (spikes, gradient), (true_spikes, true_gradient) = results
-    if not torch.equal(spikes, true_spikes):
-        return f"{(spikes != true_spikes).sum()} of {spikes.numel()} spikes differ"
-    error = ((gradient - true_gradient).norm() / true_gradient.norm()).item()
-    return None if error < 1e-5 else f"relative gradient error {error:.1e}"
+def blank(workload: Workload) -> dict:
+    """A row with nothing measured."""
+    size = {"T": workload.steps, "N": workload.neurons, "shape": list(workload.shape)}
+    return BLANK | size | {k: getattr(workload, k) for k in ("group", "op", "dtype", "layout")}
 
 
-def seconds(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def measure(calls: dict, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call, interleaved: ``rounds`` rounds of every call, each the median of a few repeats."""
-    repeats = {name: max(1, min(20, int(0.05 / max(seconds(call), 1e-6)))) for name, call in calls.items()}
-    times = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call()
-            times[name].append(statistics.median(seconds(call) for _ in range(repeats[name])))
-    return times
-
-
-def layer_rows(steps: int, neurons: int, rounds: int, contenders: dict, longest_compiled: int) -> list[dict]:
-    import torch
-
-    torch.manual_seed(0)
-    x = torch.randn(steps, neurons)
-    grad, copy = torch.randn_like(x), torch.empty_like(x)
-    leaf = x.clone().requires_grad_()
-    forward = {"Tensor.copy_": lambda: copy.copy_(x)}
-    both = {"Tensor.copy_": forward["Tensor.copy_"]}
-    rows = []
-    for name, make in contenders.items():
-        row = {"op": "lif", "contender": name, "T": steps, "N": neurons, "dtype": "float32"}
-        if "compile" in name and steps > longest_compiled:
-            rows.append({**row, "skipped": f"unrolled over T: left out above T = {longest_compiled}"})
+def measure(workload: Workload, able: list[Contender], device: str, rounds: int) -> list[dict]:
+    """The rows of one workload: one per contender and mode, or one with the reason why a contender has no time."""
+    if workload.compiled:
+        torch.compiler.reset()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    case = CASES[workload.op](workload, device)
+    common = blank(workload) | {"buffers": case.buffers}
+    calls, found, rows = [call for call in [case.copy()] if call], {}, []
+    for contender in able:
+        if workload.dtype not in contender.dtypes or not contender.name.startswith(workload.only or ""):
             continue
-        layer = make()
-        wrong = check(layer, x, grad)
-        if wrong:
-            rows.append({**row, "skipped": wrong})
-            continue
-
-        def train(layer=layer):
-            leaf.grad = None
-            layer(leaf).backward(grad)
-
-        def infer(layer=layer):
-            with torch.no_grad():
-                layer(x)
-
-        forward[name], both[name] = infer, train
-    for mode, calls, streams in (("forward", forward, 2), ("forward + backward", both, 5)):
-        times = measure(calls, rounds)
-        ours, copied = times["snnkern"], times["Tensor.copy_"]
-        for name, got in times.items():
-            bytes_moved = (2 if name == "Tensor.copy_" else streams) * x.numel() * x.element_size()
-            rows.append(
-                {
-                    "op": "lif",
-                    "contender": name,
-                    "mode": mode,
-                    "T": steps,
-                    "N": neurons,
-                    "dtype": "float32",
-                    "ms": 1e3 * statistics.median(got),
-                    "ms_min": 1e3 * min(got),
-                    "ms_max": 1e3 * max(got),
-                    "GB/s": bytes_moved / statistics.median(got) / 1e9,
-                    "over_snnkern": statistics.median(a / b for a, b in zip(got, ours, strict=True)),
-                    "over_copy": statistics.median(a / b for a, b in zip(got, copied, strict=True)),
-                }
-            )
+        told = common | {"contender": contender.name, "backend": contender.backend}
+        try:
+            facts, memory, its_calls = prepare(case, workload, contender, device)
+        except Exception as error:
+            rows.append(told | {"reason": _reason(error)})
+        else:
+            found[contender.name] = told | facts, memory
+            calls += its_calls
+    times = interleave(calls, clock_for(workload, device), rounds, SHARE[device])
+    ours = next((name for name in found if name.startswith("snnkern")), None)
+    for (name, mode), got in times.items():
+        facts, memory = found.get(name, (common | {"contender": name}, {}))
+        row = facts | memory.get(mode, {}) | figures(case, mode, got, times, ours)
+        rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
     return rows
 
 
-def overhead_rows(rounds: int) -> list[dict]:
-    """What one call costs on tensors too small to matter."""
-    import torch
-
-    import snnkern
-
-    x = torch.randn(4, 16)
-    leaf, grad = x.clone().requires_grad_(), torch.ones(4, 16)
-
-    def infer():
-        for _ in range(1000):
-            snnkern.lif(x)
-
-    def train():
-        for _ in range(1000):
-            leaf.grad = None
-            snnkern.lif(leaf)[0].backward(grad)
-
-    return [
-        {"op": "lif", "contender": "snnkern", "mode": mode, "T": 4, "N": 16, "us": 1e3 * statistics.median(times)}
-        for mode, times in measure({"forward overhead": infer, "forward + backward overhead": train}, rounds).items()
-    ]
+def prepare(case, workload: Workload, contender: Contender, device: str) -> tuple[dict, dict[str, dict], list[Call]]:
+    """How a contender differs, its memory by mode, and its calls; raises Refused."""
+    if reason := contender.refuses(workload):
+        raise Refused(reason)
+    module = case.module(contender)
+    case.foresee(module)
+    facts, memory = case.check(module, contender), {}
+    calls = case.calls(module, contender)
+    for call in calls:
+        for mode in {"inference", "both", "step"}.intersection(call.modes):
+            memory[mode] = {}
+            if mode != "inference" and not contender.compiled:
+                memory[mode]["kept_bytes"] = case.keeps(module)
+            call.run(0, lambda: None)
+            if device == "cuda" or not case.bytes or case.bytes >= 2**22:  # resident memory comes in pages
+                memory[mode]["peak_bytes"] = peak(lambda call=call: call.run(0, lambda: None), device)
+    return facts, memory, calls
 
 
-def table(rows: list[dict]) -> str:
-    lines = ["| T | N | forward + backward | ms | times snnkern | times one copy |", "|---:|---:|---|---:|---:|---:|"]
-    for row in rows:
-        if row.get("mode") == "forward + backward":
-            lines.append(
-                f"| {row['T']} | {row['N']:,} | {row['contender']} | {row['ms']:.2f} | {row['over_snnkern']:.1f} "
-                f"| {row['over_copy']:.1f} |"
-            )
-        elif "skipped" in row:
-            lines.append(f"| {row['T']} | {row['N']:,} | {row['contender']} | {row['skipped']} | | |")
-    for row in rows:
-        if "us" in row:
-            lines.append(f"\n{row['mode']}: {row['us']:.1f} us a call")
-    return "\n".join(lines)
+def figures(case, mode: str, got: list[float], times: dict, ours: str | None) -> dict:
+    """A row's times, and what follows from them."""
+
+    def over(other: list[float] | None) -> float | None:
+        return other and statistics.median(a / b for a, b in zip(got, other, strict=False))
+
+    median, streams = statistics.median(got), 2 if mode == "copy" else case.streams.get(mode)
+    row = {"mode": mode, "rounds": len(got), "ms": 1e3 * median, "ms_min": 1e3 * min(got), "ms_max": 1e3 * max(got)}
+    row["over_ours"] = over(times.get((ours, mode)))
+    row["over_copy"] = over(times.get(("Tensor.copy_", "copy")))
+    if mode == "step":
+        row["per_second"] = case.workload.shape[0] / median
+    if streams:
+        row["GB/s"] = streams * case.bytes / median / 1e9
+        row["percent_of_copy"] = 100 * streams / 2 / row["over_copy"]
+    return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="cpu", help="results go to benchmarks/results/NAME.json and NAME.png")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's")
-    parser.add_argument("--quick", action="store_true", help="two small cases, three rounds")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import torch
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, Refused) else traceback.format_exception_only(error)[0].partition("\n")[0]
 
-    from . import plot
-    from .contenders import CONTENDERS, LONGEST_COMPILED
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    rounds, rows = (3 if args.quick else args.rounds), []
-    for steps, neurons in QUICK if args.quick else CASES:
-        print(f"T = {steps}, N = {neurons:,} ...", file=sys.stderr, flush=True)
-        rows += layer_rows(steps, neurons, rounds, CONTENDERS, LONGEST_COMPILED)
-    rows += overhead_rows(rounds)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{args.name}.json"
-    path.write_text(json.dumps({"machine": machine(torch), "rows": rows}, indent=1) + "\n")
-    plot.draw(path, path.with_suffix(".png"))
-    print(table(rows))
-    print(f"\n{path}, {path.with_suffix('.png')}")
+def write(path: Path, content: dict) -> None:
+    """As JSON, a row a line; until it is complete, what was there stays."""
+    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in content["rows"])
+    text = json.dumps({**content, "rows": []}, indent=1).removesuffix("[]\n}") + f"[\n{rows}\n]\n}}\n"
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def begin(path: Path, content: dict, resume: bool) -> dict:
+    """``content``, or with ``resume`` what ``path`` holds of the same; RunError if that is of something else."""
+    if not resume or not path.exists():
+        return content
+    held = json.loads(path.read_text())
+    for part in ("machine", "settings"):
+        differ = [k for k, v in content[part].items() if held.get(part, {}).get(k) != v and k != "date"]
+        if differ:
+            told = "; ".join(f"{k} {held.get(part, {}).get(k)!r} there, {content[part][k]!r} here" for k in differ)
+            raise RunError(f"{path} cannot be resumed: {told}")
+    return held
+
+
+def run(
+    chosen: list[Workload],
+    path: Path,
+    device: str = "cpu",
+    rounds: int = 7,
+    budget: float | None = None,
+    resume: bool = False,
+    able: list[Contender] | None = None,
+    console: Console | None = None,
+) -> dict:
+    """Measures ``chosen`` into ``path``, which is written after every workload; returns what it holds."""
+    started = time.monotonic()
+    here, unable = contenders(device)
+    content = {
+        "machine": machine(device),
+        "settings": {"rounds": rounds, "threads": torch.get_num_threads()},
+        "differs": {contender.name: contender.differs for contender in here if contender.differs},
+        "unavailable": unable,
+        "finished": [],
+        "not_reached": [],
+        "rows": [],
+    }
+    content = begin(path, content, resume)
+    content["not_reached"] = [str(workload) for workload in chosen if str(workload) not in content["finished"]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console or Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(chosen))
+        longest = {}  # seconds of a workload so far, by group
+        for workload in chosen:
+            progress.update(task, description=str(workload))
+            begun = time.monotonic()
+            late = budget and begun - started + longest.get(workload.group, 0) > budget
+            if str(workload) in content["not_reached"] and not late:
+                try:
+                    content["rows"] += measure(workload, able or here, device, rounds)
+                except Exception as error:  # the rest can still be measured
+                    content["rows"].append(blank(workload) | {"contender": "all", "reason": _reason(error)})
+                content["finished"].append(str(workload))
+                content["not_reached"].remove(str(workload))
+                write(path, content)
+                longest[workload.group] = max(longest.get(workload.group, 0), time.monotonic() - begun)
+            progress.advance(task)
+    return content
+
+
+@app.command(help=__doc__.replace("``", ""))
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="A few small workloads, in two minutes.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU, the most important first, in ten minutes.")] = False,
+    group: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this group; may be repeated.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the results; default: from the device and the choice.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 7,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; default: its own choice.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds, by leaving out what comes last; 570 with --gpu.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the finished workloads of an interrupted run.")
+    ] = False,
+) -> None:
+    device = "cuda" if gpu else "cpu"
+    if gpu and not torch.cuda.is_available():
+        _fail("--gpu: this PyTorch finds no GPU; see `snnkern doctor`")
+    if threads:
+        torch.set_num_threads(threads)
+    everything = {workload.group for workload in workloads(device, quick)}
+    if unknown := set(group or ()) - everything:
+        _fail(f"--group must be one of {', '.join(sorted(everything))}, got {', '.join(sorted(unknown))}")
+    where = torch.cuda.get_device_name().lower().replace(" ", "-") if gpu else "cpu"
+    path = RESULTS / f"{name or '-'.join([where, *['quick'] * quick, *(group or [])])}.json"
+    chosen = workloads(device, quick, tuple(group or ()))
+    warnings.simplefilter("ignore")  # the peers' own
+    try:
+        content = run(chosen, path, device, rounds, budget or (570 if gpu else None), resume)
+    except RunError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail(f"interrupted; finished workloads are safe in {path}, --resume goes on from there", 130)
+    tables = path.with_suffix(".md")
+    tables.write_text(report.tables(content))
+    typer.echo(tables.read_text())
+    for file in (path, tables, *draw(content, path)):
+        typer.echo(file)
+
+
+def _fail(message: str, code: int = 2):
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    app()

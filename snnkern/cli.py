@@ -1,8 +1,9 @@
-"""The command line: ``snnkern doctor | train | plot``."""
+"""The command line: ``snnkern doctor | train | plot | bench``."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -124,6 +125,20 @@ def plot(run: Annotated[Path, typer.Argument(help="The folder that train wrote."
             typer.echo(path)
     except (RunError, ModuleNotFoundError) as error:
         _fail(str(error), 1)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure the ops and whole models beside their peers; needs a source checkout. Options: snnkern bench --help"""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / "benchmarks" / "run.py").exists():
+        _fail(f"the benchmarks live in the source checkout, not in {checkout}: there, `python -m benchmarks.run`", 1)
+    sys.path.insert(0, str(checkout))
+    try:
+        from benchmarks.run import app as suite
+    except ModuleNotFoundError as error:
+        _fail(f"{error}; `pip install 'snnkern[bench]'` brings what the benchmarks need", 1)
+    suite(context.args, prog_name="snnkern bench")
 
 
 def main() -> None:

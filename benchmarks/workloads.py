@@ -1,0 +1,127 @@
+"""What is measured, as data: groups of workloads, in two sizes (a CPU with a few cores, a GPU) and a quick choice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One op, or one training step of a model, on inputs of one size.
+
+    ``op`` names an entry of ``cases.CASES``; ``shape`` is that of x without time. ``compiled``: torch.compile takes its
+    time for every size, so only these workloads try it. ``only``: the contenders whose names begin so; empty: all.
+    """
+
+    group: str
+    op: str
+    steps: int
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    compiled: bool = False
+    only: tuple[str, ...] = ()
+
+    @property
+    def neurons(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"{self.group}: {self.op} T={self.steps} {shape} {self.dtype} {self.layout}"
+
+
+FEW = ("snnkern", "plain loop", "SpikingJelly")
+
+
+def image(
+    steps: int, log2: int, dtype: str = "float32", layout: str = "contiguous", compiled: bool = False
+) -> Workload:
+    """2**log2 neurons as a batch of 128 feature maps of 16 x 16."""
+    return Workload("image", "lif", steps, (2**log2 >> 15, 128, 16, 16), dtype, layout, compiled)
+
+
+def long(steps: int, neurons: int, dtype: str = "float32") -> Workload:
+    return Workload("long", "lif", steps, (16, neurons // 16), dtype)
+
+
+def scaling(steps: int) -> Workload:
+    """Is time linear in T?"""
+    return Workload("scaling", "lif", steps, (16, 256), only=FEW)
+
+
+def protocol(neurons: int) -> Workload:
+    """A linear layer and a LIF layer: the open benchmark, open-neuromorphic/snn-library-benchmarks."""
+    return Workload("protocol", "linear+lif", 500, (16, neurons))
+
+
+def overhead(compiled: bool = False) -> Workload:
+    """Tensors too small to matter: what remains is the call."""
+    return Workload("overhead", "lif", 4, (16,), compiled=compiled)
+
+
+def model(name: str, steps: int, batch: int, dtype: str = "float32") -> Workload:
+    """One training step; bfloat16 means autocast."""
+    return Workload("models", name, steps, (batch, *SAMPLES[name]), dtype)
+
+
+SAMPLES = {"ResNet19": (3, 32, 32), "VGGSNN": (2, 48, 48), "SpikingMLP": (70,)}
+BOTH = ("float32", "bfloat16")
+
+CPU = [
+    *(image(4, log2, compiled=True) for log2 in (16, 18, 20)),
+    *(image(steps, log2, compiled=log2 == 18) for steps in (6, 10) for log2 in (16, 18, 20)),
+    *(image(steps, log2, "bfloat16") for steps in (4, 6, 10) for log2 in (16, 18, 20)),
+    *(image(4, 20, dtype, "channels last") for dtype in BOTH),
+    *(long(128, neurons) for neurons in (256, 4096, 2**17)),
+    *(long(500, neurons) for neurons in (256, 4096, 2**15)),
+    *(long(1000, neurons) for neurons in (256, 4096, 2**14)),
+    *(long(4000, neurons) for neurons in (256, 4096)),
+    long(1000, 4096, "bfloat16"),
+    *(scaling(steps) for steps in (500, 1000, 2000, 5000, 10000)),
+    *(protocol(neurons) for neurons in (512, 1024, 2048)),
+    model("ResNet19", 2, 2),
+    model("VGGSNN", 4, 1),
+    *(model("SpikingMLP", steps, 16) for steps in (100, 1000)),
+    overhead(compiled=True),
+]
+
+# The most important first: what the time does not reach is left out and named.
+GPU = [
+    *(image(4, log2, dtype) for log2 in (16, 20, 24) for dtype in BOTH),
+    overhead(),
+    *(long(1000, neurons, dtype) for neurons in (4096, 2**18) for dtype in BOTH),
+    *(
+        model(name, steps, batch, dtype)
+        for name, steps, batch in (("ResNet19", 4, 64), ("VGGSNN", 10, 32))
+        for dtype in BOTH
+    ),
+    *(scaling(steps) for steps in (500, 1000, 2000, 5000, 10000)),
+    *(model("SpikingMLP", steps, 256) for steps in (100, 1000)),
+    *(protocol(neurons) for neurons in (512, 4096, 16384)),
+    *(image(4, log2, dtype) for log2 in (18, 26) for dtype in BOTH),
+    *(image(4, 22, dtype, "channels last") for dtype in BOTH),
+    *(image(4, 22, dtype, compiled=True) for dtype in BOTH),
+    *(image(10, log2, dtype) for log2 in (16, 20, 24) for dtype in BOTH),
+    *(long(steps, neurons) for steps in (128, 500) for neurons in (256, 4096, 2**18)),
+    *(long(4000, neurons) for neurons in (256, 4096, 2**18)),
+    *(protocol(neurons) for neurons in (2048, 8192)),
+    *(image(6, log2, dtype) for log2 in (16, 20, 24, 26) for dtype in BOTH),
+    image(10, 26),
+]
+
+QUICK = [
+    replace(workload, only=FEW)
+    for workload in (
+        *(image(4, 16), image(16, 18), image(4, 18, "bfloat16")),
+        *(long(128, 4096), long(500, 4096), scaling(1000)),
+        model("SpikingMLP", 100, 16),
+        overhead(),
+    )
+]
+
+
+def workloads(device: str, quick: bool = False, groups: tuple[str, ...] = ()) -> list[Workload]:
+    chosen = QUICK if quick else GPU if device == "cuda" else CPU
+    return [workload for workload in chosen if not groups or workload.group in groups]
