@@ -32,8 +32,9 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
+# make bench ARGS=--quick: two minutes.
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 .venv/requirements: requirements-dev.txt requirements-peers.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
