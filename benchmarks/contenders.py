@@ -20,6 +20,7 @@ from torch import nn
 
 import snnkern
 from snnkern.backend import why_not
+from snnkern.ops import split as splitting
 from snnkern.ops.lif import state_dtype
 from snnkern.surrogate import ATan, SuperSpike
 
@@ -40,6 +41,13 @@ class Contender:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")  # where it is one
     compiled: bool = False
     half_state: bool = False  # a 16-bit input gets a 16-bit state
+    group: str | None = None  # the only group of workloads it is for, beside nobody else
+
+    def takes(self, workload) -> bool:
+        """Whether it is meant to be measured there; only then is it missed, and a reason given."""
+        if workload.dtype not in self.dtypes or not self.name.startswith(workload.only or ""):
+            return False
+        return workload.group == self.group if "split" in (workload.group, self.group) else True
 
     def refuses(self, workload) -> str | None:
         """Why it is not measured there."""
@@ -52,6 +60,22 @@ class Contender:
     @property
     def options(self) -> dict:
         return NEURON | (self.equals or {})
+
+
+class Shared(nn.Module):
+    """Ours, with work shared among threads in one way, which holds for the backward that follows too."""
+
+    real, threads = staticmethod(splitting.split), torch.get_num_threads()
+
+    def __init__(self, threads: int | None = None, over_time: bool = True):
+        super().__init__()
+        self.layer = snnkern.nn.LIF(**NEURON, backend="cpu")
+        self.way = threads, self.real if over_time else lambda steps, *_: splitting.Split(1, steps, 0)
+
+    def forward(self, x):
+        threads, splitting.split = self.way
+        torch.set_num_threads(threads or self.threads)
+        return self.layer(x)
 
 
 class Layer(nn.Module):
@@ -214,6 +238,13 @@ PEERS = [
     ),
 ]
 OURS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+WAYS = [
+    Contender("snnkern cpu, split over time", Shared, group="split", backend="cpu", devices=("cpu",)),
+    Contender("snnkern cpu, one thread", partial(Shared, 1), group="split", backend="cpu", devices=("cpu",)),
+    Contender(
+        "snnkern cpu, neurons shared", partial(Shared, None, False), group="split", backend="cpu", devices=("cpu",)
+    ),
+]
 
 
 @cache
@@ -237,7 +268,7 @@ def contenders(device: str) -> tuple[list[Contender], dict[str, str]]:
             unable[ours.name] = reason
         else:
             able.append(ours)
-    for peer in PEERS:
+    for peer in (*WAYS, *PEERS):
         if device in peer.devices:
             if reason := missing(peer.needs):
                 unable[peer.name] = reason

@@ -25,7 +25,7 @@ def tables(content: dict) -> str:
     """Markdown: what ran where, the tables of each group, and why cells are empty."""
     machine, rows = content["machine"], content["rows"]
     known = [f"{name} {machine[name]}" for name in VERSIONS if machine.get(name)]
-    known += [f"{name}={value}" for name, value in machine["environment"].items()]
+    known += [f"{name} {value}" for name, value in machine["environment"].items()]
     parts = [f"{machine['device']}: {', '.join(known)}; {machine['date']}."]
     for (group,), chosen in split(rows, "group"):
         tell = {"models": _models, "overhead": _overhead, "protocol": _protocol}.get(group, _layer)

@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+import snnkern
 from snnkern.runs import RunError, replacing, versions
 
 from . import report
@@ -38,6 +39,7 @@ from .workloads import Workload, workloads
 RESULTS = Path(__file__).parent / "results"
 SHARE = {"cpu": 0.05, "cuda": 0.02}  # seconds of one contender in one round, if it is that fast
 PEERS = ("spikingjelly", "snntorch", "norse", "sinabs", "sinabs-exodus", "triton")
+KEPT = {True: "kept", False: "left to the C library"}
 BLANK = dict.fromkeys(
     (
         *("group", "op", "contender", "backend", "mode", "T", "N", "shape", "dtype", "layout"),
@@ -49,7 +51,7 @@ BLANK = dict.fromkeys(
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def machine(device: str) -> dict:
+def machine(device: str, memory: str) -> dict:
     known = versions()
     if device == "cuda":
         name = torch.cuda.get_device_name()
@@ -71,7 +73,10 @@ def machine(device: str) -> dict:
         "cuda": torch.version.cuda,
         "commit": commit + ("+" if changed else ""),
         "date": date.today().isoformat(),
-        "environment": {k: os.environ[k] for k in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY") if k in os.environ},
+        "environment": {
+            "freed memory": memory,
+            **{k: os.environ[k] for k in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY") if k in os.environ},
+        },
     }
 
 
@@ -91,7 +96,7 @@ def measure(workload: Workload, able: list[Contender], device: str, rounds: int)
     common = blank(workload) | {"buffers": case.buffers}
     calls, found, rows = [call for call in [case.copy()] if call], {}, []
     for contender in able:
-        if workload.dtype not in contender.dtypes or not contender.name.startswith(workload.only or ""):
+        if not contender.takes(workload):
             continue
         told = common | {"contender": contender.name, "backend": contender.backend}
         try:
@@ -181,12 +186,13 @@ def run(
     resume: bool = False,
     able: list[Contender] | None = None,
     console: Console | None = None,
+    memory: str = KEPT[False],
 ) -> dict:
     """Measures ``chosen`` into ``path``, which is written after every workload; returns what it holds."""
     started = time.monotonic()
     here, unable = contenders(device)
     content = {
-        "machine": machine(device),
+        "machine": machine(device, memory),
         "settings": {"rounds": rounds, "threads": torch.get_num_threads()},
         "differs": {contender.name: contender.differs for contender in here if contender.differs},
         "unavailable": unable,
@@ -231,6 +237,14 @@ def main(
     budget: Annotated[
         float | None, typer.Option(help="Seconds, by leaving out what comes last; 570 with --gpu.")
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh-memory",
+            help="On the CPU, leave freed memory to the C library, which may return it to the system at every step; "
+            "default: snnkern.keep_freed_memory(), for all alike.",
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the finished workloads of an interrupted run.")
     ] = False,
@@ -246,9 +260,10 @@ def main(
     where = torch.cuda.get_device_name().lower().replace(" ", "-") if gpu else "cpu"
     path = RESULTS / f"{name or '-'.join([where, *['quick'] * quick, *(group or [])])}.json"
     chosen = workloads(device, quick, tuple(group or ()))
+    kept = not gpu and not fresh and snnkern.keep_freed_memory()
     warnings.simplefilter("ignore")  # the peers' own
     try:
-        content = run(chosen, path, device, rounds, budget or (570 if gpu else None), resume)
+        content = run(chosen, path, device, rounds, budget or (570 if gpu else None), resume, memory=KEPT[kept])
     except RunError as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -51,6 +51,11 @@ def scaling(steps: int) -> Workload:
     return Workload("scaling", "lif", steps, (16, 256), only=FEW)
 
 
+def split(neurons: int) -> Workload:
+    """Few neurons for long: what it brings to split time, too."""
+    return Workload("split", "lif", 4000, (neurons,))
+
+
 def protocol(neurons: int) -> Workload:
     """A linear layer and a LIF layer: the open benchmark, open-neuromorphic/snn-library-benchmarks."""
     return Workload("protocol", "linear+lif", 500, (16, neurons))
@@ -80,6 +85,7 @@ CPU = [
     *(long(4000, neurons) for neurons in (256, 4096)),
     long(1000, 4096, "bfloat16"),
     *(scaling(steps) for steps in (500, 1000, 2000, 5000, 10000)),
+    *(split(neurons) for neurons in (64, 256, 512)),
     *(protocol(neurons) for neurons in (512, 1024, 2048)),
     model("ResNet19", 2, 2),
     model("VGGSNN", 4, 1),

@@ -3,6 +3,7 @@
 from . import losses, nn, surrogate
 from ._version import __version__
 from .backend import backends
+from .backend.cpu import keep_freed_memory
 from .ops.lif import lif
 
-__all__ = ["__version__", "backends", "lif", "losses", "nn", "surrogate"]
+__all__ = ["__version__", "backends", "keep_freed_memory", "lif", "losses", "nn", "surrogate"]

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import snnkern
+from snnkern.ops import split as splitting
+from snnkern.ops.split import Split
 
 # Relative norm of the error of a gradient, per dtype: the one table. Spikes are held to equality, not to this.
 GRADIENT_BOUND = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 5e-4, torch.bfloat16: 4e-3}
@@ -46,6 +48,25 @@ def poison():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def force(monkeypatch):
+    """Makes every launch use segments of the given length and warm-up; counts the launches that were split."""
+
+    def forced(length, warm):
+        launches = []
+
+        def segments(steps, most, shortest, warmup=0):
+            time = Split(-(-steps // length), length, warm) if steps > length else Split(1, steps, 0)
+            launches.append(time)
+            return time
+
+        monkeypatch.setattr(splitting, "split", segments)
+        monkeypatch.setattr(splitting, "A_LAUNCH", -(1 << 30))
+        return launches
+
+    return forced
 
 
 def assert_gradients_close(got: torch.Tensor, wanted: torch.Tensor) -> None:

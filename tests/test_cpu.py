@@ -1,6 +1,7 @@
 """The CPU kernels in every instruction set that this processor has."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,25 @@ def test_an_unknown_instruction_set_means_the_baseline():
         [sys.executable, "-c", "from snnkern import _C; print(_C.cpu_isa())"], env=env, capture_output=True, text=True
     )
     assert found.stdout.strip() == "baseline"
+
+
+KEEP = """
+import resource, torch, snnkern
+kept = {keep} and snnkern.keep_freed_memory()
+x = torch.zeros(64, 1 << 18)
+for i in range(24):
+    snnkern.lif(x)
+    if i == 11:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_kept_memory_is_not_faulted_in_again():
+    def faults(keep):
+        run = subprocess.run([sys.executable, "-c", KEEP.format(keep=keep)], capture_output=True, text=True, check=True)
+        return run.stdout.split()
+
+    assert faults(True)[0] == "True"
+    assert int(faults(True)[1]) < 1000 < int(faults(False)[1])

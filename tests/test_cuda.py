@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
-from test_split import ADVERSARIES, force  # noqa: F401  # a fixture
+from test_split import ADVERSARIES
 
 from snnkern.ops import lif as ops
 from snnkern.ops.split import CHUNK, for_gpu, warmup
@@ -133,7 +133,12 @@ class OnHost:
         pointers = [None if t is None else t.data_ptr() for t in tensors]
         vec = 16 // x.element_size()
         strides = (layout.inner, layout.x_outer_stride, layout.x_step_stride)
-        wide = self.wide and time.segments == 1 and all(n % vec == 0 for n in strides) and all(p is None or p % 16 == 0 for p in pointers)
+        wide = (
+            self.wide
+            and time.segments == 1
+            and all(n % vec == 0 for n in strides)
+            and all(p is None or p % 16 == 0 for p in pointers)
+        )
         function(
             (ctypes.c_int * 5)(*map(int, flags)),
             (ctypes.c_double * 7)(*numbers),

@@ -13,25 +13,6 @@ from snnkern.surrogate import ATan, Dspike, Triangle
 pytestmark = pytest.mark.usefixtures("poison")
 
 
-@pytest.fixture
-def force(monkeypatch):
-    """Makes every launch use segments of the given length and warm-up; counts the launches that were split."""
-
-    def forced(length, warm):
-        launches = []
-
-        def segments(steps, most, shortest, warmup=0):
-            time = Split(-(-steps // length), length, warm) if steps > length else Split(1, steps, 0)
-            launches.append(time)
-            return time
-
-        monkeypatch.setattr(splitting, "split", segments)
-        monkeypatch.setattr(splitting, "A_LAUNCH", -(1 << 30))
-        return launches
-
-    return forced
-
-
 def serial(x, v, backend, *upstream, **options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splitting, "split", lambda steps, *_: Split(1, steps, 0))
@@ -68,7 +49,9 @@ def test_segments_equal_the_serial_loop(backend, device, force, adversary, warm)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape, time_dim", [((97, 40), 0), ((3, 97, 40), 1), ((5, 97), 1), ((33, 97, 2), 1), ((97,), 0)])
+@pytest.mark.parametrize(
+    "shape, time_dim", [((97, 40), 0), ((3, 97, 40), 1), ((5, 97), 1), ((33, 97, 2), 1), ((97,), 0)]
+)
 @pytest.mark.parametrize("length, warm", [(16, 0), (32, 32)])
 def test_any_layout_and_dtype(backend, device, force, shape, time_dim, dtype, length, warm):
     if dtype == torch.float64 and backend != "cpu":
@@ -96,7 +79,7 @@ def test_segments_guess_their_start_right(backend, device, force, monkeypatch, g
         force(400, warm)
         run(x, None, backend, draw(x.shape, device=device, seed=2), decay=gain)
     starts, ends = torch.stack(seams).unbind(1)
-    (forward, backward), (cold, _) = (starts[:, 1:] == ends[:, :-1]).float().mean((1, 2)).view(2, 2)
+    (forward, _), (cold, _) = (starts[:, 1:] == ends[:, :-1]).float().mean((1, 2)).view(2, 2)
     assert forward > 0.999 and (cold < 0.2 or gain == 0)
     if backend == "cpu":  # where backward is checked and repaired too
         assert (starts[1, :-1] == ends[1, 1:]).float().mean() > 0.999

@@ -21,9 +21,8 @@ from typing import NamedTuple
 import torch
 
 CHUNK = 16  # csrc/lif.h's kChunk: steps between the potentials kept for backward
-# Powers of 2 by which a difference between potentials shrinks while a segment warms up. Floats of 24 (53) bits: in
-# simulations with gains of 0.5 to 0.99, of silent neurons and of firing ones, all but one in a thousand coincided within
-# 48. The rest are repaired.
+# Powers of 2 by which a difference between potentials shrinks while a segment warms up. Floats have 24 (53) bits; in
+# simulations (benchmarks/NOTES.md) all but one in a thousand coincided within 48. The rest are repaired.
 BITS = {torch.float32: 56, torch.float64: 120}
 
 A_LAUNCH = 512  # steps of a GPU's serial loop that take about as long as one more launch
