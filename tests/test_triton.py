@@ -98,16 +98,20 @@ NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", i
 
 
 def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, **neuron):
-    """The launches that a forward and a backward pass make for x of ``shape``: grid, arguments and keywords of each."""
+    """The launches that a forward and a backward pass make for x of ``shape``: kernel, grid, arguments, keywords."""
     made = []
 
     class Recorder:
-        def __getitem__(self, grid):
-            return lambda *args, **options: made.append((grid, args, options))
+        def __init__(self, kernel):
+            self.kernel = kernel
 
-    for name in ("lif_forward_kernel", "lif_backward_kernel"):
-        monkeypatch.setattr(kernels, name, Recorder())
+        def __getitem__(self, grid):
+            return lambda *args, **options: made.append((self.kernel, grid, args, options))
+
+    for name, kernel in KERNELS.items():
+        monkeypatch.setattr(kernels, name, Recorder(kernel))
     monkeypatch.setattr(kernels, "_machine", lambda: machine)
+    monkeypatch.setattr(kernels, "_processors", lambda device: 132)
     options = {"decay": None, "tau": None, "decay_input": True, "threshold": 1.0, "reset": 0.0}
     options |= {"surrogate": surrogates.Triangle(), "detach_reset": False, "fire_at_threshold": False} | neuron
     # Eight elements stand for all: what is launched depends on shapes and alignment alone.
@@ -120,7 +124,7 @@ def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, **neu
     return made
 
 
-FORWARD_KERNEL, BACKWARD_KERNEL = kernels.lif_forward_kernel, kernels.lif_backward_kernel
+KERNELS = {name: getattr(kernels, name) for name in ("lif_forward_kernel", "lif_repair_kernel", "lif_backward_kernel")}
 
 
 def compile_for(target, kernel, args, options):
@@ -141,13 +145,10 @@ def compile_for(target, kernel, args, options):
     return triton.compile(source, target=triton.backends.compiler.GPUTarget(kind, arch, warp), options=options)
 
 
-def compiled_pair(monkeypatch, target, shape, *args, **options):
+def compiled(monkeypatch, target, shape, *args, **options):
     kind, _, warp = TARGETS[target]
     made = launches(monkeypatch, (kind, warp), shape, *args, **options)
-    return [
-        compile_for(target, kernel, *launch[1:])
-        for kernel, launch in zip((FORWARD_KERNEL, BACKWARD_KERNEL), made, strict=True)
-    ]
+    return [compile_for(target, kernel, args, options) for kernel, _, args, options in made]
 
 
 def sass(kernel, tmp_path):
@@ -164,34 +165,45 @@ def assert_nothing_is_spilled(kernel, tmp_path):
         assert not re.search(r"\b(STL|LDL)\b", sass(kernel, tmp_path))
 
 
+def assert_nothing_is_contracted(kernel, form, tmp_path):
+    """Products and sums; and division is exact."""
+    if "amdgcn" in kernel.asm:
+        code = kernel.asm["amdgcn"]
+        assert ("v_div_fixup_f32" in code) == ("tau" in form)
+        assert "tau" in form or not re.search(r"v_(pk_)?(fma|fmac|mad)_f32", code)
+    else:
+        code = kernel.asm["ptx"]
+        assert not re.search(r"\bfma\.", code)
+        assert set(re.findall(r"\bdiv\.\S*f32", code)) == ({"div.rn.f32"} if "tau" in form else set())
+        assert "tau" in form or "FFMA" not in sass(kernel, tmp_path)
+
+
 LARGE, SMALL = 1 << 18, 4096  # neurons
+SPLIT = 4000, 256  # steps and neurons
+SMALLEST, LARGEST = (torch.float32, {}), (torch.bfloat16, {"tau": 2.0, "surrogate": surrogates.Dspike()})
 
 
 @compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_and_dtype_compiles(monkeypatch, tmp_path, target, dtype):
-    for kernel in compiled_pair(monkeypatch, target, (4, LARGE), dtype):
+    for kernel in compiled(monkeypatch, target, (4, LARGE), dtype):
         assert_nothing_is_spilled(kernel, tmp_path)
 
 
 @compiles
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
 def test_every_surrogate_compiles(monkeypatch, tmp_path, surrogate):
-    for kernel in compiled_pair(monkeypatch, "sm_90", (4, LARGE), surrogate=surrogate):
+    for kernel in compiled(monkeypatch, "sm_90", (4, LARGE), surrogate=surrogate):
         assert_nothing_is_spilled(kernel, tmp_path)
         assert ".f64" not in kernel.asm["ptx"]
 
 
 @compiles
-@pytest.mark.parametrize(
-    "dtype, neuron",
-    [(torch.float32, {}), (torch.bfloat16, {"tau": 2.0, "surrogate": surrogates.Dspike()})],
-    ids=["the smallest", "the largest"],
-)
+@pytest.mark.parametrize("dtype, neuron", [SMALLEST, LARGEST], ids=["the smallest", "the largest"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_many_steps_stay_in_registers(monkeypatch, tmp_path, target, dtype, neuron):
-    for kernel in compiled_pair(monkeypatch, target, (64, LARGE), dtype, **neuron):
+    for kernel in compiled(monkeypatch, target, (64, LARGE), dtype, **neuron):
         assert_nothing_is_spilled(kernel, tmp_path)
 
 
@@ -199,34 +211,37 @@ def test_many_steps_stay_in_registers(monkeypatch, tmp_path, target, dtype, neur
 @pytest.mark.parametrize("form", [{"decay": 0.5}, {"tau": 2.0}, {"tau": 2.0, "decay_input": False}], ids=str)
 @pytest.mark.parametrize("target", TARGETS)
 def test_products_and_sums_are_not_contracted_and_division_is_exact(monkeypatch, tmp_path, target, form):
-    for kernel in compiled_pair(monkeypatch, target, (4, LARGE), **form):
-        if "amdgcn" in kernel.asm:
-            code = kernel.asm["amdgcn"]
-            assert ("v_div_fixup_f32" in code) == ("tau" in form)
-            assert "tau" in form or not re.search(r"v_(pk_)?(fma|fmac|mad)_f32", code)
-        else:
-            code = kernel.asm["ptx"]
-            assert not re.search(r"\bfma\.", code)
-            assert set(re.findall(r"\bdiv\.\S*f32", code)) == ({"div.rn.f32"} if "tau" in form else set())
-            assert "tau" in form or "FFMA" not in sass(kernel, tmp_path)
+    for kernel in compiled(monkeypatch, target, (4, LARGE), **form):
+        assert_nothing_is_contracted(kernel, form, tmp_path)
+
+
+@compiles
+@pytest.mark.parametrize("target, kind", [("sm_80", LARGEST), ("sm_90", SMALLEST), ("gfx942", SMALLEST)])
+def test_kernels_of_split_time(monkeypatch, tmp_path, target, kind):
+    dtype, neuron = kind
+    for kernel in compiled(monkeypatch, target, SPLIT, dtype, **neuron):
+        assert_nothing_is_spilled(kernel, tmp_path)
+        assert_nothing_is_contracted(kernel, neuron, tmp_path)
+        if "ptx" in kernel.asm:
+            assert max(loads_in_flight(sass(kernel, tmp_path))) >= CHUNK
 
 
 @compiles
 @pytest.mark.parametrize("shape, time_dim", [((4, LARGE), 0), ((64, 4, 4096), 1)], ids=str)
 def test_forward_moves_sixteen_bytes_at_a_time(monkeypatch, tmp_path, shape, time_dim):
-    code = sass(compiled_pair(monkeypatch, "sm_90", shape, time_dim=time_dim)[0], tmp_path)
+    code = sass(compiled(monkeypatch, "sm_90", shape, time_dim=time_dim)[0], tmp_path)
     assert set(re.findall(r"\b(?:LDG|STG)\.E\S*", code)) == {"LDG.E.128", "STG.E.128"}
 
 
 @compiles
 def test_backward_moves_two_elements_at_a_time(monkeypatch, tmp_path):
-    code = sass(compiled_pair(monkeypatch, "sm_90", (4, LARGE))[1], tmp_path)
+    code = sass(compiled(monkeypatch, "sm_90", (4, LARGE))[1], tmp_path)
     assert set(re.findall(r"\b(?:LDG|STG)\.E\S*", code)) == {"LDG.E.64", "STG.E.64"}
 
 
 @compiles
 def test_loads_are_in_flight_together(monkeypatch, tmp_path):
-    for kernel in compiled_pair(monkeypatch, "sm_90", (64, SMALL)):
+    for kernel in compiled(monkeypatch, "sm_90", (64, SMALL)):
         assert_nothing_is_spilled(kernel, tmp_path)
         assert statistics.median(loads_in_flight(sass(kernel, tmp_path))) >= 8
 
@@ -251,12 +266,25 @@ def test_one_kernel_serves_every_number_of_steps(monkeypatch):
     def kernel_of(steps, neurons):
         return [
             ([type(arg) for arg in args], options)
-            for _, args, options in launches(monkeypatch, ("cuda", 32), (steps, neurons))
+            for _, _, args, options in launches(monkeypatch, ("cuda", 32), (steps, neurons))
         ]
 
-    assert kernel_of(33, 4096) == kernel_of(1000, 4096) == kernel_of(1001, 8192)
-    sizes = {param.name for param in FORWARD_KERNEL.params if param.do_not_specialize}
+    assert kernel_of(33, 4096) == kernel_of(500, 4096) == kernel_of(501, 8192)
+    assert kernel_of(4000, 256) == kernel_of(5001, 512)  # split over time
+    sizes = {param.name for param in KERNELS["lif_forward_kernel"].params if param.do_not_specialize}
     assert sizes == {"steps", "neurons", "inner", "x_outer", "x_step", "per_row"}
+    for kernel, _, args, _ in launches(monkeypatch, ("cuda", 32), SPLIT):
+        given = dict(zip(kernel.arg_names, args, strict=False))
+        assert given["segment_steps"] % 16 == given.get("warmup", 0) % 16 == 0  # else Triton would make another kernel
+
+
+@compiles
+def test_only_split_time_takes_more_launches(monkeypatch):
+    def grids(shape):
+        return [grid for _, grid, _, _ in launches(monkeypatch, ("cuda", 32), shape)]
+
+    assert grids((64, SMALL)) == [(128, 1), (128, 1)]
+    assert grids(SPLIT) == [(8, 21), (8, 1), (8, 20), (8, 21)]  # forward and repair; map and backward
 
 
 # The backend

@@ -8,6 +8,9 @@ and before the first store, across which compilers do not move loads, so that al
   registers; then run the adjoint.
 
 K is that of the tile, or with fewer steps their next power of two: a kernel serves every number of steps of one K.
+
+Where neurons are few, time is split into segments, program_id(1), in the way of ``csrc/cuda/lif.cu``. Then a kernel has
+``scratch``, [2, segments, neurons]; where that is None, everything about segments compiles away.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import math
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -23,7 +26,8 @@ import triton
 import triton.language as tl
 
 from ... import surrogate
-from ...ops.lif import CHUNK, LIFSpec
+from ...ops.lif import LIFSpec
+from ...ops.split import CHUNK, for_gpu, warmup
 from . import interpreted
 
 surrogate.tl = tl  # the language of the twins there
@@ -98,9 +102,49 @@ def _place(steps, neurons, inner, x_outer, per_row, FLAT: tl.constexpr, BLOCK: t
     return n, i, limit, row * x_outer + column, row * (steps * inner) + column
 
 
+@triton.jit
+def _segment(p, segment_steps, steps):
+    """Where it begins, a multiple of CHUNK, and ends."""
+    begin = p * segment_steps.to(steps.dtype)
+    return begin, begin + tl.minimum(steps - begin, segment_steps)
+
+
+@triton.jit
+def _march(
+    v, begin, end, x, x_step, spikes, inner, saved, neurons, n, exists,
+    leak, rest, threshold, fire_above, reset,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+):  # fmt: skip
+    """The potential before step ``end`` from that before ``begin``, a multiple of CHUNK; spikes None: no output."""
+    for p in tl.static_range(LOG_K, -1, -1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
+        done = begin + (end - begin >> p << p)
+        if spikes is not None or 1 << p >= CHUNK or p == LOG_K:  # a warm-up has whole chunks only
+            for t in range(begin, done, 1 << p):
+                x_t = x + t * x_step
+                if spikes is not None:
+                    s_t = spikes + t * inner
+                xs = ()
+                for _ in tl.static_range(1 << p):
+                    xs += (tl.load(x_t, exists, other=0.0),)
+                    x_t += x_step
+                for k in tl.static_range(1 << p):
+                    if saved is not None and k % CHUNK == 0:
+                        if (t + k > 0) & ((t + k) % CHUNK == 0):
+                            tl.store(saved + ((t + k) // CHUNK - 1) * neurons + n, v, exists)
+                    h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
+                    fired = h > fire_above
+                    if spikes is not None:
+                        tl.store(s_t, tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty), exists)
+                        s_t += inner
+                    v = _reset(h, fired, threshold, reset, HARD)
+        begin = done
+    return v
+
+
 @triton.jit(do_not_specialize=_sizes)
 def lif_forward_kernel(
-    x, v0, spikes, v_last, saved, steps, neurons, inner, x_outer, x_step, per_row,
+    x, v0, spikes, v_last, saved, scratch, segment_steps, warmup,
+    steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, reset, v_start,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
@@ -110,31 +154,65 @@ def lif_forward_kernel(
     n, i, limit, x_at, at = _place(steps, neurons, inner, x_outer, per_row, FLAT, BLOCK)
     exists = i < limit
     v = _start(v0, v_start, n, exists, BLOCK)
-    done = 0
-    for p in tl.static_range(LOG_K, -1, -1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
-        for t in range(done, steps >> p << p, 1 << p):
-            x_t = x + x_at + t * x_step
-            s_t = spikes + at + t * inner
-            xs = ()
-            for _ in tl.static_range(1 << p):
-                xs += (tl.load(x_t, exists, other=0.0),)
-                x_t += x_step
-            for k in tl.static_range(1 << p):
-                if saved is not None and k % CHUNK == 0:
-                    if (t + k > 0) & ((t + k) % CHUNK == 0):
-                        tl.store(saved + ((t + k) // CHUNK - 1) * neurons + n, v, exists)
-                h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
-                fired = h > fire_above
-                tl.store(s_t, tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty), exists)
-                s_t += inner
-                v = _reset(h, fired, threshold, reset, HARD)
-        done = steps >> p << p
-    tl.store(v_last + n, v, exists)
+    begin, end = 0, steps
+    if scratch is not None:
+        begin, end = _segment(tl.program_id(1), segment_steps, steps)
+        first = tl.maximum(begin - warmup, 0)
+        v = tl.where(first > 0, v_start, v)
+        v = _march(v, first, begin, x + x_at, x_step, None, inner, None, neurons, n, exists,
+                   leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
+        starts = scratch + tl.program_id(1) * neurons + n
+        tl.store(starts, v, exists)
+    v = _march(v, begin, end, x + x_at, x_step, spikes + at, inner, saved, neurons, n, exists,
+               leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
+    if scratch is None:
+        tl.store(v_last + n, v, exists)
+    else:
+        tl.store(starts + tl.cdiv(steps, segment_steps) * neurons, v, exists)
+        tl.store(v_last + n, v, i < tl.where(end == steps, limit, 0))
+
+
+@triton.jit
+def _differ(a, b, exists):
+    return ((a.to(tl.int32, bitcast=True) != b.to(tl.int32, bitcast=True)) & exists).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=_sizes)
+def lif_repair_kernel(
+    x, v0, spikes, v_last, saved, scratch, segment_steps, warmup,
+    steps, neurons, inner, x_outer, x_step, per_row,
+    leak, rest, threshold, fire_above, reset, v_start,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Runs again the segments that did not start where the one before ended, for all neurons of a program."""
+    neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
+    x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
+    n, i, limit, x_at, at = _place(steps, neurons, inner, x_outer, per_row, FLAT, BLOCK)
+    exists = i < limit
+    segments = tl.cdiv(steps, segment_steps)
+    starts = scratch + n
+    ends = starts + segments * neurons
+    differ = tl.zeros([BLOCK], tl.int32)
+    for p in tl.range(1, segments, loop_unroll_factor=8):  # nearly always all there is to do: loads in flight together
+        start = tl.load(starts + p * neurons, exists, other=0.0)
+        differ |= _differ(tl.load(ends + (p - 1) * neurons, exists, other=0.0), start, exists)
+    if tl.max(differ, 0) > 0:
+        v = tl.load(ends, exists, other=0.0)  # from here on in registers: threads do not see each other's stores
+        for p in range(1, segments):
+            if tl.max(_differ(v, tl.load(starts + p * neurons, exists, other=0.0), exists), 0) > 0:
+                begin, end = _segment(p, segment_steps, steps)
+                v = _march(v, begin, end, x + x_at, x_step, spikes + at, inner, saved, neurons, n, exists,
+                           leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
+            else:
+                v = tl.load(ends + p * neurons, exists, other=0.0)
+        tl.store(v_last + n, v, exists)
 
 
 @triton.jit(do_not_specialize=_sizes)
 def lif_backward_kernel(
-    x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, steps, neurons, inner, x_outer, x_step, per_row,
+    x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, scratch, segment_steps,
+    steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, reset, v_start, input_gain, state_gain, a, b, c,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
@@ -144,6 +222,9 @@ def lif_backward_kernel(
 
     dL/dh = dL/ds g + dL/dv (keep + (pull - push h) g),   keep = 1, but 0 after a hard reset
     dL/dx = input_gain dL/dh,   dL/dv[t-1] = state_gain dL/dh
+
+    With grad_x None, finds of every segment but the first the gain and the carry, in dL/dv before the segment
+    = gain dL/dv after it + carry.
     """
     K: tl.constexpr = 1 << LOG_K
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
@@ -151,9 +232,25 @@ def lif_backward_kernel(
     n, i, limit, x_at, at = _place(steps, neurons, inner, x_outer, per_row, FLAT, BLOCK)
     exists = i < limit
     grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
-    full = steps >> LOG_K << LOG_K
+    begin, end = 0, steps
+    if scratch is not None:
+        segments = tl.cdiv(steps, segment_steps)
+        segment = tl.program_id(1)
+        gains = scratch + n
+        carries = gains + segments * neurons
+        if grad_x is None:
+            segment += 1
+            gain = tl.full([BLOCK], 1.0, tl.float32)
+        else:
+            for back in tl.range(1, segments - segment, loop_unroll_factor=8):  # loads in flight together
+                later = (segments - back) * neurons
+                carry = tl.load(carries + later, exists, other=0.0)
+                through = tl.load(gains + later, exists, other=0.0) * grad_v
+                grad_v = tl.where(grad_v != 0.0, through + carry, carry)
+        begin, end = _segment(segment, segment_steps, steps)
+    full = end >> LOG_K << LOG_K
     for WHOLE in tl.static_range(2):  # the last steps if they are fewer than K, repeating the very last; then K by K
-        for back in range(0, full if WHOLE else steps - full, K):
+        for back in range(0, full - begin if WHOLE else end - full, K):
             t = full - K - back if WHOLE else full
             v = _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK, BLOCK)
             x_t = x + x_at + t * x_step
@@ -163,19 +260,21 @@ def lif_backward_kernel(
                 u_t = grad_spikes + at + t * inner
             for k in tl.static_range(K):
                 xs += (tl.load(x_t, exists, other=0.0),)
-                x_t += x_step if WHOLE else tl.where(t + k + 1 < steps, x_step, 0)
+                x_t += x_step if WHOLE else tl.where(t + k + 1 < end, x_step, 0)
                 if grad_spikes is not None:
                     upstream += (tl.load(u_t, exists, other=0.0),)
-                    u_t += inner if WHOLE else tl.where(t + k + 1 < steps, inner, 0)
+                    u_t += inner if WHOLE else tl.where(t + k + 1 < end, inner, 0)
             hs = ()
             for k in tl.static_range(K):
                 h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
                 v = _reset(h, h > fire_above, threshold, reset, HARD)
                 hs += (h,)
-            g_t = grad_x + at + (t + K) * inner
+            if grad_x is not None:
+                g_t = grad_x + at + (t + K) * inner
             for k in tl.static_range(K - 1, -1, -1):
-                g_t -= inner
-                now = exists if WHOLE else i < tl.where(t + k < steps, limit, 0)
+                if grad_x is not None:
+                    g_t -= inner
+                now = exists if WHOLE else i < tl.where(t + k < end, limit, 0)
                 h = hs[k]
                 g = CURVE(h - threshold, a, b, c)
                 if HARD:
@@ -191,10 +290,16 @@ def lif_backward_kernel(
                 grad_h = grad_v * kept
                 if grad_spikes is not None:
                     grad_h += upstream[k].to(tl.float32) * g
-                tl.store(g_t, (grad_h * input_gain).to(grad_x.dtype.element_ty), now)
+                if grad_x is None:
+                    gain = gain * (kept * state_gain) if WHOLE else tl.where(now, gain * (kept * state_gain), gain)
+                else:
+                    tl.store(g_t, (grad_h * input_gain).to(grad_x.dtype.element_ty), now)
                 grad_v = grad_h * state_gain if WHOLE else tl.where(now, grad_h * state_gain, grad_v)
-    if grad_v0 is not None:
-        tl.store(grad_v0 + n, grad_v, exists)
+    if grad_x is None:
+        tl.store(gains + segment * neurons, gain, exists)
+        tl.store(carries + segment * neurons, grad_v, exists)
+    elif grad_v0 is not None:
+        tl.store(grad_v0 + n, grad_v, exists if scratch is None else i < tl.where(begin == 0, limit, 0))
 
 
 @lru_cache(maxsize=512)
@@ -220,6 +325,13 @@ def _machine() -> tuple[str, int]:
     return target.backend, target.warp_size
 
 
+@cache
+def _processors(device: int | None) -> int:
+    if interpreted():
+        return 132
+    return triton.runtime.driver.active.utils.get_device_properties(device)["multiprocessor_count"]
+
+
 class _Tile(NamedTuple):
     """What a program holds: neurons per thread, warps, and at most 2**log_k steps at a time."""
 
@@ -236,7 +348,15 @@ FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
 BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
-def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
+def _split(layout, x, shortest, warm=0):
+    """Segments of time, and what the kernels take for them: scratch, and steps and warm-up of a segment."""
+    split = for_gpu(layout.steps, layout.outer * layout.inner, _processors(x.device.index), shortest, warm)
+    if split.segments == 1:
+        return 1, None, None, None
+    return split.segments, split.scratch(layout, torch.float32, x.device), split.steps, split.warmup
+
+
+def _launch(kernel, tiles, segments, spec, layout, tensors, numbers, **options):
     _, outer, steps, inner, x_outer, x_step = layout
     neurons = outer * inner
     if neurons == 0:
@@ -254,7 +374,7 @@ def _launch(kernel, tiles, spec, layout, tensors, numbers, **options):
     unit = 16 if all(size % 16 == 0 for size in sizes) else 1
     per_row = triton.cdiv(inner, block)
     with _current(tensors[0].device):
-        kernel[(triton.cdiv(neurons, block) if flat else outer * per_row,)](
+        kernel[(triton.cdiv(neurons, block) if flat else outer * per_row, segments)](
             *tensors,
             steps,
             *(size // unit for size in sizes),
@@ -282,17 +402,23 @@ def _current(device: torch.device):
 
 
 def lif_forward(spec, layout, x, v, spikes, v_last, saved):
-    _launch(lif_forward_kernel, FORWARD, spec, layout, (x, v, spikes, v_last, saved), _numbers(spec)[:6])
+    warm = warmup(spec.state_gain, torch.float32)
+    segments, *split = _split(layout, x, max(warm, 4 * CHUNK), warm)
+    call = spec, layout, (x, v, spikes, v_last, saved, *split), _numbers(spec)[:6]
+    _launch(lif_forward_kernel, FORWARD, segments, *call)
+    if segments > 1:
+        _launch(lif_repair_kernel, FORWARD, 1, *call)
 
 
 def lif_backward(spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v):
-    _launch(
-        lif_backward_kernel,
-        BACKWARD,
-        spec,
-        layout,
-        (x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v),
-        _numbers(spec),
-        DETACH=spec.detach_reset,
-        CURVE=_compiled(type(spec.surrogate)._triton),
-    )
+    segments, scratch, segment_steps, _ = _split(layout, x, 8 * CHUNK)
+    curve = _compiled(type(spec.surrogate)._triton)
+
+    def launch(segments, *gradients):
+        tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps
+        _launch(lif_backward_kernel, BACKWARD, segments, spec, layout, tensors, _numbers(spec),
+                DETACH=spec.detach_reset, CURVE=curve)  # fmt: skip
+
+    if segments > 1:
+        launch(segments - 1, None, None, None)
+    launch(segments, grad_v_last, grad_x, grad_v)
