@@ -90,6 +90,18 @@ def test_gradients_and_states_that_are_not_there(steps):
     assert all(torch.equal(a, b) for a, b in zip((spikes, v_last), snnkern.lif(x.detach(), state_of(x)), strict=True))
 
 
+@in_interpreter
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_repaired_segment_has_the_next_one_repaired(monkeypatch, force, wide):
+    """Segments that agree with one another and are all wrong: only the first knows of the input that is remembered."""
+    monkeypatch.setattr(kernels, "WIDE", 0 if wide else sys.maxsize)
+    force(32, 16)
+    x = torch.zeros(150, 37)
+    x[0], x[-1] = 0.3, 0.8
+    spikes = check(x, None, "triton", draw(x.shape, seed=2), state_of(x, seed=3), decay=1.0)[0]
+    assert spikes[-1].all()
+
+
 # Compiled for GPUs that are not there
 
 TARGETS = {name: (kind, arch, warp) for name, kind, arch, warp in

@@ -9,8 +9,13 @@ and before the first store, across which compilers do not move loads, so that al
 
 K is that of the tile, or with fewer steps their next power of two: a kernel serves every number of steps of one K.
 
-Where neurons are few, time is split into segments, program_id(1), in the way of ``csrc/cuda/lif.cu``. Then a kernel has
-``scratch``, [2, segments, neurons]; where that is None, everything about segments compiles away.
+Where neurons are few, time is split into segments, program_id(1):
+
+- forward: a segment warms up on the steps before it and notes its start and its end in scratch; then the repair kernel
+  runs again what did not start where the segment before it ended.
+- backward: a first pass finds gain and carry of each segment, the second starts from those of the segments after it.
+
+See ``csrc/cuda/lif.cu``, too. Where scratch, [2, segments, neurons], is None, all of this compiles away.
 """
 
 from __future__ import annotations
@@ -117,8 +122,8 @@ def _march(
 ):  # fmt: skip
     """The potential before step ``end`` from that before ``begin``, a multiple of CHUNK; spikes None: no output."""
     for p in tl.static_range(LOG_K, -1, -1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
-        done = begin + (end - begin >> p << p)
-        if spikes is not None or 1 << p >= CHUNK or p == LOG_K:  # a warm-up has whole chunks only
+        done = begin + ((end - begin) >> p << p)
+        if spikes is not None or (p == LOG_K or 1 << p >= CHUNK):  # a warm-up has whole chunks only
             for t in range(begin, done, 1 << p):
                 x_t = x + t * x_step
                 if spikes is not None:
@@ -194,11 +199,11 @@ def lif_repair_kernel(
     starts = scratch + n
     ends = starts + segments * neurons
     differ = tl.zeros([BLOCK], tl.int32)
-    for p in tl.range(1, segments, loop_unroll_factor=8):  # nearly always all there is to do: loads in flight together
+    for p in tl.range(1, segments, loop_unroll_factor=8):  # most often all there is to do; loads in flight together
         start = tl.load(starts + p * neurons, exists, other=0.0)
         differ |= _differ(tl.load(ends + (p - 1) * neurons, exists, other=0.0), start, exists)
     if tl.max(differ, 0) > 0:
-        v = tl.load(ends, exists, other=0.0)  # from here on in registers: threads do not see each other's stores
+        v = tl.load(ends, exists, other=0.0)  # stays in registers: a new end stored may be another thread's to load
         for p in range(1, segments):
             if tl.max(_differ(v, tl.load(starts + p * neurons, exists, other=0.0), exists), 0) > 0:
                 begin, end = _segment(p, segment_steps, steps)
@@ -223,8 +228,7 @@ def lif_backward_kernel(
     dL/dh = dL/ds g + dL/dv (keep + (pull - push h) g),   keep = 1, but 0 after a hard reset
     dL/dx = input_gain dL/dh,   dL/dv[t-1] = state_gain dL/dh
 
-    With grad_x None, finds of every segment but the first the gain and the carry, in dL/dv before the segment
-    = gain dL/dv after it + carry.
+    With grad_x None, finds gain and carry of each segment but the first: dL/dv before it = gain dL/dv after it + carry
     """
     K: tl.constexpr = 1 << LOG_K
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
