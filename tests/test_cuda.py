@@ -210,7 +210,7 @@ def test_segments_on_the_host_match_the_reference(on_host, force, adversary, war
     for dtype in (torch.float32, torch.bfloat16):
         x = x.to(dtype)
         v, grad = state_of(x), draw(x.shape, dtype, seed=2)
-        check(x, v, on_host, grad, state_of(x, seed=3), surrogate=ATan(), **options)
+        check(x, v, on_host, grad, state_of(x, seed=3), **{"surrogate": ATan(), **options})
         check(x, None, on_host, None, state_of(x, seed=3), **options)
     assert {time.segments for time in launches} == {4}
 

@@ -41,7 +41,7 @@ ADVERSARIES = {
     "soft": (lambda shape: draw(shape) + 0.5, {"decay": 0.9, "reset": None}),
     "slow, fires": (lambda shape: draw(shape) + 0.2, {"decay": 0.99, "reset": -0.3}),
     "tau": (lambda shape: draw(shape) * 2, {"tau": 20.0, "reset": 0.2}),
-    "remembered": (remembered, {"decay": 1.0}),
+    "remembered": (remembered, {"decay": 1.0, "surrogate": Triangle(0.5)}),
     "unstable": (lambda shape: draw(shape), {"tau": 0.5, "decay_input": False}),
 }
 
