@@ -62,12 +62,12 @@ class Lif:
         self.truths = {}
 
     def copy(self) -> Call:
-        target = torch.empty_like(self.xs[0], requires_grad=False)
+        targets = [torch.empty_like(x, requires_grad=False) for x in self.xs]
 
         def run(i, mark):
             x = self.xs[i % self.buffers].detach()
             mark()
-            target.copy_(x)
+            targets[i % self.buffers].copy_(x)
             mark()
 
         return Call("Tensor.copy_", run, {"copy": (0, 1)})

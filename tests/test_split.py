@@ -137,16 +137,21 @@ def test_warm_up_follows_from_the_leak():
     assert [warmup(gain, torch.float32) for gain in (0.0, 0.5, 0.9)] == [16, 64, 384]
     assert warmup(0.5, torch.float64) > warmup(0.5, torch.float32)
     for gain in (1.0, -1.0, -3.0):  # never forgets
-        assert for_cpu(10**6, 64, warmup(gain, torch.float32), 8).segments == 1
+        assert for_cpu(10**6, 64, gain, torch.float32, 8).segments == 1
 
 
 def test_time_is_split_only_where_neurons_are_few():
+    def segments(steps, neurons, threads=2):
+        return for_cpu(steps, neurons, 0.5, torch.float32, threads).segments
+
     warm = warmup(0.5, torch.float32)
-    assert for_cpu(4000, 256, warm, threads=2).segments == 2
-    assert for_cpu(4000, 256, warm, threads=1).segments == 1
-    assert for_cpu(4000, 4096, warm, threads=2).segments == 1
-    assert for_cpu(4, 0, warm, threads=2).segments == 1
-    assert for_cpu(256, 256, warm, threads=2).segments == 1  # would mostly warm up
+    assert segments(4000, 256) == 2
+    assert segments(4000, 256, threads=1) == 1
+    assert segments(4000, 256, threads=8) == 8
+    assert segments(4000, 4096) == 1
+    assert segments(4, 0) == 1
+    assert segments(1000, 16) == 1  # not worth waking threads
+    assert segments(256, 256) == 1  # would mostly warm up
     assert for_gpu(4000, 256, 132, 64, warm).segments > 8
     assert for_gpu(4000, 1 << 18, 132, 64, warm).segments == 1
     assert for_gpu(500, 256, 132, 64, warm).segments == 1  # a launch costs more

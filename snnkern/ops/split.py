@@ -60,11 +60,12 @@ def warmup(gain: float, state: torch.dtype) -> int:
     return _chunks(BITS[state] / -math.log2(abs(gain))) if gain else CHUNK
 
 
-def for_cpu(steps: int, neurons: int, warm: int, threads: int) -> Split:
+def for_cpu(steps: int, neurons: int, gain: float, state: torch.dtype, threads: int) -> Split:
     """Both directions. Threads can share neurons too: that leaves each with short rows, and needs no warm-up."""
-    short_rows = threads // -(-neurons // 512) if neurons else 1
-    worth_waking_threads = steps * neurons >= 16384
-    return split(steps, short_rows if worth_waking_threads else 1, 4 * warm, warm)
+    if threads == 1 or steps * neurons < 16384:  # not worth waking threads
+        return Split(1, steps, 0)
+    warm = warmup(gain, state)
+    return split(steps, threads // -(-neurons // 512), 4 * warm, warm)
 
 
 def for_gpu(steps: int, neurons: int, processors: int, shortest: int, warm: int = 0) -> Split:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...ops.lif import state_dtype
-from ...ops.split import for_cpu, warmup
+from ...ops.split import for_cpu
 from .._extension import _C, arguments
 
 
@@ -21,6 +21,6 @@ def lif_backward(*call):
 
 def _launch(kernel, spec, layout, x, *tensors):
     threads, state = torch.get_num_threads(), state_dtype(x.dtype)
-    split = for_cpu(layout.steps, layout.outer * layout.inner, warmup(spec.state_gain, state), threads)
+    split = for_cpu(layout.steps, layout.outer * layout.inner, spec.state_gain, state, threads)
     scratch = split.scratch(layout, state, x.device)
     kernel(*arguments(spec, layout, split, x, *tensors, scratch), threads)
