@@ -64,6 +64,7 @@ def force(monkeypatch):
 
         monkeypatch.setattr(splitting, "split", segments)
         monkeypatch.setattr(splitting, "A_LAUNCH", -(1 << 30))
+        monkeypatch.setattr(splitting, "A_THREAD", 0)
         return launches
 
     return forced

@@ -25,6 +25,7 @@ CHUNK = 16  # csrc/lif.h's kChunk: steps between the potentials kept for backwar
 # simulations (benchmarks/NOTES.md) all but one in a thousand coincided within 48. The rest are repaired.
 BITS = {torch.float32: 56, torch.float64: 120}
 
+A_THREAD = 16384  # elements that are worth waking another one
 A_LAUNCH = 512  # steps of a GPU's serial loop that take about as long as one more launch
 
 
@@ -62,7 +63,7 @@ def warmup(gain: float, state: torch.dtype) -> int:
 
 def for_cpu(steps: int, neurons: int, gain: float, state: torch.dtype, threads: int) -> Split:
     """Both directions. Threads can share neurons too: that leaves each with short rows, and needs no warm-up."""
-    if threads == 1 or steps * neurons < 16384:  # not worth waking threads
+    if steps * neurons < A_THREAD:
         return Split(1, steps, 0)
     warm = warmup(gain, state)
     return split(steps, threads // -(-neurons // 512), 4 * warm, warm)
