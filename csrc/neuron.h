@@ -8,10 +8,12 @@
 //            v = s ? h - threshold : h        soft
 //
 // The order of operations is part of the contract: with contraction off, spikes equal those of the plain loop bit for
-// bit. h >= threshold is written h > fire_above, fire_above being the next float below the threshold. A fired potential
+// bit. Dividing by a power of two, tau = 2 above all, is multiplying by its inverse: both round the same number once.
+// h >= threshold is written h > fire_above, fire_above being the next float below the threshold. A fired potential
 // is selected away, never multiplied by zero, so that an infinite input leaves no NaN behind.
 #pragma once
 #include <limits>
+#include <type_traits>
 
 #include "lif.h"
 #include "surrogate.h"
@@ -20,11 +22,19 @@ namespace snnkern {
 namespace {  // every object file its own copy: the CPU kernels are compiled for several instruction sets
 
 template <class S>
+bool is_power_of_two(S x) {
+  int exponent;
+  return std::frexp(x, &exponent) == S(0.5) && std::isnormal(S(1) / x);
+}
+
+template <class S>
 struct Neuron {
   Leak form;
   bool hard;
   Surrogate surrogate;
   S leak, rest, threshold, fire_above, reset, v_start;
+  bool power_of_two;  // the leak, and its inverse a normal number
+  S inverse;
   // Adjoint: dv/dh = (s ? kept : 1) + (pull - push*h) * surrogate'; dx/dh = input_gain, dv[t-1]/dh = state_gain.
   S kept, pull, push, input_gain, state_gain;
   Constants<S> k;
@@ -40,6 +50,8 @@ struct Neuron {
                                        : S(p.threshold)),
         reset(S(p.reset)),
         v_start(S(p.v_start)),
+        power_of_two(is_power_of_two(leak)),
+        inverse(S(1) / leak),
         kept(p.hard ? S(0) : S(1)),
         pull(p.detach_reset ? S(0) : S(p.hard ? p.reset : -p.threshold)),
         push(p.detach_reset || !p.hard ? S(0) : S(1)),
@@ -49,10 +61,18 @@ struct Neuron {
 };
 
 template <class V, class S>
+SNN_HD V over_tau(const Neuron<S>& n, V x) {
+  if constexpr (std::is_arithmetic_v<V>) {  // a CPU's vectors divide while they wait for memory; a branch costs more
+    if (n.power_of_two) return x * n.inverse;
+  }
+  return x / n.leak;
+}
+
+template <class V, class S>
 SNN_HD V charge(Leak form, const Neuron<S>& n, V v, V x) {
   if (form == Leak::decay) return n.leak * v + x;
   const V above_rest = v - n.rest;
-  const V change = (form == Leak::tau_input ? x - above_rest : above_rest) / n.leak;
+  const V change = over_tau(n, form == Leak::tau_input ? x - above_rest : above_rest);
   return form == Leak::tau_input ? v + change : v - change + x;
 }
 

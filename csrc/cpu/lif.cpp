@@ -214,9 +214,8 @@ void step(const Neuron<S>& neuron, const IO* x, const IO* ahead, S* v, IO* out, 
     using W = decltype(vector);
     __builtin_prefetch(ahead + j);
     const W h = charge(form, n, load<W>(v + j), load<W>(x + j));
-    const W spike = h > n.fire_above ? S(1) : S(0);
     store(v + j, reset(hard, n, h), false);
-    store(out + j, spike, streaming);
+    store_spike<IO, W>(out + j, h > n.fire_above, streaming);
   };
   const int head = std::min(lanes, lanes_until_aligned<V>(out));
   int j = 0;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -141,6 +142,19 @@ inline void store(IO* to, V x, bool streaming) {
     streaming ? stream(to, bits) : void(std::memcpy(to, &bits, sizeof bits));
   } else {
     streaming ? stream(to, x) : void(std::memcpy(to, &x, sizeof x));
+  }
+}
+
+// 1 where `fired`, which compares states, else 0.
+template <class IO, class V, class Mask>
+inline void store_spike(IO* to, Mask fired, bool streaming) {
+  if constexpr (sizeof(IO) == 2) {
+    using U = typename Traits<V>::Bits;
+    const U one = U{} + (std::is_same_v<IO, Half> ? 0x3c00u : 0x3f80u);
+    const auto bits = narrow(fired ? one : U{});
+    streaming ? stream(to, bits) : void(std::memcpy(to, &bits, sizeof bits));
+  } else {
+    store(to, fired ? V{} + IO(1) : V{}, streaming);
   }
 }
 

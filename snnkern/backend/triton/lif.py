@@ -46,8 +46,12 @@ def _charge(v, x, leak, rest, FORM: tl.constexpr):
         h = leak * v + x
     elif FORM == "tau_input":
         h = v + tl.div_rn(x - (v - rest), leak)
-    else:
+    elif FORM == "tau":
         h = v - tl.div_rn(v - rest, leak) + x
+    elif FORM == "tau_input_inverse":
+        h = v + (x - (v - rest)) * leak
+    elif FORM == "tau_inverse":
+        h = v - (v - rest) * leak + x
     return h
 
 
@@ -306,6 +310,11 @@ def lif_backward_kernel(
         tl.store(grad_v0 + n, grad_v, exists if scratch is None else i < tl.where(begin == 0, limit, 0))
 
 
+def _form(spec: LIFSpec) -> str:
+    """``_inverse``: the leak is a power of two, and dividing by it is multiplying by its inverse, bit for bit."""
+    return f"{spec.form}_inverse" if spec.form != "decay" and math.frexp(spec.leak)[0] == 0.5 else spec.form
+
+
 @lru_cache(maxsize=512)
 def _numbers(spec: LIFSpec) -> list[float]:
     """leak, ..., c of the kernels (the first six are forward's), as float32; see Neuron in ``csrc/neuron.h``."""
@@ -313,7 +322,8 @@ def _numbers(spec: LIFSpec) -> list[float]:
     below = torch.nextafter(threshold, torch.full_like(threshold, -math.inf))
     fire_above = (below if spec.fire_at_threshold else threshold).item()
     input_gain = 1 / spec.leak if spec.form == "tau_input" else 1.0
-    forward = spec.leak, spec.rest, spec.threshold, fire_above, spec.rest, spec.v_start
+    leak = 1 / spec.leak if _form(spec).endswith("inverse") else spec.leak
+    forward = leak, spec.rest, spec.threshold, fire_above, spec.rest, spec.v_start
     return [ctypes.c_float(x).value for x in (*forward, input_gain, spec.state_gain, *spec.surrogate.constants())]
 
 
@@ -384,7 +394,7 @@ def _launch(kernel, tiles, segments, spec, layout, tensors, numbers, **options):
             *(size // unit for size in sizes),
             per_row,
             *numbers,
-            FORM=spec.form,
+            FORM=_form(spec),
             HARD=spec.reset is not None,
             CHUNK=CHUNK,
             LOG_K=min(tile.log_k, max(steps - 1, 0).bit_length()),
