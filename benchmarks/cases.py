@@ -47,7 +47,7 @@ class Lif:
         self.workload, self.device = workload, device
         dtype = getattr(torch, workload.dtype)
         self.bytes = workload.steps * workload.neurons * dtype.itemsize
-        self.buffers = buffers(self.bytes, device)
+        self.buffers = 1 if workload.hot else buffers(self.bytes, device)
         generator = torch.Generator(device).manual_seed(0)
 
         def random():

@@ -83,22 +83,23 @@ def interleave(
     Every round runs all calls one after the other, so that a machine whose speed drifts drifts for all. Calls that take
     long leave after ``least`` rounds, or as many as fit 20 shares.
     """
-    repeats, last, count = [], [], 0
+    repeats, last, again, count = [], [], [], 0
     for call in calls:
         clock(call, 0)
         longest = max(clock(call, 1))
         repeats.append(max(1, min(20, int(share / max(longest, 1e-7)))))
         last.append(max(least, min(rounds, int(20 * share / max(longest, 1e-7)))))
+        again.append(longest < 10 * share)
     times = {(call.contender, mode): [] for call in calls for mode in call.modes}
     gc.collect()
     gc.disable()
     try:
         for turn in range(rounds):
-            for call, repeat, stop in zip(calls, repeats, last, strict=True):
+            for call, repeat, stop, warm_up in zip(calls, repeats, last, again, strict=True):
                 if turn >= stop:
                     continue
-                if repeat > 1:
-                    clock(call, count)  # code and buffers have left the caches since its last turn
+                if warm_up:
+                    clock(call, count)  # code, buffers and memory have gone to others since its last turn
                 spans = [clock(call, count + i + 1) for i in range(repeat)]
                 count += repeat
                 for mode, seconds in zip(call.modes, zip(*spans, strict=True), strict=True):

@@ -12,6 +12,7 @@ class Workload:
 
     ``op`` names an entry of ``cases.CASES``; ``shape`` is that of x without time. ``compiled``: torch.compile takes its
     time for every size, so only these workloads try it. ``only``: the contenders whose names begin so; empty: all.
+    ``hot``: a single input, which stays in the cache.
     """
 
     group: str
@@ -22,6 +23,7 @@ class Workload:
     layout: str = "contiguous"
     compiled: bool = False
     only: tuple[str, ...] = ()
+    hot: bool = False
 
     @property
     def neurons(self) -> int:
@@ -52,8 +54,8 @@ def scaling(steps: int) -> Workload:
 
 
 def split(neurons: int) -> Workload:
-    """Few neurons for long: what it brings to split time, too."""
-    return Workload("split", "lif", 4000, (neurons,))
+    """Few neurons for long: what it brings to split time. x is in the cache, as a layer before would leave it."""
+    return Workload("split", "lif", 4000, (neurons,), hot=True)
 
 
 def protocol(neurons: int) -> Workload:
