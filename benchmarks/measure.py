@@ -83,22 +83,21 @@ def interleave(
     Every round runs all calls one after the other, so that a machine whose speed drifts drifts for all. Calls that take
     long leave after ``least`` rounds, or as many as fit 20 shares.
     """
-    repeats, last, again, count = [], [], [], 0
-    for call in calls:
-        clock(call, 0)
-        longest = max(clock(call, 1))
-        repeats.append(max(1, min(20, int(share / max(longest, 1e-7)))))
-        last.append(max(least, min(rounds, int(20 * share / max(longest, 1e-7)))))
-        again.append(longest < 10 * share)
+    longest = [max(clock(call, 0)) for call in calls]
+    for turn in range(1, 4):  # until memory has found its places
+        longest = [max(clock(call, turn)) if s < 20 * share else s for call, s in zip(calls, longest, strict=True)]
+    repeats = [max(1, min(20, int(share / max(s, 1e-7)))) for s in longest]
+    last = [max(least, min(rounds, int(20 * share / max(s, 1e-7)))) for s in longest]
+    count = 0
     times = {(call.contender, mode): [] for call in calls for mode in call.modes}
     gc.collect()
     gc.disable()
     try:
         for turn in range(rounds):
-            for call, repeat, stop, warm_up in zip(calls, repeats, last, again, strict=True):
+            for call, repeat, stop, s in zip(calls, repeats, last, longest, strict=True):
                 if turn >= stop:
                     continue
-                if warm_up:
+                if s < 10 * share:
                     clock(call, count)  # code, buffers and memory have gone to others since its last turn
                 spans = [clock(call, count + i + 1) for i in range(repeat)]
                 count += repeat

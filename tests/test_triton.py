@@ -221,7 +221,9 @@ def test_many_steps_stay_in_registers(monkeypatch, tmp_path, target, dtype, neur
 
 
 @compiles
-@pytest.mark.parametrize("form", [{"decay": 0.5}, {"tau": 2.0}, {"tau": 3.0}, {"tau": 3.0, "decay_input": False}], ids=str)
+@pytest.mark.parametrize(
+    "form", [{"decay": 0.5}, {"tau": 2.0}, {"tau": 3.0}, {"tau": 3.0, "decay_input": False}], ids=str
+)
 @pytest.mark.parametrize("target", TARGETS)
 def test_products_and_sums_are_not_contracted_and_division_is_exact(monkeypatch, tmp_path, target, form):
     for kernel in compiled(monkeypatch, target, (4, LARGE), **form):
