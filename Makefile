@@ -13,7 +13,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_lif.py tests/test_autograd.py tests/test_split.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_lif.py tests/test_autograd.py tests/test_split.py tests/test_ttm.py
 
 # On a machine with an NVIDIA GPU. PYTHON here is one that has snnkern and pytest.
 sanitize:

@@ -6,6 +6,7 @@
 
 #include "lif.h"
 #include "surrogate.h"
+#include "ttm.h"
 
 namespace py = pybind11;
 using namespace snnkern;
@@ -60,7 +61,21 @@ PYBIND11_MODULE(_C, m) {
                            threads);
         });
 
+  py::class_<TTMShape>(m, "TTMShape")
+      .def(py::init([](int dtype, int64_t outer, int64_t steps_in, int64_t inner, int64_t x_outer, int64_t x_step,
+                       int64_t steps_out) {
+        return TTMShape{DType(dtype), outer, steps_in, inner, x_outer, x_step, steps_out};
+      }));
+  m.def("ttm_cpu", [](const TTMShape& s, intptr_t x, intptr_t y, int threads) {
+    py::gil_scoped_release release;
+    ttm_cpu(s, pointer(x), pointer(y), threads);
+  });
+
 #ifdef SNN_CUDA
+  m.def("ttm_cuda", [](const TTMShape& s, intptr_t x, intptr_t y, intptr_t stream) {
+    if (const int status = ttm_cuda(s, pointer(x), pointer(y), pointer(stream)))
+      throw std::runtime_error("ttm_cuda: " + std::string(cuda_error_string(status)));
+  });
   m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
                                intptr_t v_last, intptr_t saved, intptr_t scratch, intptr_t stream) {
     check_cuda(lif_forward_cuda(

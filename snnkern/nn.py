@@ -13,9 +13,10 @@ from torch import nn
 
 from .backend import ORDER, load
 from .ops.lif import _check_alive, _number, lif, make_spec, state_dtype
+from .ops.ttm import check_steps, ttm
 from .surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
-__all__ = ["LIF", "LIFNode"]
+__all__ = ["LIF", "TTM", "LIFNode"]
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
 _BACKENDS = {None: None, "torch": None, "cupy": None, "inductor": None, **{name: name for name in ORDER}}
@@ -64,6 +65,26 @@ class LIF(nn.Module):
     def extra_repr(self) -> str:
         defaults = inspect.signature(lif).parameters
         return ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default)
+
+
+class TTM(nn.Module):
+    """Temporal transformation of [T, N, ...] to ``steps`` time steps, without parameters; see ``snnkern.ttm``.
+
+    ``steps`` is an attribute and may change between calls.
+    """
+
+    def __init__(self, steps: int, time_dim: int = 0, backend: str | None = None):
+        super().__init__()
+        check_steps(steps)
+        if backend is not None:
+            load(backend)
+        self.steps, self.time_dim, self.backend = steps, time_dim, backend
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ttm(x, self.steps, self.time_dim, self.backend)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, time_dim={self.time_dim}"
 
 
 class LIFNode(nn.Module):

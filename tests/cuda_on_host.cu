@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../csrc/cuda/lif.cu"
+#include "../csrc/cuda/ttm.cu"
 
 namespace {
 using namespace snnkern;
@@ -70,6 +71,19 @@ extern "C" void lif_backward_host(const int* flags, const double* numbers, const
     const LIFBackward a{t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]};
     wide ? backward<IO, 16 / sizeof(IO)>(spec_of(flags, numbers), s, a)
          : backward<IO, 1>(spec_of(flags, numbers), s, a);
+    return 0;
+  });
+}
+extern "C" void ttm_host(const int64_t* sizes, const void* x, void* y) {
+  const TTMShape s{DType(sizes[0]), sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
+  with_io(s.dtype, [&](auto io) {
+    using IO = decltype(io);
+    const auto each_thread = [&](auto vec) {
+      for (int64_t i = 0; i < int64_t(blocks(s, vec())) * kThreads; ++i)
+        ttm_thread<IO, vec()>(i, s, static_cast<const IO*>(x), static_cast<IO*>(y));
+    };
+    constexpr int vec = 16 / sizeof(IO);
+    wide<IO>(s, x, y) ? each_thread(std::integral_constant<int, vec>{}) : each_thread(std::integral_constant<int, 1>{});
     return 0;
   });
 }

@@ -14,6 +14,7 @@ import torch
 from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
 from test_split import ADVERSARIES
 
+import snnkern
 from snnkern.ops import lif as ops
 from snnkern.ops.split import CHUNK, for_gpu, warmup
 from snnkern.surrogate import ATan
@@ -222,3 +223,26 @@ def test_segments_of_outer_dimensions_on_the_host(on_host, force):
     spikes, v = ops.lif(x, time_dim=1, backend=on_host)
     wanted, v_wanted = ops.lif(x, time_dim=1, backend="reference")
     assert torch.equal(spikes, wanted) and torch.equal(v, v_wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("inner", [1, 5, 16, 40])
+@pytest.mark.parametrize(("steps_in", "steps_out"), [(6, 4), (5, 2), (3, 5), (4, 6), (7, 1), (1, 7)])
+def test_ttm_on_the_host(library, steps_in, steps_out, inner, dtype):
+    x = draw((3, steps_in, inner + 8), dtype)[..., :inner]  # 16-byte rows for some
+    y = torch.empty(3, steps_out, inner, dtype=dtype)
+    sizes = [ops.DTYPES.index(dtype), *ops.layout_of(x, 1)[1:], steps_out]
+    library.ttm_host((ctypes.c_int64 * 7)(*sizes), ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()))
+    assert torch.equal(y, snnkern.ttm(x, steps_out, time_dim=1, backend="reference"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ttm_moves_16_bytes_at_a_time_and_spills_nothing(tmp_path, architecture):
+    command = ["nvcc", "-cubin", "-O3", "--fmad=false", "-std=c++17", f"-arch={architecture}", CSRC / "cuda/ttm.cu"]
+    subprocess.run([*command, "-o", tmp_path / "ttm.cubin"], check=True)
+    sass = subprocess.run([cuobjdump(), "-sass", tmp_path / "ttm.cubin"], capture_output=True, text=True, check=True)
+    kernels = demangle(sass.stdout).split("Function :")[1:]
+    assert len(kernels) == 6 and not re.search(r"\b(LDL|STL)\b", sass.stdout)
+    for kernel in kernels:
+        wide = not re.search(r"ttm_kernel<\w+, (\(int\))?1>", kernel)
+        assert bool(re.search(r"LDG\.E\.128", kernel)) == bool(re.search(r"STG\.E\.128", kernel)) == wide

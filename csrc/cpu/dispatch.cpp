@@ -16,6 +16,7 @@ struct Kernels {
   const char* isa;
   decltype(&baseline::lif_forward) lif_forward;
   decltype(&baseline::lif_backward) lif_backward;
+  decltype(&baseline::ttm) ttm;
 };
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
@@ -27,21 +28,21 @@ const Kernels& kernels() {
     __builtin_cpu_init();
     if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      return Kernels{"avx512", avx512::lif_forward, avx512::lif_backward};
-    if (allows("avx2") && __builtin_cpu_supports("avx2")) return Kernels{"avx2", avx2::lif_forward, avx2::lif_backward};
+      return Kernels{"avx512", avx512::lif_forward, avx512::lif_backward, avx512::ttm};
+    if (allows("avx2") && __builtin_cpu_supports("avx2"))
+      return Kernels{"avx2", avx2::lif_forward, avx2::lif_backward, avx2::ttm};
 #endif
-    return Kernels{"baseline", baseline::lif_forward, baseline::lif_backward};
+    return Kernels{"baseline", baseline::lif_forward, baseline::lif_backward, baseline::ttm};
   }();
   return chosen;
 }
 
-// Whether an output of the size of x is to be streamed past the cache: if it is larger than what its threads can count
-// on, it would be evicted before anyone reads it. What the system reports as last-level cache may be shared with many
-// other cores, so a modest constant stands for it.
-bool prepare(void* output, const LIFShape& s, int threads) {
+// Whether an output is to be streamed past the cache: if it is larger than what its threads can count on, it would be
+// evicted before anyone reads it. What the system reports as last-level cache may be shared with many other cores, so a
+// modest constant stands for it.
+bool prepare(void* output, DType dtype, int64_t numel, int threads) {
   constexpr int64_t cache_per_thread = int64_t(2) << 20;
-  const int64_t width = s.dtype == DType::f64 ? 8 : s.dtype == DType::f32 ? 4 : 2;
-  const int64_t bytes = width * s.outer * s.steps * s.inner;
+  const int64_t bytes = numel * (dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2);
 #ifdef __linux__
   // A large output is fresh from the system, which maps it page by page as it is first written; with 4 KiB pages that
   // takes longer than the kernel. Huge pages, where a whole one fits, are a wish: nothing depends on it.
@@ -58,10 +59,13 @@ bool prepare(void* output, const LIFShape& s, int threads) {
 const char* cpu_isa() { return kernels().isa; }
 
 void lif_forward_cpu(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads) {
-  kernels().lif_forward(p, s, a, threads, prepare(a.spikes, s, threads));
+  kernels().lif_forward(p, s, a, threads, prepare(a.spikes, s.dtype, s.outer * s.steps * s.inner, threads));
 }
 void lif_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads) {
-  kernels().lif_backward(p, s, a, threads, prepare(a.grad_x, s, threads));
+  kernels().lif_backward(p, s, a, threads, prepare(a.grad_x, s.dtype, s.outer * s.steps * s.inner, threads));
+}
+void ttm_cpu(const TTMShape& s, const void* x, void* y, int threads) {
+  kernels().ttm(s, x, y, threads, prepare(y, s.dtype, s.outer * s.steps_out * s.inner, threads));
 }
 
 }  // namespace snnkern

@@ -28,9 +28,6 @@ constexpr int kAhead = 2;           // rows between a prefetch and its use
 constexpr int64_t kNarrow = 32;     // inner dimensions below this are gathered into tiles
 constexpr int64_t kSerial = 16384;  // elements below which a second thread costs more than it brings
 
-template <class IO>
-using State = std::conditional_t<std::is_same_v<IO, double>, double, float>;
-
 struct Tile {
   int64_t first;  // index of its first neuron in [outer * inner]
   int lanes;
@@ -195,13 +192,6 @@ void start(S* v, const S* from, S constant, Tile tile) {
     std::copy_n(from + tile.first, tile.lanes, v);
   else
     std::fill_n(v, tile.lanes, constant);
-}
-
-// Lanes before `out` is aligned to what a vector of them occupies there.
-template <class V, class IO>
-inline int lanes_until_aligned(const IO* out) {
-  constexpr intptr_t bytes = sizeof(V) / sizeof(State<IO>) * sizeof(IO);
-  return int((-reinterpret_cast<intptr_t>(out) & (bytes - 1)) / sizeof(IO));
 }
 
 // One step of a tile: spikes into `out`.
@@ -456,16 +446,6 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
       if (grad_v0 && q == 0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
     }
     if (streaming) stream_fence();
-  }
-}
-
-template <class F>
-void with_dtype(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::f32: return f(float{});
-    case DType::f64: return f(double{});
-    case DType::f16: return f(Half{});
-    case DType::bf16: return f(BFloat16{});
   }
 }
 

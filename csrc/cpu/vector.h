@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "../lif.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -155,6 +157,28 @@ inline void store_spike(IO* to, Mask fired, bool streaming) {
     streaming ? stream(to, bits) : void(std::memcpy(to, &bits, sizeof bits));
   } else {
     store(to, fired ? V{} + IO(1) : V{}, streaming);
+  }
+}
+
+// In what numbers of type IO are computed with.
+template <class IO>
+using State = std::conditional_t<std::is_same_v<IO, double>, double, float>;
+
+// Lanes before `out` is aligned to what a vector of them occupies there.
+template <class V, class IO>
+inline int lanes_until_aligned(const IO* out) {
+  constexpr intptr_t bytes = sizeof(V) / sizeof(State<IO>) * sizeof(IO);
+  return int((-reinterpret_cast<intptr_t>(out) & (bytes - 1)) / sizeof(IO));
+}
+
+// Calls f with a number of that type.
+template <class F>
+void with_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f32: return f(float{});
+    case DType::f64: return f(double{});
+    case DType::f16: return f(Half{});
+    case DType::bf16: return f(BFloat16{});
   }
 }
 

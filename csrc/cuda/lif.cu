@@ -14,11 +14,8 @@
 //   backward   given h, a segment maps the gradient of its last state to that of its first by gain * g + carry; a first
 //              kernel finds gain and carry of every segment, then each segment composes those after it. Compared with
 //              the serial loop only the order of rounding changes.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include "../neuron.h"
+#include "memory.cuh"
 
 namespace snnkern {
 namespace {
@@ -27,39 +24,8 @@ template <int kVec>
 constexpr int kGroup = kVec == 1 ? 16 : 4;  // steps loaded together; divides kChunk
 static_assert(kChunk % kGroup<1> == 0);
 
-SNN_HD float to_state(float x) { return x; }
-SNN_HD float to_state(__half x) { return __half2float(x); }
-SNN_HD float to_state(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class IO>
-SNN_HD IO from_state(float x);
-template <>
-SNN_HD float from_state<float>(float x) {
-  return x;
-}
-template <>
-SNN_HD __half from_state<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-SNN_HD __nv_bfloat16 from_state<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
-template <class T, int kVec>
-struct alignas(sizeof(T) * kVec < 16 ? sizeof(T) * kVec : 16) Pack {
-  T lane[kVec];
-};
 template <class IO, int kVec>
 using Group = Pack<IO, kVec>[kGroup<kVec>];
-
-template <class T, int kVec>
-SNN_HD Pack<T, kVec> read(const T* from) {
-  return *reinterpret_cast<const Pack<T, kVec>*>(from);
-}
-template <class T, int kVec>
-SNN_HD void write(T* to, const Pack<T, kVec>& pack) {
-  *reinterpret_cast<Pack<T, kVec>*>(to) = pack;
-}
 
 // The steps t, t + 1, ... (or t, t - 1, ... with by = -1) of one thread's column, as far as they are in [0, steps).
 template <class IO, int kVec>
@@ -314,8 +280,6 @@ __global__ void __launch_bounds__(kBackwardThreads<kVec>, 2)
                                   scratch);
 }
 
-bool aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
-
 // 16 bytes per thread if every row starts aligned and enough threads remain to fill the device; else one neuron each.
 template <class IO>
 bool wide(const LIFShape& s, std::initializer_list<const void*> pointers) {
@@ -326,16 +290,6 @@ bool wide(const LIFShape& s, std::initializer_list<const void*> pointers) {
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   return ok && s.outer * s.inner / vec >= int64_t(processors) * 512;
-}
-
-template <class F>
-int with_io(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::f32: return f(float{});
-    case DType::f16: return f(__half{});
-    case DType::bf16: return f(__nv_bfloat16{});
-    default: return cudaErrorInvalidValue;
-  }
 }
 
 dim3 grid(const LIFShape& s, int vec, int threads, int64_t segments) {

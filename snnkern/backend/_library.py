@@ -12,6 +12,7 @@ import torch
 
 from .. import surrogate as surrogates
 from ..ops import lif as ops
+from ..ops.ttm import transform
 from . import choose, load
 
 _library = torch.library.Library("snnkern", "DEF")
@@ -22,6 +23,7 @@ _library.define(
     "lif_backward(Tensor x, Tensor? v, Tensor saved, Tensor? grad_spikes, Tensor? grad_v_last, str neuron, "
     "int time_dim, str backend) -> (Tensor grad_x, Tensor grad_v)"
 )
+_library.define("ttm(Tensor x, int steps, int time_dim, str backend) -> Tensor")
 
 
 @lru_cache(maxsize=512)
@@ -61,7 +63,7 @@ class _Nothing:
     def lif_forward(*args):
         pass
 
-    lif_backward = lif_forward
+    lif_backward = ttm = lif_forward
 
 
 def _forward(kernels, x, v, neuron, time_dim):
@@ -85,6 +87,7 @@ def _implement(name, function):
     torch.library.register_fake(name, lambda *args: function(_Nothing, *args[:-1]), lib=_library)
 
 
+_implement("snnkern::ttm", lambda kernels, *args: transform(*args, kernels))
 _implement("snnkern::lif", _forward)
 _implement("snnkern::lif_backward", _backward)
 
@@ -102,3 +105,16 @@ def _grad(ctx, grad_spikes, grad_v_last, _):
 
 
 torch.library.register_autograd("snnkern::lif", _grad, setup_context=_setup, lib=_library)
+
+
+def _setup_ttm(ctx, inputs, output):
+    x, _, time_dim, backend = inputs
+    ctx.rest = x.shape[time_dim], time_dim, backend
+
+
+torch.library.register_autograd(
+    "snnkern::ttm",
+    lambda ctx, grad: (torch.ops.snnkern.ttm(grad, *ctx.rest), None, None, None),
+    setup_context=_setup_ttm,
+    lib=_library,
+)

@@ -29,9 +29,13 @@ def lif_backward(*call):
 def _launch(kernel, shortest, warm, spec, layout, x, *tensors):
     split = for_gpu(layout.steps, layout.outer * layout.inner, _processors(x.device.index), shortest, warm)
     scratch = split.scratch(layout, state_dtype(x.dtype), x.device)
-    with nullcontext() if x.device.index == torch.cuda.current_device() else torch.cuda.device(x.device):
+    with on(x.device):
         stream = torch.cuda.current_stream().cuda_stream
         kernel(*arguments(spec, layout, split, x, *tensors, scratch), stream)
+
+
+def on(device: torch.device):
+    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 @cache

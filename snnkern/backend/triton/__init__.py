@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 
@@ -40,9 +41,9 @@ def refuses(device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def __getattr__(name: str):
-    """``lif_forward`` and ``lif_backward``: Triton is imported when one is first asked for."""
-    if name not in ("lif_forward", "lif_backward"):
+    """The launchers: Triton is imported when one is first asked for."""
+    if name not in ("lif_forward", "lif_backward", "ttm"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import lif
-
-    return globals().setdefault(name, getattr(lif, name))
+    module = importlib.import_module(f".{name.partition('_')[0]}", __name__)
+    globals()[name] = getattr(module, name)
+    return globals()[name]

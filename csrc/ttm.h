@@ -1,0 +1,35 @@
+// The temporal transformation: what every backend's launcher takes. Plain pointers and sizes, no framework.
+#pragma once
+#include "lif.h"
+
+#ifdef __CUDACC__
+#define SNN_TTM_HD __host__ __device__ inline
+#else
+#define SNN_TTM_HD inline
+#endif
+
+namespace snnkern {
+
+// x is [outer, steps_in, inner] with the given strides and a contiguous inner dimension, y [outer, steps_out, inner]
+// contiguous. The longer of the two is cut into as many groups of neighbouring steps as the shorter has steps: y sums
+// the steps of each group (steps_out <= steps_in), or repeats each step of x over its group.
+struct TTMShape {
+  DType dtype;
+  int64_t outer, steps_in, inner;
+  int64_t x_outer_stride, x_step_stride;
+  int64_t steps_out;
+
+  // The steps of x, from first up to last, that make step j of y. Group i of k over l steps starts at i*l/k, rounded,
+  // half down.
+  SNN_TTM_HD int64_t first(int64_t j) const {
+    if (steps_out <= steps_in) return (2 * j * steps_in + steps_out - 1) / (2 * steps_out);
+    return (2 * j + 1) * steps_in / (2 * steps_out);
+  }
+  SNN_TTM_HD int64_t last(int64_t j) const { return steps_out <= steps_in ? first(j + 1) : first(j) + 1; }
+};
+
+void ttm_cpu(const TTMShape&, const void* x, void* y, int threads);
+// Returns a cudaError_t; launches on `stream` of the current device and does not wait.
+int ttm_cuda(const TTMShape&, const void* x, void* y, void* stream);
+
+}  // namespace snnkern

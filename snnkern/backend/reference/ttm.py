@@ -1,0 +1,20 @@
+"""The temporal transformation in PyTorch operations: what every other backend must reproduce."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+
+def ttm(x, steps, time_dim):
+    """``snnkern.ttm``; arguments checked by the caller."""
+    from ...ops.ttm import starts
+
+    frames = x.unbind(time_dim)
+    first = starts(max(steps, len(frames)), min(steps, len(frames)))
+    groups = [range(begin, end) for begin, end in pairwise(first)]
+    if steps > len(frames):
+        return torch.stack([frame for frame, group in zip(frames, groups, strict=True) for _ in group], time_dim)
+    state = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.stack([sum(frames[t].to(state) for t in group).to(x.dtype) for group in groups], time_dim)

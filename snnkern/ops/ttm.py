@@ -1,0 +1,105 @@
+"""The temporal transformation: fewer steps by summing neighbours, more by repeating them."""
+
+from __future__ import annotations
+
+import torch
+
+from ..backend import choose
+from .lif import DTYPES, arrange
+
+
+def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = None) -> torch.Tensor:
+    """Temporal transformation of x to ``steps`` time steps.
+
+    ::
+
+        l, k = the larger and the smaller of x.shape[time_dim] and steps
+        group i of k = the steps from round(i*l/k) up to round((i+1)*l/k), half rounded down
+        fewer steps:  y[i] = sum of x[t] over group i
+        more steps:   y[t] = x[i] for every t in group i
+
+    Groups are never empty and differ in size by at most one. With as many steps, y is x. Sums of spikes are whole
+    numbers up to the size of a group. 16-bit numbers are summed in float32 and rounded once.
+
+    Args:
+        x: ``time_dim`` among its dimensions, one step at least; float32, float64 (``cpu`` and ``reference`` backends),
+            float16 or bfloat16; any strides.
+        steps: time steps of the result, 1 or more.
+        time_dim: the dimension of x that is time.
+        backend: see ``snnkern.lif``.
+
+    Returns: shape of x but for time, dtype of x.
+
+    Gradient: to x, to any order: summing and repeating are each the other's adjoint.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value; the message names it.
+        RuntimeError: the backend asked for cannot run here.
+
+    Source: Du et al., "Temporal Flexibility in Spiking Neural Networks", ICLR 2025, eq. 8-11. Specification:
+    ``snnkern/backend/reference/ttm.py``.
+    """
+    time_dim = _check(x, steps, time_dim)
+    if steps == x.shape[time_dim]:
+        return x
+    if torch.compiler.is_compiling():
+        from ..backend import _library
+
+        name = _library.name_for(x.device.type, x.dtype, backend)
+        if name != "reference":
+            return torch.ops.snnkern.ttm(x, steps, time_dim, name)
+        from ..backend.reference import ttm as reference
+
+        return reference(x, steps, time_dim)
+    kernels = choose(x.device.type, x.dtype, backend)
+    if kernels.differentiable:
+        return kernels.ttm(x, steps, time_dim)
+    return _TTM.apply(x, steps, time_dim, kernels)
+
+
+def starts(steps: int, groups: int) -> list[int]:
+    """Where each of ``groups`` of ``steps`` begins, and ``steps``."""
+    return [(2 * i * steps + groups - 1) // (2 * groups) for i in range(groups + 1)]
+
+
+def _check(x, steps, time_dim) -> int:
+    """Checks the arguments of ``ttm``; returns ``time_dim`` counted from the front."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    if isinstance(time_dim, bool) or not isinstance(time_dim, int):
+        raise TypeError(f"time_dim must be an int, got {time_dim!r}")
+    if not -x.dim() <= time_dim < x.dim():
+        raise ValueError(f"time_dim must name a dimension of x, got {time_dim} for shape {tuple(x.shape)}")
+    check_steps(steps)
+    if x.shape[time_dim] < 1:
+        raise ValueError(f"x must have one time step at least, got shape {tuple(x.shape)} with time_dim {time_dim}")
+    return time_dim % x.dim()
+
+
+def check_steps(steps) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps must be an int, got {steps!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+
+
+def transform(x: torch.Tensor, steps: int, time_dim: int, kernels) -> torch.Tensor:
+    """Allocates and launches."""
+    x, layout = arrange(x, time_dim)
+    shape = [*x.shape[:time_dim], steps, *x.shape[time_dim + 1 :]]
+    y = layout.empty(torch.Size(shape), x.dtype, x.device)
+    kernels.ttm(layout, steps, x, y)
+    return y
+
+
+class _TTM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, steps, time_dim, kernels):
+        ctx.rest = x.shape[time_dim], time_dim, kernels
+        return transform(x, steps, time_dim, kernels)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _TTM.apply(grad, *ctx.rest), None, None, None
