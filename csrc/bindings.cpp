@@ -21,11 +21,13 @@ LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshol
 
 void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
 
-[[maybe_unused]] void check_cuda(int status, const char* call, const LIFShape& s) {
+#ifdef SNN_CUDA
+void check_cuda(int status, const char* call, const LIFShape& s) {
   if (status != 0)
     throw std::runtime_error(std::string(call) + " outer=" + std::to_string(s.outer) + " T=" + std::to_string(s.steps) +
                              " inner=" + std::to_string(s.inner) + ": " + cuda_error_string(status));
 }
+#endif
 
 }  // namespace
 
@@ -74,7 +76,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef SNN_CUDA
   m.def("ttm_cuda", [](const TTMShape& s, intptr_t x, intptr_t y, intptr_t stream) {
     if (const int status = ttm_cuda(s, pointer(x), pointer(y), pointer(stream)))
-      throw std::runtime_error("ttm_cuda: " + std::string(cuda_error_string(status)));
+      throw std::runtime_error(std::string("ttm_cuda: ") + cuda_error_string(status));
   });
   m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
                                intptr_t v_last, intptr_t saved, intptr_t scratch, intptr_t stream) {

@@ -65,7 +65,7 @@ struct Seams {
 
   Seams(void* scratch, const LIFShape& s)
       : starts(static_cast<S*>(scratch)), segments(s.segments), neurons(s.outer * s.inner) {
-    ends = starts + segments * neurons;
+    ends = starts ? starts + segments * neurons : nullptr;
   }
   void note(S* seams, const Tile& tile, const S* v) const {
     if (segments > 1) std::copy_n(v, tile.lanes, seams + tile.segment * neurons + tile.first);
