@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from .backend import ORDER, load
-from .ops.lif import _check_alive, _number, lif, make_spec, state_dtype
-from .ops.ttm import check_steps, ttm
+from .ops.lif import _check_alive, _number, lif, make_spec, positive, state_dtype
+from .ops.ttm import ttm
 from .surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
 __all__ = ["LIF", "TTM", "LIFNode"]
@@ -75,7 +75,7 @@ class TTM(nn.Module):
 
     def __init__(self, steps: int, time_dim: int = 0, backend: str | None = None):
         super().__init__()
-        check_steps(steps)
+        positive("steps", steps)
         if backend is not None:
             load(backend)
         self.steps, self.time_dim, self.backend = steps, time_dim, backend

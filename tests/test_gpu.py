@@ -18,19 +18,13 @@ def backend(request):
     return request.param
 
 
-def train(x, grad, backend):
-    x = x.detach().requires_grad_()
-    spikes, v = snnkern.lif(x, backend=backend)
-    return spikes.detach(), v.detach(), *torch.autograd.grad(spikes, x, grad)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_nothing_waits_for_the_device(backend, shape):
     x, grad = draw(shape, device="cuda"), draw(shape, device="cuda", seed=2)
-    train(x, grad, backend)  # compiles what there is to compile
+    run(x, None, backend, grad)  # compiles what there is to compile
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train(x, grad, backend)
+        run(x, None, backend, grad)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -39,12 +33,12 @@ def test_nothing_waits_for_the_device(backend, shape):
 def test_the_current_stream_is_used(backend, shape):
     x, grad = torch.zeros(shape, device="cuda"), draw(shape, device="cuda", seed=2)
     source, stream = draw(shape, device="cuda"), torch.cuda.Stream()
-    wanted = train(source, grad, backend)
+    wanted = run(source, None, backend, grad)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)  # a launch on any other stream would see zeros
         x.copy_(source)
-        got = train(x, grad, backend)
+        got = run(x, None, backend, grad)
     stream.synchronize()
     for g, w in zip(got, wanted, strict=True):
         assert torch.equal(g, w)
@@ -56,15 +50,15 @@ def test_a_cuda_graph_replays_it(backend, shape):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        train(x, grad, backend)
+        run(x, None, backend, grad)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = train(x, grad, backend)
+        got = run(x, None, backend, grad)
     for seed in (5, 6):
         x.copy_(draw(shape, seed=seed))
         graph.replay()
-        for g, w in zip(got, train(x, grad, backend), strict=True):
+        for g, w in zip(got, run(x, None, backend, grad), strict=True):
             assert torch.equal(g, w)
 
 
@@ -85,7 +79,7 @@ def test_offsets_beyond_32_bits(backend, shape):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_the_device_of_x_is_used(backend):
     x, grad = draw((300, 70)), draw((300, 70), seed=2)
-    here, there = (train(x.to(d), grad.to(d), backend) for d in ("cuda:0", "cuda:1"))
+    here, there = (run(x.to(d), None, backend, grad.to(d)) for d in ("cuda:0", "cuda:1"))
     for a, b in zip(here, there, strict=True):
         assert b.device == torch.device("cuda:1") and torch.equal(a, b.to("cuda:0"))
 

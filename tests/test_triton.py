@@ -333,6 +333,6 @@ def test_without_a_gpu_the_reason_is_given(monkeypatch):
 def test_the_tensors_device_becomes_the_current_one(monkeypatch):
     entered = SimpleNamespace(device=lambda device: f"entered {device}", current_device=lambda: 0)
     monkeypatch.setattr(torch, "cuda", entered)
-    assert kernels._current(torch.device("cuda:1")) == "entered cuda:1"
-    with kernels._current(torch.device("cuda:0")) as nothing:
+    assert kernels.on(torch.device("cuda:1")) == "entered cuda:1"
+    with kernels.on(torch.device("cuda:0")) as nothing:
         assert nothing is None

@@ -334,7 +334,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
         if (tile.lanes == 0) continue;
         std::copy_n(seams.ends + (q - 1) * seams.neurons + tile.first, tile.lanes, v);
         bool met = false;  // again where the first run was: from there on that one is right
-        for (int64_t t = tile.begin; t < tile.end && !met; t += kChunk) {
+        for (int64_t t = tile.begin; t < tile.end; t += kChunk) {
           if (saved) {
             met = std::memcmp(v, saved_at(tile, t), tile.lanes * sizeof(S)) == 0;
             if (met) break;

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
 
@@ -64,3 +65,11 @@ def load(name: str) -> ModuleType:
     if name not in ORDER:
         raise ValueError(f"backend must be one of {', '.join(ORDER)}, got {name!r}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def on(device: torch.device):
+    """Kernels are launched on the current device: a context in which that is ``device``."""
+    if device.type == "cpu":  # Triton's interpreter
+        return nullcontext()
+    module = getattr(torch, device.type)
+    return nullcontext() if device.index == module.current_device() else module.device(device)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..nn import LIF
+from ..ops.lif import positive
 from ..surrogate import Triangle
 
 
@@ -93,11 +94,3 @@ def as_frames(
     if steps not in (None, x.shape[0]):
         raise ValueError(f"steps must be None or the number of frames, {x.shape[0]}, got {steps!r}")
     return x, x.shape[0]
-
-
-def positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value

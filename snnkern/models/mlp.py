@@ -6,7 +6,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from .layers import neurons, positive
+from ..ops.lif import positive
+from .layers import neurons
 
 
 class SpikingMLP(nn.Module):

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .layers import ConvNorm, Stage, as_frames, neurons, positive
+from ..ops.lif import positive
+from .layers import ConvNorm, Stage, as_frames, neurons
 
 
 class ResNet19(nn.Module):

@@ -190,8 +190,17 @@ def _number(name: str, value) -> float:
     return float(value)
 
 
-def _check(x, v, time_dim) -> int:
-    """Checks the tensors of ``lif``; returns ``time_dim`` counted from the front."""
+def positive(name: str, value: int) -> int:
+    """``value`` if it is a whole number from 1 up; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def check_x(x, time_dim) -> int:
+    """Checks the input of an op over time; returns ``time_dim`` counted from the front."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:
@@ -201,7 +210,12 @@ def _check(x, v, time_dim) -> int:
     dims = x.dim()
     if not -dims <= time_dim < dims:
         raise ValueError(f"time_dim must name a dimension of x, got {time_dim} for shape {tuple(x.shape)}")
-    time_dim %= dims
+    return time_dim % dims
+
+
+def _check(x, v, time_dim) -> int:
+    """Checks the tensors of ``lif``; returns ``time_dim`` counted from the front."""
+    time_dim = check_x(x, time_dim)
     if v is not None:
         if not isinstance(v, torch.Tensor):
             raise TypeError(f"v must be a tensor or None, got {type(v).__name__}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..backend import choose
-from .lif import DTYPES, arrange
+from .lif import arrange, check_x, positive
 
 
 def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = None) -> torch.Tensor:
@@ -64,25 +64,13 @@ def starts(steps: int, groups: int) -> list[int]:
 
 def _check(x, steps, time_dim) -> int:
     """Checks the arguments of ``ttm``; returns ``time_dim`` counted from the front."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
-    if isinstance(time_dim, bool) or not isinstance(time_dim, int):
+    if isinstance(time_dim, bool):
         raise TypeError(f"time_dim must be an int, got {time_dim!r}")
-    if not -x.dim() <= time_dim < x.dim():
-        raise ValueError(f"time_dim must name a dimension of x, got {time_dim} for shape {tuple(x.shape)}")
-    check_steps(steps)
-    if x.shape[time_dim] < 1:
+    front = check_x(x, time_dim)
+    positive("steps", steps)
+    if x.shape[front] < 1:
         raise ValueError(f"x must have one time step at least, got shape {tuple(x.shape)} with time_dim {time_dim}")
-    return time_dim % x.dim()
-
-
-def check_steps(steps) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an int, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    return front
 
 
 def transform(x: torch.Tensor, steps: int, time_dim: int, kernels) -> torch.Tensor:

@@ -5,13 +5,13 @@ The current stream of x's device is passed explicitly; nothing here waits for th
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cache
 
 import torch
 
 from ...ops.lif import state_dtype
 from ...ops.split import CHUNK, for_gpu, warmup
+from .. import on
 from .._extension import _C, arguments
 
 
@@ -32,10 +32,6 @@ def _launch(kernel, shortest, warm, spec, layout, x, *tensors):
     with on(x.device):
         stream = torch.cuda.current_stream().cuda_stream
         kernel(*arguments(spec, layout, split, x, *tensors, scratch), stream)
-
-
-def on(device: torch.device):
-    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 @cache

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...ops.lif import DTYPES
+from .. import on
 from .._extension import _C
-from .lif import on
 
 
 def ttm(layout, steps, x, y):

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from contextlib import nullcontext
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ import triton.language as tl
 from ... import surrogate
 from ...ops.lif import LIFSpec
 from ...ops.split import CHUNK, for_gpu, warmup
+from .. import on
 from . import interpreted
 
 surrogate.tl = tl  # the language of the twins there
@@ -387,7 +387,7 @@ def _launch(kernel, tiles, segments, spec, layout, tensors, numbers, **options):
     # Sizes go in units of 16 elements if all can: from that Triton knows that rows are aligned, and loads 16 bytes.
     unit = 16 if all(size % 16 == 0 for size in sizes) else 1
     per_row = triton.cdiv(inner, block)
-    with _current(tensors[0].device):
+    with on(tensors[0].device):
         kernel[(triton.cdiv(neurons, block) if flat else outer * per_row, segments)](
             *tensors,
             steps,
@@ -405,14 +405,6 @@ def _launch(kernel, tiles, segments, spec, layout, tensors, numbers, **options):
             enable_fp_fusion=False,
             **options,
         )
-
-
-def _current(device: torch.device):
-    """Triton launches on the current device."""
-    if device.type == "cpu":
-        return nullcontext()
-    module = getattr(torch, device.type)
-    return nullcontext() if device.index == module.current_device() else module.device(device)
 
 
 def lif_forward(spec, layout, x, v, spikes, v_last, saved):

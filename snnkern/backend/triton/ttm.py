@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .lif import _current
+from .. import on
 
 BLOCK = 1024
 _sizes = ["steps_in", "steps_out", "inner", "x_outer", "x_step", "per_row"]
@@ -39,7 +39,7 @@ def ttm(layout, steps, x, y):
     unit = 16 if all(size % 16 == 0 for size in sizes) else 1  # from which Triton knows that rows are aligned
     block = min(BLOCK, max(32, triton.next_power_of_2(inner)))
     per_row = triton.cdiv(inner, block)
-    with _current(x.device):
+    with on(x.device):
         ttm_kernel[(outer * steps * per_row,)](
             x, y, steps_in, steps, *(size // unit for size in sizes), per_row, UNIT=unit, BLOCK=block
         )
