@@ -35,8 +35,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<LIFSpec>(m, "LIFSpec").def(py::init(&make_spec));
   py::class_<LIFShape>(m, "LIFShape")
       .def(py::init([](int dtype, int64_t outer, int64_t steps, int64_t inner, int64_t x_outer, int64_t x_step,
-                       int64_t segments, int64_t segment_steps, int64_t warmup) {
-        return LIFShape{DType(dtype), outer, steps, inner, x_outer, x_step, segments, segment_steps, warmup};
+                       int64_t steps_out, int64_t segments, int64_t segment_steps, int64_t warmup) {
+        return LIFShape{DType(dtype), outer, steps, inner, x_outer, x_step, steps_out, segments, segment_steps, warmup};
       }));
   m.attr("chunk") = kChunk;
 

@@ -2,6 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define SNN_HOST_DEVICE __host__ __device__ inline
+#else
+#define SNN_HOST_DEVICE inline
+#endif
+
 namespace snnkern {
 
 enum class DType : int { f32, f64, f16, bf16 };  // of x, spikes and their gradients; the state is f64 for f64, else f32
@@ -25,8 +31,10 @@ struct LIFSpec {
 };
 
 // x is [outer, steps, inner] with the given strides and a contiguous inner dimension; every other tensor is contiguous:
-// spikes, grad_spikes, grad_x [outer, steps, inner]; v, v_last and their gradients [outer, inner];
-// saved [(steps - 1) / kChunk, outer, inner].
+// residual, grad_x, grad_residual [outer, steps, inner]; spikes, grad_spikes [outer, steps_out, inner]; v, v_last and
+// their gradients [outer, inner]; saved [(steps - 1) / kChunk, outer, inner].
+//
+// With steps_out < steps, spikes are summed over groups of neighbouring steps (ttm.h) as they are made.
 //
 // Time may be split into segments that run in parallel: segment p has the steps from p * segment_steps on, a multiple
 // of kChunk. How a backend makes the parts equal the whole is said in its file; `scratch`, [2, segments, outer, inner]
@@ -35,7 +43,22 @@ struct LIFShape {
   DType dtype;
   int64_t outer, steps, inner;
   int64_t x_outer_stride, x_step_stride;
+  int64_t steps_out;
   int64_t segments, segment_steps, warmup;  // warmup, a multiple of kChunk: see snnkern/ops/split.py
+
+  SNN_HOST_DEVICE bool grouped() const { return steps_out < steps; }
+};
+
+// Group i of k over l steps starts at i*l/k, rounded, half down; and the group that step t is in.
+SNN_HOST_DEVICE int64_t group_start(int64_t i, int64_t l, int64_t k) { return (2 * i * l + k - 1) / (2 * k); }
+SNN_HOST_DEVICE int64_t group_of(int64_t t, int64_t l, int64_t k) { return (2 * t + 1) * k / (2 * l); }
+
+// Batch norm before the neurons, which then receive (x - mean) * scale + offset, and the residual if there is one. Neuron
+// n of [outer * inner] has channel n / period % channels. See norm.h.
+struct Norm {
+  int64_t channels, period;
+  const void* table;     // [5, channels] in the dtype of the state; null: no norm
+  const void* residual;  // null: none
 };
 
 struct LIFForward {
@@ -45,6 +68,7 @@ struct LIFForward {
   void* v_last;
   void* saved;  // null: inference, nothing is kept
   void* scratch;
+  Norm norm;
 };
 
 struct LIFBackward {
@@ -56,6 +80,10 @@ struct LIFBackward {
   void* grad_x;
   void* grad_v;  // null: not wanted
   void* scratch;
+  Norm norm;
+  // With a norm, and g the gradient of what the neurons receive: grad_x = scale * g - (pull + (x - mean) * push).
+  const void* pull_push;  // [2, channels] in the dtype of the state; null: zero
+  void* grad_residual;    // g; null: not wanted
 };
 
 void lif_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, int threads);

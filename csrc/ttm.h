@@ -2,12 +2,6 @@
 #pragma once
 #include "lif.h"
 
-#ifdef __CUDACC__
-#define SNN_TTM_HD __host__ __device__ inline
-#else
-#define SNN_TTM_HD inline
-#endif
-
 namespace snnkern {
 
 // x is [outer, steps_in, inner] with the given strides and a contiguous inner dimension, y [outer, steps_out, inner]
@@ -19,13 +13,11 @@ struct TTMShape {
   int64_t x_outer_stride, x_step_stride;
   int64_t steps_out;
 
-  // The steps of x, from first up to last, that make step j of y. Group i of k over l steps starts at i*l/k, rounded,
-  // half down.
-  SNN_TTM_HD int64_t first(int64_t j) const {
-    if (steps_out <= steps_in) return (2 * j * steps_in + steps_out - 1) / (2 * steps_out);
-    return (2 * j + 1) * steps_in / (2 * steps_out);
+  // The steps of x, from first up to last, that make step j of y.
+  SNN_HOST_DEVICE int64_t first(int64_t j) const {
+    return steps_out <= steps_in ? group_start(j, steps_in, steps_out) : group_of(j, steps_out, steps_in);
   }
-  SNN_TTM_HD int64_t last(int64_t j) const { return steps_out <= steps_in ? first(j + 1) : first(j) + 1; }
+  SNN_HOST_DEVICE int64_t last(int64_t j) const { return steps_out <= steps_in ? first(j + 1) : first(j) + 1; }
 };
 
 void ttm_cpu(const TTMShape&, const void* x, void* y, int threads);

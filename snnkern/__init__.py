@@ -4,7 +4,8 @@ from . import losses, nn, surrogate
 from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
+from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.ttm import ttm
 
-__all__ = ["__version__", "backends", "keep_freed_memory", "lif", "losses", "nn", "surrogate", "ttm"]
+__all__ = ["__version__", "backends", "bn_lif", "keep_freed_memory", "lif", "losses", "nn", "surrogate", "ttm"]

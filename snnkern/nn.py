@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from .backend import ORDER, load
-from .ops.lif import _check_alive, _number, lif, make_spec, positive, state_dtype
+from .ops.layout import positive, state_dtype
+from .ops.lif import _check_alive, _number, lif, make_spec
 from .ops.ttm import ttm
 from .surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 

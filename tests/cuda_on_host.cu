@@ -51,7 +51,7 @@ LIFSpec spec_of(const int* flags, const double* numbers) {
           numbers[2],     numbers[3], bool(flags[3]), Surrogate(flags[4]), {numbers[4], numbers[5], numbers[6]}};
 }
 LIFShape shape_of(const int64_t* sizes) {
-  return {DType(sizes[0]), sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8]};
+  return {DType(sizes[0]), sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9]};
 }
 }  // namespace
 

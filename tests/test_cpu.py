@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from snnkern import _C
-from snnkern.ops.lif import CHUNK
+from snnkern.ops.split import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
 TESTS = [Path(__file__).parent / name for name in ("test_lif.py", "test_split.py")]

@@ -16,6 +16,7 @@ from test_split import ADVERSARIES
 
 import snnkern
 from snnkern.ops import lif as ops
+from snnkern.ops.layout import DTYPES, arrange
 from snnkern.ops.split import CHUNK, for_gpu, warmup
 from snnkern.surrogate import ATan
 
@@ -130,7 +131,7 @@ class OnHost:
             surrogate,
         ]
         numbers = [spec.leak, spec.threshold, spec.rest, spec.v_start, *spec.surrogate.constants()]
-        sizes = [ops.DTYPES.index(x.dtype), *layout[1:], *time]
+        sizes = [DTYPES.index(x.dtype), *layout[1:], *time]
         pointers = [None if t is None else t.data_ptr() for t in tensors]
         vec = 16 // x.element_size()
         strides = (layout.inner, layout.x_outer_stride, layout.x_step_stride)
@@ -143,7 +144,7 @@ class OnHost:
         function(
             (ctypes.c_int * 5)(*map(int, flags)),
             (ctypes.c_double * 7)(*numbers),
-            (ctypes.c_int64 * 9)(*sizes),
+            (ctypes.c_int64 * 10)(*sizes),
             (ctypes.c_void_p * len(pointers))(*pointers),
             int(wide),
         )
@@ -231,7 +232,7 @@ def test_segments_of_outer_dimensions_on_the_host(on_host, force):
 def test_ttm_on_the_host(library, steps_in, steps_out, inner, dtype):
     x = draw((3, steps_in, inner + 8), dtype)[..., :inner]  # 16-byte rows for some
     y = torch.empty(3, steps_out, inner, dtype=dtype)
-    sizes = [ops.DTYPES.index(dtype), *ops.layout_of(x, 1)[1:], steps_out]
+    sizes = [DTYPES.index(dtype), *arrange(x, 1, steps_out)[1][1:]]
     library.ttm_host((ctypes.c_int64 * 7)(*sizes), ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()))
     assert torch.equal(y, snnkern.ttm(x, steps_out, time_dim=1, backend="reference"))
 

@@ -21,7 +21,8 @@ from test_lif import FORMS, RESETS, SURROGATES, check, check_all, draw, state_of
 import snnkern
 from snnkern import backend as backends
 from snnkern import surrogate as surrogates
-from snnkern.ops.lif import CHUNK, layout_of, make_spec
+from snnkern.ops.layout import layout_of
+from snnkern.ops.lif import CHUNK, make_spec
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from snnkern.backend.triton import lif as kernels  # noqa: E402  # imports Triton

@@ -20,42 +20,9 @@
 namespace snnkern::SNN_ISA {
 namespace {
 
-constexpr int kLanes = 1024;        // neurons in a tile
-constexpr int kStaged = 256;        // neurons in a tile that is gathered
-constexpr int kPitch = 272;         // from row to row of the stage: a power of two would put them all into a few sets
-constexpr int kBlock = 8;           // vectors that backward keeps in registers
-constexpr int kAhead = 2;           // rows between a prefetch and its use
-constexpr int64_t kNarrow = 32;     // inner dimensions below this are gathered into tiles
+constexpr int kBlock = 8;  // vectors that backward keeps in registers
+constexpr int kAhead = 2;  // rows between a prefetch and its use
 constexpr int64_t kSerial = 16384;  // elements below which a second thread costs more than it brings
-
-struct Tile {
-  int64_t first;  // index of its first neuron in [outer * inner]
-  int lanes;
-  int64_t segment, begin, end;  // its steps
-};
-
-struct Tiling {
-  int64_t row, per_row, per_segment, count, steps, segment_steps;
-  int lanes;
-  bool narrow;
-
-  Tiling(const LIFShape& s, int threads)
-      : steps(s.steps), segment_steps(s.segment_steps), narrow(s.outer > 1 && s.inner < kNarrow) {
-    row = narrow ? s.outer * s.inner : s.inner;  // neurons that tiles may span
-    const int64_t rows = narrow ? 1 : s.outer;
-    const int64_t share = (row * rows * s.segments + threads - 1) / threads;  // every thread gets a tile
-    lanes = int(std::clamp<int64_t>((share + 31) / 32 * 32, 32, narrow ? kStaged : kLanes));
-    per_row = (row + lanes - 1) / lanes;
-    per_segment = rows * per_row;
-    count = s.segments * per_segment;
-  }
-  Tile operator[](int64_t i) const {
-    const int64_t segment = i / per_segment, begin = segment * segment_steps;
-    const int64_t at = i % per_row * lanes, in_segment = i % per_segment;
-    return {in_segment / per_row * row + at, int(std::min<int64_t>(lanes, row - at)), segment, begin,
-            std::min(begin + segment_steps, steps)};
-  }
-};
 
 // The states with which the segments of a split start and end, [segments, neurons].
 template <class S>
@@ -89,102 +56,6 @@ struct Seams {
     return tile;
   }
 };
-
-template <class IO>
-struct Sequence {  // an [outer, steps, inner] tensor
-  IO* data;
-  int64_t outer_stride, step_stride, inner;
-
-  IO* at(int64_t neuron, int64_t t) const {
-    return data + neuron / inner * outer_stride + t * step_stride + neuron % inner;
-  }
-};
-
-// Rows and columns change places.
-template <class V, int width>
-inline void transpose(V (&rows)[width]) {
-  using Index = std::conditional_t<sizeof(rows[0][0]) == 8, LongV, IntV>;
-#pragma GCC unroll 4
-  for (int d = 1; d < width; d *= 2) {
-    Index first, second;  // lanes of (a, b), b's counted from `width` on
-    for (int l = 0; l < width; ++l) {
-      first[l] = l & d ? width + l - d : l;
-      second[l] = l & d ? width + l : l + d;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < width; ++i) {
-      if (i & d) continue;
-      const V a = rows[i], b = rows[i + d];
-      rows[i] = __builtin_shuffle(a, b, first);
-      rows[i + d] = __builtin_shuffle(a, b, second);
-    }
-  }
-}
-
-// Calls `block` for a square of the tile and the stage that can be transposed in registers, `run` for a stretch of
-// lanes that lie side by side: what gathering and scattering have in common.
-template <class V, class IO, class Block, class Run>
-inline void by_neuron(const Sequence<IO>& in, Tile tile, int64_t t, int steps, Block&& block, Run&& run) {
-  constexpr int width = sizeof(V) / sizeof(State<std::remove_const_t<IO>>);
-  const bool time_last = in.inner == 1 && in.step_stride == 1 && steps == kChunk;
-  for (int j = 0; j < tile.lanes;) {
-    IO* at = in.at(tile.first + j, t);
-    if (time_last && j + width <= tile.lanes) {
-      for (int k = 0; k < kChunk; k += width) block(at + k, k, j);
-      j += width;
-    } else {
-      const int length = int(std::min(in.inner - (tile.first + j) % in.inner, int64_t(tile.lanes - j)));
-      run(at, j, length);
-      j += length;
-    }
-  }
-}
-template <class IO, class S>
-void gather(const Sequence<const IO>& from, Tile tile, int64_t t, int steps, S* stage) {
-  using V = typename VectorOf<S>::type;
-  constexpr int width = sizeof(V) / sizeof(S);
-  by_neuron<V>(
-      from, tile, t, steps,
-      [&](const IO* x, int k, int j) {
-        V rows[width];
-        for (int l = 0; l < width; ++l) {
-          rows[l] = load<V>(x + l * from.outer_stride);
-          __builtin_prefetch(x + l * from.outer_stride + kChunk);
-        }
-        transpose(rows);
-        for (int l = 0; l < width; ++l) store(stage + (k + l) * kPitch + j, rows[l], false);
-      },
-      [&](const IO* x, int j, int length) {
-        for (int k = 0; k < steps; ++k) {
-          const IO* row = x + k * from.step_stride;
-          __builtin_prefetch(row + kChunk * from.step_stride);
-          int l = 0;
-          for (; l + width <= length; l += width) store(stage + k * kPitch + j + l, load<V>(row + l), false);
-          for (; l < length; ++l) stage[k * kPitch + j + l] = load<S>(row + l);
-        }
-      });
-}
-template <class IO, class S>
-void scatter(const Sequence<IO>& to, Tile tile, int64_t t, int steps, const S* stage) {
-  using V = typename VectorOf<S>::type;
-  constexpr int width = sizeof(V) / sizeof(S);
-  by_neuron<V>(
-      to, tile, t, steps,
-      [&](IO* y, int k, int j) {
-        V rows[width];
-        for (int l = 0; l < width; ++l) rows[l] = load<V>(stage + (k + l) * kPitch + j);
-        transpose(rows);
-        for (int l = 0; l < width; ++l) store(y + l * to.outer_stride, rows[l], false);
-      },
-      [&](IO* y, int j, int length) {
-        for (int k = 0; k < steps; ++k) {
-          IO* row = y + k * to.step_stride;
-          int l = 0;
-          for (; l + width <= length; l += width) store(row + l, load<V>(stage + k * kPitch + j + l), false);
-          for (; l < length; ++l) store(row + l, stage[k * kPitch + j + l], false);
-        }
-      });
-}
 
 template <class S>
 void start(S* v, const S* from, S constant, Tile tile) {

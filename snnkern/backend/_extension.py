@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ops.lif import DTYPES
+from ..ops.layout import DTYPES
 
 try:
     from .. import _C
@@ -21,10 +21,30 @@ def missing() -> str | None:
     return _missing
 
 
-def arguments(spec, layout, split, x, *tensors) -> tuple:
-    """What every launcher takes first: the neuron, the shape, and where the data of x and the other tensors lies.
+# The caller of these holds the tensors by names until the launch is over. Of a tensor, the extension gets the address.
 
-    0 stands for None. The caller holds the tensors by names until the launch is over.
-    """
-    shape = _C.LIFShape(DTYPES.index(x.dtype), *layout[1:], *split)
-    return spec.compiled, shape, x.data_ptr(), *[0 if t is None else t.data_ptr() for t in tensors]
+
+def arguments(spec, layout, split, x, *tensors) -> tuple:
+    """What every launcher of the LIF takes first: the neuron, the shape, and where x and the other tensors lie."""
+    return spec.compiled, shape_of(layout, split, x), *addresses(x, *tensors)
+
+
+def shape_of(layout, split, x):
+    return _C.LIFShape(DTYPES.index(x.dtype), *layout[1:], *split)
+
+
+def norm_of(norm):
+    """csrc/lif.h's Norm; None: no norm."""
+    if norm is None:
+        return _C.Norm(1, 1, 0, 0)
+    return _C.Norm(norm.channels, norm.period, *addresses(norm.table, norm.residual))
+
+
+def plan_of(plan, table, sums):
+    """csrc/norm.h's NormPlan, for sums (or moments) of any number of parts; None: there are none."""
+    parts = 0 if sums is None else (sums.numel() // sums.shape[-1]) // 2
+    return _C.NormPlan(DTYPES.index(table.dtype), table.shape[1], parts, *plan)
+
+
+def addresses(*tensors) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]

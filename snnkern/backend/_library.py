@@ -17,11 +17,12 @@ from . import choose, load
 
 _library = torch.library.Library("snnkern", "DEF")
 _library.define(
-    "lif(Tensor x, Tensor? v, str neuron, int time_dim, str backend) -> (Tensor spikes, Tensor v_last, Tensor saved)"
+    "lif(Tensor x, Tensor? v, str neuron, int time_dim, int steps_out, str backend) -> "
+    "(Tensor spikes, Tensor v_last, Tensor saved)"
 )
 _library.define(
     "lif_backward(Tensor x, Tensor? v, Tensor saved, Tensor? grad_spikes, Tensor? grad_v_last, str neuron, "
-    "int time_dim, str backend) -> (Tensor grad_x, Tensor grad_v)"
+    "int time_dim, int steps_out, str backend) -> (Tensor grad_x, Tensor grad_v)"
 )
 _library.define("ttm(Tensor x, int steps, int time_dim, str backend) -> Tensor")
 
@@ -46,14 +47,17 @@ def name_for(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
     return choose(device_type, dtype, backend).__name__.rpartition(".")[2]
 
 
-def lif(x, v, spec: ops.LIFSpec, time_dim: int, backend: str):
+def lif(x, v, spec: ops.LIFSpec, time_dim: int, steps_out: int, backend: str):
     """``snnkern.lif`` of checked arguments, as one node of the graph."""
-    neuron = (
+    spikes, v_last, _ = torch.ops.snnkern.lif(x, v, neuron(spec), time_dim, steps_out, backend)
+    return spikes, v_last
+
+
+def neuron(spec: ops.LIFSpec) -> str:
+    return (
         f"{spec.form};{spec.leak};{spec.threshold};{spec.reset};{spec.detach_reset};{spec.fire_at_threshold};"
         f"{spec.surrogate.text}"
     )
-    spikes, v_last, _ = torch.ops.snnkern.lif(x, v, neuron, time_dim, backend)
-    return spikes, v_last
 
 
 class _Nothing:
@@ -66,13 +70,13 @@ class _Nothing:
     lif_backward = ttm = lif_forward
 
 
-def _forward(kernels, x, v, neuron, time_dim):
-    spikes, v_last, (_, _, saved), _ = ops.forward(x, v, _spec(neuron), time_dim, kernels, keep=True)
+def _forward(kernels, x, v, neuron, time_dim, steps_out):
+    spikes, v_last, (_, _, saved), _ = ops.forward(x, v, _spec(neuron), time_dim, steps_out, kernels, keep=True)
     return spikes, v_last, v_last.new_empty(0) if saved is None else saved
 
 
-def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim):
-    x, layout = ops.arrange(x, time_dim)
+def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim, steps_out):
+    x, layout = ops.arrange(x, time_dim, steps_out)
     if v is not None:
         v = layout.arrange(v, without=time_dim)
     if layout.steps <= ops.CHUNK:
@@ -101,7 +105,7 @@ def _setup(ctx, inputs, output):
 def _grad(ctx, grad_spikes, grad_v_last, _):
     x, v, saved = ctx.saved_tensors
     grad_x, grad_v = torch.ops.snnkern.lif_backward(x, v, saved, grad_spikes, grad_v_last, *ctx.rest)
-    return grad_x, None if v is None else grad_v, None, None, None
+    return grad_x, None if v is None else grad_v, None, None, None, None
 
 
 torch.library.register_autograd("snnkern::lif", _grad, setup_context=_setup, lib=_library)

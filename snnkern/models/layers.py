@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..nn import LIF
-from ..ops.lif import positive
+from ..ops.layout import positive
 from ..surrogate import Triangle
 
 

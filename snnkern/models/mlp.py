@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ..ops.lif import positive
+from ..ops.layout import positive
 from .layers import neurons
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..ops.lif import positive
+from ..ops.layout import positive
 from .layers import Stage, as_frames, neurons
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import torch
 
 from ..backend import choose
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
+from .layout import DTYPES, Layout, arrange, check_x, positive, state_dtype
 from .split import CHUNK
+from .ttm import ttm
 
 FORMS = ("decay", "tau_input", "tau")  # in the order of csrc/lif.h's Leak
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of its DType
 
 
 def lif(
@@ -29,6 +29,7 @@ def lif(
     surrogate: Surrogate = Triangle(),
     detach_reset: bool = False,
     fire_at_threshold: bool = False,
+    steps_out: int | None = None,
     time_dim: int = 0,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,12 +59,15 @@ def lif(
         surrogate: stands for ds/dh in backward; see ``snnkern.surrogate``. SpikingJelly's objects are accepted.
         detach_reset: leave the reset's dependence on the spike out of the gradient.
         fire_at_threshold: fire at ``h >= threshold`` instead of above it.
+        steps_out: time steps of the spikes returned, which are then ``ttm(spikes, steps_out)``: sums over groups of
+            steps, in one pass that writes nothing else, or each spike repeated. None: as many as x has.
         time_dim: the dimension of x that is time.
         backend: ``cuda``, ``triton``, ``cpu`` or ``reference``; default: the environment's ``SNNKERN_BACKEND``, else
             the fastest that can run.
 
     Returns:
-        ``spikes``, 0 and 1 in x.dtype, shape of x; ``v_last``, the potential after the last step, dtype of the state.
+        ``spikes``, 0 and 1 (with ``steps_out``, sums of them) in x.dtype, shape of x but for ``steps_out``; ``v_last``,
+        the potential after the last step, dtype of the state.
 
     Gradient: to x and v, from spikes and v_last, through the reset unless ``detach_reset``; once differentiable,
     except on the ``reference`` backend. Kept for backward: x, and the potential of every 16th step.
@@ -81,36 +85,35 @@ def lif(
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = from_spikingjelly(surrogate)
+    neuron = decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold
     if torch.compiler.is_compiling():
-        return _compiled(
-            x,
-            v,
-            (decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold),
-            time_dim,
-            backend,
-        )
-    spec = make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold)
-    time_dim = _check(x, v, time_dim)
+        return _compiled(x, v, neuron, steps_out, time_dim, backend)
+    spec = make_spec(*neuron)
+    time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
     kernels = choose(x.device.type, x.dtype, backend)
     if kernels.differentiable:
-        return kernels.lif(x, v, spec, time_dim)
-    if torch.is_grad_enabled() and (x.requires_grad or (v is not None and v.requires_grad)):
-        return _LIF.apply(x, v, spec, time_dim, kernels)
-    return forward(x, v, spec, time_dim, kernels, keep=False)[:2]
+        spikes, v_last = kernels.lif(x, v, spec, time_dim, steps_out)
+    elif torch.is_grad_enabled() and (x.requires_grad or (v is not None and v.requires_grad)):
+        spikes, v_last = _LIF.apply(x, v, spec, time_dim, steps_out, kernels)
+    else:
+        spikes, v_last = forward(x, v, spec, time_dim, steps_out, kernels, keep=False)[:2]
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
 
 
-def _compiled(x, v, neuron, time_dim, backend):
+def _compiled(x, v, neuron, steps_out, time_dim, backend):
     """``lif`` inside ``torch.compile``: the same steps, without the caches, through one node of the graph."""
     from ..backend import _library
 
     spec = make_spec.__wrapped__(*neuron)
-    time_dim = _check(x, v, time_dim)
+    time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
     name = _library.name_for(x.device.type, x.dtype, backend)
     if name == "reference":
         from ..backend.reference import lif as reference
 
-        return reference(x, v, spec, time_dim)
-    return _library.lif(x, v, spec, time_dim, name)
+        spikes, v_last = reference(x, v, spec, time_dim, steps_out)
+    else:
+        spikes, v_last = _library.lif(x, v, spec, time_dim, steps_out, name)
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
 
 
 @dataclass(frozen=True)
@@ -190,45 +193,36 @@ def _number(name: str, value) -> float:
     return float(value)
 
 
-def positive(name: str, value: int) -> int:
-    """``value`` if it is a whole number from 1 up; TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
-def check_x(x, time_dim) -> int:
-    """Checks the input of an op over time; returns ``time_dim`` counted from the front."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
-    if not isinstance(time_dim, int):
-        raise TypeError(f"time_dim must be an int, got {time_dim!r}")
-    dims = x.dim()
-    if not -dims <= time_dim < dims:
-        raise ValueError(f"time_dim must name a dimension of x, got {time_dim} for shape {tuple(x.shape)}")
-    return time_dim % dims
-
-
-def _check(x, v, time_dim) -> int:
-    """Checks the tensors of ``lif``; returns ``time_dim`` counted from the front."""
+def _check(x, v, time_dim, steps_out) -> tuple[int, int, int | None]:
+    """Checks the tensors of ``lif``. Returns ``time_dim`` counted from the front, the steps that the kernels are to
+    put out, and to how many steps these are to be repeated, if they are."""
     time_dim = check_x(x, time_dim)
+    _check_state(x, v, time_dim)
+    return time_dim, *plan_steps(x.shape[time_dim], steps_out)
+
+
+def plan_steps(steps: int, steps_out: int | None) -> tuple[int, int | None]:
+    if steps_out is None:
+        return steps, None
+    if steps < 1:
+        raise ValueError(f"steps_out needs an x of one time step at least, got none for steps_out={steps_out!r}")
+    return min(steps, positive("steps_out", steps_out)), steps_out if steps_out > steps else None
+
+
+def _check_state(x, v, time_dim: int, name: str = "x") -> None:
+    """Checks the potential ``v`` that belongs to x, which its caller knows by ``name``."""
     if v is not None:
         if not isinstance(v, torch.Tensor):
             raise TypeError(f"v must be a tensor or None, got {type(v).__name__}")
         if v.dtype != state_dtype(x.dtype):
-            raise TypeError(f"v must be {state_dtype(x.dtype)} for x of {x.dtype}, got {v.dtype}")
+            raise TypeError(f"v must be {state_dtype(x.dtype)} for {name} of {x.dtype}, got {v.dtype}")
         if v.device != x.device:
-            raise ValueError(f"v must be on the device of x, {x.device}, got {v.device}")
+            raise ValueError(f"v must be on the device of {name}, {x.device}, got {v.device}")
         wanted = x.shape[:time_dim] + x.shape[time_dim + 1 :]
         if v.shape != wanted:
-            raise ValueError(f"v must have the shape of x without time, {tuple(wanted)}, got {tuple(v.shape)}")
+            raise ValueError(f"v must have the shape of {name} without time, {tuple(wanted)}, got {tuple(v.shape)}")
         if torch.is_grad_enabled() and getattr(v.grad_fn, "ran", False):
             _check_alive(v)
-    return time_dim
 
 
 def _check_alive(v: torch.Tensor) -> None:
@@ -241,114 +235,52 @@ def _check_alive(v: torch.Tensor) -> None:
         ) from error
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-class Layout(NamedTuple):
-    """How kernels see x: [outer, steps, inner], the inner dimension contiguous, after ``permute(order)``."""
-
-    order: tuple[int, ...] | None  # None: the dimensions as they stand
-    outer: int
-    steps: int
-    inner: int
-    x_outer_stride: int
-    x_step_stride: int
-
-    def arrange(self, t: torch.Tensor, without: int | None = None) -> torch.Tensor:
-        """``t``, shaped like x (or like x without dimension ``without``), contiguous in the kernels' order."""
-        order = self._order(without)
-        return t.contiguous() if order is None else t.permute(order).contiguous()
-
-    def empty(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, without: int | None = None):
-        """A new tensor of ``shape`` whose memory is in the kernels' order."""
-        order = self._order(without)
-        if order is None:
-            return torch.empty(shape, dtype=dtype, device=device)
-        memory = torch.empty([shape[i] for i in order], dtype=dtype, device=device)
-        return memory.permute([order.index(i) for i in range(len(order))])
-
-    def _order(self, without: int | None):
-        if self.order is None or without is None:
-            return self.order
-        return [i - (i > without) for i in self.order if i != without]
-
-
-def layout_of(x: torch.Tensor, time_dim: int) -> Layout | None:
-    """The layout of x, or None if only a copy of it has one."""
-    shape = x.shape
-    steps = shape[time_dim]
-    if x.is_contiguous():
-        outer, inner = math.prod(shape[:time_dim]), math.prod(shape[time_dim + 1 :])
-        return Layout(None, outer, steps, inner, steps * inner, inner)
-    strides = x.stride()
-    # Widest stride first; a repeated frame (stride 0 in time) is outermost.
-    order = sorted(range(x.dim()), key=lambda i: -strides[i] if strides[i] else -math.inf)
-    at = order.index(time_dim)
-    inner = _merge(order[at + 1 :], shape, strides)
-    outer = _merge(order[:at], shape, strides)
-    if inner is None or outer is None or (inner[0] > 1 and inner[1] != 1):
-        return None
-    return Layout(tuple(order), outer[0], steps, inner[0], outer[1], strides[time_dim])
-
-
-def _merge(dims, shape, strides) -> tuple[int, int] | None:
-    """Size and stride of ``dims`` (widest first) seen as one dimension, or None if they are not evenly spaced."""
-    size, stride = 1, 1
-    for i in reversed(dims):
-        if shape[i] == 1:
-            continue
-        if size == 1:
-            stride = strides[i]
-        elif strides[i] != size * stride:
-            return None
-        size *= shape[i]
-    return size, stride
-
-
-def arrange(x: torch.Tensor, time_dim: int) -> tuple[torch.Tensor, Layout]:
-    """x as kernels can take it, copied only if there is no other way, and its layout."""
-    layout = layout_of(x, time_dim)
-    if layout is not None:
-        return x, layout
-    x = x.contiguous()
-    return x, layout_of(x, time_dim)
-
-
-def forward(x, v, spec: LIFSpec, time_dim: int, kernels, keep: bool):
-    """Allocates and launches. Returns spikes, v_last and what backward needs: x, v, saved and the layout."""
-    x, layout = arrange(x, time_dim)
-    if v is not None:
-        v = layout.arrange(v, without=time_dim)
-    spikes = layout.empty(x.shape, x.dtype, x.device)
+def outputs(x, layout: Layout, time_dim: int, keep: bool):
+    """New tensors for spikes, v_last and, for backward, saved."""
+    before, after = x.shape[:time_dim], x.shape[time_dim + 1 :]
+    spikes = layout.empty(torch.Size((*before, layout.steps_out, *after)), x.dtype, x.device)
     state = state_dtype(x.dtype)
-    v_last = layout.empty(x.shape[:time_dim] + x.shape[time_dim + 1 :], state, x.device, without=time_dim)
+    v_last = layout.empty(before + after, state, x.device, without=time_dim)
     saved = None
     if keep and layout.steps > CHUNK:
         saved = torch.empty(((layout.steps - 1) // CHUNK, layout.outer * layout.inner), dtype=state, device=x.device)
+    return spikes, v_last, saved
+
+
+def gradients(x, layout: Layout, grad_spikes, grad_v_last, time_dim: int, want_v: bool):
+    """The upstream gradients as kernels can take them, and new tensors for those of x and, if wanted, of v."""
+    if grad_spikes is not None:
+        grad_spikes = layout.arrange(grad_spikes)
+    if grad_v_last is not None:
+        grad_v_last = layout.arrange(grad_v_last, without=time_dim)
+    grad_v = None
+    if want_v:
+        shape = x.shape[:time_dim] + x.shape[time_dim + 1 :]
+        grad_v = layout.empty(shape, state_dtype(x.dtype), x.device, without=time_dim)
+    return grad_spikes, grad_v_last, layout.empty(x.shape, x.dtype, x.device), grad_v
+
+
+def forward(x, v, spec: LIFSpec, time_dim: int, steps_out: int, kernels, keep: bool):
+    """Allocates and launches. Returns spikes, v_last and what backward needs: x, v, saved and the layout."""
+    x, layout = arrange(x, time_dim, steps_out)
+    if v is not None:
+        v = layout.arrange(v, without=time_dim)
+    spikes, v_last, saved = outputs(x, layout, time_dim, keep)
     kernels.lif_forward(spec, layout, x, v, spikes, v_last, saved)
     return spikes, v_last, (x, v, saved), layout
 
 
 def backward(spec: LIFSpec, layout: Layout, x, v, saved, grad_spikes, grad_v_last, time_dim, kernels, want_v: bool):
     """The adjoint of ``forward``: gradients of x and, if wanted, of v."""
-    if grad_spikes is not None:
-        grad_spikes = layout.arrange(grad_spikes)
-    if grad_v_last is not None:
-        grad_v_last = layout.arrange(grad_v_last, without=time_dim)
-    grad_x = layout.empty(x.shape, x.dtype, x.device)
-    grad_v = None
-    if want_v:
-        shape = x.shape[:time_dim] + x.shape[time_dim + 1 :]
-        grad_v = layout.empty(shape, state_dtype(x.dtype), x.device, without=time_dim)
-    kernels.lif_backward(spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v)
-    return grad_x, grad_v
+    made = gradients(x, layout, grad_spikes, grad_v_last, time_dim, want_v)
+    kernels.lif_backward(spec, layout, x, v, saved, *made)
+    return made[2:]
 
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, v, spec, time_dim, kernels):
-        spikes, v_last, kept, layout = forward(x, v, spec, time_dim, kernels, keep=True)
+    def forward(ctx, x, v, spec, time_dim, steps_out, kernels):
+        spikes, v_last, kept, layout = forward(x, v, spec, time_dim, steps_out, kernels, keep=True)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         ctx.rest = spec, layout, time_dim, kernels
@@ -360,9 +292,9 @@ class _LIF(torch.autograd.Function):
             raise RuntimeError("lif is once differentiable: create_graph=True needs backend='reference'")
         ctx.ran = True
         if grad_spikes is None and grad_v_last is None:
-            return None, None, None, None, None
+            return (None,) * 6
         spec, layout, time_dim, kernels = ctx.rest
         grad_x, grad_v = backward(
             spec, layout, *ctx.saved_tensors, grad_spikes, grad_v_last, time_dim, kernels, ctx.needs_input_grad[1]
         )
-        return grad_x, grad_v, None, None, None
+        return grad_x, grad_v, None, None, None, None

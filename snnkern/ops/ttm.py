@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..backend import choose
-from .lif import arrange, check_x, positive
+from .layout import arrange, check_x, positive
 
 
 def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = None) -> torch.Tensor:
@@ -75,10 +75,10 @@ def _check(x, steps, time_dim) -> int:
 
 def transform(x: torch.Tensor, steps: int, time_dim: int, kernels) -> torch.Tensor:
     """Allocates and launches."""
-    x, layout = arrange(x, time_dim)
+    x, layout = arrange(x, time_dim, steps)
     shape = [*x.shape[:time_dim], steps, *x.shape[time_dim + 1 :]]
     y = layout.empty(torch.Size(shape), x.dtype, x.device)
-    kernels.ttm(layout, steps, x, y)
+    kernels.ttm(layout, x, y)
     return y
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.lif import DTYPES
+from ...ops.layout import DTYPES
 from .._extension import _C
 
 
-def ttm(layout, steps, x, y):
-    shape = _C.TTMShape(DTYPES.index(x.dtype), *layout[1:], steps)
+def ttm(layout, x, y):
+    shape = _C.TTMShape(DTYPES.index(x.dtype), *layout[1:])
     _C.ttm_cpu(shape, x.data_ptr(), y.data_ptr(), torch.get_num_threads())

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from ...ops.lif import state_dtype
+from ...ops.layout import state_dtype
 from ...ops.split import CHUNK, for_gpu, warmup
 from .. import on
 from .._extension import _C, arguments

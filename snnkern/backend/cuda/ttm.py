@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.lif import DTYPES
+from ...ops.layout import DTYPES
 from .. import on
 from .._extension import _C
 
 
-def ttm(layout, steps, x, y):
-    shape = _C.TTMShape(DTYPES.index(x.dtype), *layout[1:], steps)
+def ttm(layout, x, y):
+    shape = _C.TTMShape(DTYPES.index(x.dtype), *layout[1:])
     with on(x.device):
         _C.ttm_cuda(shape, x.data_ptr(), y.data_ptr(), torch.cuda.current_stream().cuda_stream)

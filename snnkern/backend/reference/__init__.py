@@ -1,5 +1,6 @@
 """Plain PyTorch, one operation after the other: the specification, and the backend of last resort."""
 
+from .bn_lif import bn_lif  # noqa: F401
 from .lif import lif  # noqa: F401
 from .ttm import ttm  # noqa: F401
 

@@ -6,8 +6,10 @@ import math
 
 import torch
 
+from .ttm import ttm
 
-def lif(x, v, spec, time_dim, smooth=False):
+
+def lif(x, v, spec, time_dim, steps_out, smooth=False):
     """``snnkern.lif`` in PyTorch operations; arguments checked by the caller.
 
     ``smooth=True`` replaces the spike H(h - threshold) by the surrogate's antiderivative. Then the surrogate is the
@@ -38,7 +40,8 @@ def lif(x, v, spec, time_dim, smooth=False):
         spikes.append(s.to(x.dtype))
     if not spikes:
         return torch.empty_like(x), v.clone()
-    return torch.stack(spikes, time_dim), v
+    spikes = torch.stack(spikes, time_dim)
+    return (spikes if steps_out == len(steps) else ttm(spikes, steps_out, time_dim)), v
 
 
 def _spike(h, spec, smooth):

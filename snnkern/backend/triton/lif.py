@@ -371,7 +371,7 @@ def _split(layout, x, shortest, warm=0):
 
 
 def _launch(kernel, tiles, segments, spec, layout, tensors, numbers, **options):
-    _, outer, steps, inner, x_outer, x_step = layout
+    _, outer, steps, inner, x_outer, x_step, _ = layout
     neurons = outer * inner
     if neurons == 0:
         return

@@ -31,8 +31,8 @@ def ttm_kernel(x, y, steps_in, steps_out, inner, x_outer, x_step, per_row, UNIT:
     tl.store(y + row.to(tl.int64) * inner + at, total.to(y.dtype.element_ty), exists)
 
 
-def ttm(layout, steps, x, y):
-    _, outer, steps_in, inner, x_outer, x_step = layout
+def ttm(layout, x, y):
+    _, outer, steps_in, inner, x_outer, x_step, steps = layout
     if outer * inner == 0:
         return
     sizes = (inner, x_outer if outer > 1 else 0, x_step if steps_in > 1 else 0)

@@ -1,0 +1,113 @@
+// Batch norm before the neurons: its statistics and its gradients, per channel, from sums over the channel's elements.
+//
+//   forward    moments -> prepare: the table, running statistics -> lif_forward
+//   backward   sums of gradients -> gradients: those of weight and bias, pull and push -> lif_backward
+//
+// Sums are in double, each over a part of the elements that depends on nothing but the shape, and the parts are added up
+// in their order: the same bits from run to run and for any number of threads. Another backend, with other parts, comes
+// within 1e-15 of the same sums, and the table, which is rounded to the state's dtype, is the same but for one channel in
+// some ten million: so spikes are bit-identical here too, nearly always.
+#pragma once
+#include <cmath>
+
+#include "lif.h"
+
+namespace snnkern {
+
+struct NormPlan {
+  DType dtype;  // of x
+  int64_t channels, parts;
+  double count;     // elements in a channel, of all processes
+  double unbiased;  // the variance times this is the unbiased one
+  double momentum;  // weight of the new statistics in the running ones
+  double eps;
+  double gain;  // a constant beside weight
+};
+
+struct NormParameters {  // [channels] in the dtype of the state
+  const void *weight, *bias;         // null: 1 and 0
+  void *running_mean, *running_var;  // null: none are kept (in training)
+};
+
+// The rows of the table, [5, channels].
+enum NormRow { kMean, kScale, kOffset, kInverseDeviation, kMeanRest, kNormRows };
+
+// moments, [2 * parts + 1, channels]: per part the sums of x - shift and of its square; in the last row the shift, the
+// channel's first element, which saves the digits of a small variance about a large mean. Null: the table is made of the
+// running statistics, and these stay as they are.
+//
+// The mean is rounded to the dtype of the state, so that x - mean is exact where it is small; offset gives back what that
+// takes away.
+template <class S>
+SNN_HOST_DEVICE void prepare_channel(int64_t c, const NormPlan& p, const double* moments, const S* weight,
+                                     const S* bias, S* running_mean, S* running_var, S* table) {
+  double mean, var;
+  if (moments) {
+    double total = 0, square = 0;
+    for (int64_t i = 0; i < p.parts; ++i) {
+      total += moments[2 * i * p.channels + c];
+      square += moments[(2 * i + 1) * p.channels + c];
+    }
+    const double from_shift = total / p.count;
+    mean = moments[2 * p.parts * p.channels + c] + from_shift;
+    var = square / p.count - from_shift * from_shift;
+    var = var < 0 ? 0 : var;  // a NaN stays one
+    if (running_mean) {
+      running_mean[c] = S((1 - p.momentum) * running_mean[c] + p.momentum * mean);
+      running_var[c] = S((1 - p.momentum) * running_var[c] + p.momentum * (var * p.unbiased));
+    }
+  } else {
+    mean = running_mean[c];
+    var = running_var[c];
+  }
+  const double inverse_deviation = 1 / sqrt(var + p.eps);
+  const S scale = S((weight ? double(weight[c]) : 1.0) * p.gain * inverse_deviation);
+  table[kMean * p.channels + c] = S(mean);
+  table[kScale * p.channels + c] = scale;
+  table[kOffset * p.channels + c] = S((bias ? double(bias[c]) : 0.0) + (double(S(mean)) - mean) * double(scale));
+  table[kInverseDeviation * p.channels + c] = S(inverse_deviation);
+  table[kMeanRest * p.channels + c] = S(mean - double(S(mean)));
+}
+
+// sums, [parts, 2, channels]: per part those of g and of g * (x - mean). all_sums, [2, channels]: those of all processes;
+// null: there is only this one. affine, [2, channels]: the gradients of weight and bias, from this process. pull_push,
+// [2, channels], is null if the statistics were the running ones.
+template <class S>
+SNN_HOST_DEVICE void gradients_channel(int64_t c, const NormPlan& p, const S* table, const double* sums,
+                                       const double* all_sums, S* affine, S* pull_push) {
+  const double scale = table[kScale * p.channels + c], inverse_deviation = table[kInverseDeviation * p.channels + c];
+  const double rest = table[kMeanRest * p.channels + c];
+  double total = 0, moment = 0;
+  for (int64_t i = 0; i < p.parts; ++i) {
+    total += sums[2 * i * p.channels + c];
+    moment += sums[(2 * i + 1) * p.channels + c];
+  }
+  affine[c] = S((moment - rest * total) * inverse_deviation * p.gain);
+  affine[p.channels + c] = S(total);
+  if (!pull_push) return;
+  if (all_sums) {
+    total = all_sums[c];
+    moment = all_sums[p.channels + c];
+  }
+  const double push = scale * inverse_deviation * inverse_deviation * (moment - rest * total) / p.count;
+  pull_push[c] = S(scale * total / p.count - rest * push);
+  pull_push[p.channels + c] = S(push);
+}
+
+// On the CPU both sums have as many parts.
+int64_t norm_parts_cpu(const LIFShape&);
+void moments_cpu(const LIFShape&, const Norm&, const void* x, double* moments, int threads);
+void prepare_cpu(const NormPlan&, const double* moments, const NormParameters&, void* table);
+void sums_cpu(const LIFSpec&, const LIFShape&, const LIFBackward&, double* sums, int threads);
+void gradients_cpu(const NormPlan&, const void* table, const double* sums, const double* all_sums, void* affine,
+                   void* pull_push);
+
+// Return a cudaError_t; launch on `stream` of the current device and do not wait.
+int64_t norm_parts_cuda(const LIFShape&, const Norm&);
+int moments_cuda(const LIFShape&, const Norm&, const void* x, double* moments, void* stream);
+int prepare_cuda(const NormPlan&, const double* moments, const NormParameters&, void* table, void* stream);
+int sums_cuda(const LIFSpec&, const LIFShape&, const LIFBackward&, double* sums, void* stream);
+int gradients_cuda(const NormPlan&, const void* table, const double* sums, const double* all_sums, void* affine,
+                   void* pull_push, void* stream);
+
+}  // namespace snnkern

@@ -1,0 +1,113 @@
+"""What all ops over time share: how they check a tensor, and how kernels see it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of its DType
+
+
+def positive(name: str, value: int) -> int:
+    """``value`` if it is a whole number from 1 up; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def check_x(x, time_dim, name="x") -> int:
+    """Checks the input ``name`` of an op over time; returns ``time_dim`` counted from the front."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    if not isinstance(time_dim, int):
+        raise TypeError(f"time_dim must be an int, got {time_dim!r}")
+    dims = x.dim()
+    if not -dims <= time_dim < dims:
+        raise ValueError(f"time_dim must name a dimension of {name}, got {time_dim} for shape {tuple(x.shape)}")
+    return time_dim % dims
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Layout(NamedTuple):
+    """How kernels see x: [outer, steps, inner], the inner dimension contiguous, after ``permute(order)``."""
+
+    order: tuple[int, ...] | None  # None: the dimensions as they stand
+    outer: int
+    steps: int
+    inner: int
+    x_outer_stride: int
+    x_step_stride: int
+    steps_out: int  # of what the kernels write
+
+    def arrange(self, t: torch.Tensor, without: int | None = None) -> torch.Tensor:
+        """``t``, shaped like x (or like x without dimension ``without``), contiguous in the kernels' order."""
+        order = self._order(without)
+        return t.contiguous() if order is None else t.permute(order).contiguous()
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, without: int | None = None):
+        """A new tensor of ``shape`` whose memory is in the kernels' order."""
+        order = self._order(without)
+        if order is None:
+            return torch.empty(shape, dtype=dtype, device=device)
+        memory = torch.empty([shape[i] for i in order], dtype=dtype, device=device)
+        return memory.permute([order.index(i) for i in range(len(order))])
+
+    def period(self, shape: torch.Size, dim: int, time_dim: int) -> int:
+        """Neurons, in the kernels' order, from one index of dimension ``dim`` of x to the next."""
+        order = self.order or range(len(shape))
+        return math.prod(shape[i] for i in order[order.index(dim) + 1 :] if i != time_dim)
+
+    def _order(self, without: int | None):
+        if self.order is None or without is None:
+            return self.order
+        return [i - (i > without) for i in self.order if i != without]
+
+
+def layout_of(x: torch.Tensor, time_dim: int) -> Layout | None:
+    """The layout of x, or None if only a copy of it has one."""
+    shape = x.shape
+    steps = shape[time_dim]
+    if x.is_contiguous():
+        outer, inner = math.prod(shape[:time_dim]), math.prod(shape[time_dim + 1 :])
+        return Layout(None, outer, steps, inner, steps * inner, inner, steps)
+    strides = x.stride()
+    # Widest stride first; a repeated frame (stride 0 in time) is outermost.
+    order = sorted(range(x.dim()), key=lambda i: -strides[i] if strides[i] else -math.inf)
+    at = order.index(time_dim)
+    inner = _merge(order[at + 1 :], shape, strides)
+    outer = _merge(order[:at], shape, strides)
+    if inner is None or outer is None or (inner[0] > 1 and inner[1] != 1):
+        return None
+    return Layout(tuple(order), outer[0], steps, inner[0], outer[1], strides[time_dim], steps)
+
+
+def _merge(dims, shape, strides) -> tuple[int, int] | None:
+    """Size and stride of ``dims`` (widest first) seen as one dimension, or None if they are not evenly spaced."""
+    size, stride = 1, 1
+    for i in reversed(dims):
+        if shape[i] == 1:
+            continue
+        if size == 1:
+            stride = strides[i]
+        elif strides[i] != size * stride:
+            return None
+        size *= shape[i]
+    return size, stride
+
+
+def arrange(x: torch.Tensor, time_dim: int, steps_out: int | None = None) -> tuple[torch.Tensor, Layout]:
+    """x as kernels can take it, copied only if there is no other way, and its layout."""
+    layout = layout_of(x, time_dim)
+    if layout is None:
+        x = x.contiguous()
+        layout = layout_of(x, time_dim)
+    return x, layout if steps_out is None else layout._replace(steps_out=steps_out)
