@@ -11,11 +11,25 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnkern
-from snnkern.models import CNN6, VGGSNN, ResNet19, SpikingMLP
-from snnkern.nn import BNLIF, LIF, LIFNode, TdBatchNorm
+from snnkern.models import (
+    CNN6,
+    MODELS,
+    SNN5,
+    VGGSNN,
+    DspikeResNet18,
+    DspikeVGG16,
+    ResNet18,
+    ResNet19,
+    SEWResNet34,
+    SpikingMLP,
+    SpikingResNet34,
+    ToyCNN,
+)
+from snnkern.models.chain import parse
+from snnkern.nn import BNLIF, LIF, LIFNode, TdBatchNorm, fold
+from snnkern.surrogate import Dspike, Rectangle, Sigmoid
 
 T, N = 2, 2
-MODELS = (CNN6, ResNet19, VGGSNN, SpikingMLP)
 
 
 def data(*shape, seed=0):
@@ -38,25 +52,26 @@ def prepare(model, x):
 class Plain:
     """The parameters and buffers of a model, and the operations its network needs, time-folded."""
 
-    def __init__(self, model):
+    def __init__(self, model, neuron, steps=T):
         self.parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
         self.buffers = {name: b.clone() for name, b in model.named_buffers()}
         self.training = model.training
         self.fused = any(isinstance(module, BNLIF) for module in model.modules())
+        self.neuron, self.steps = neuron, steps
         self.rates = []
 
-    def lif(self, x, decay=0.5):
-        spikes = snnkern.lif(x, decay=decay, backend="reference")[0]
+    def lif(self, x):
+        spikes = snnkern.lif(x, **self.neuron, backend="reference")[0]
         self.rates.append(spikes.mean().item())
         return spikes
 
-    def stage(self, x, name, stride=1, shortcut=None):
+    def stage(self, x, name, stride=1, shortcut=None, alpha=1.0):
         if not self.fused:
-            y = self.norm(self.conv(x, name, stride), name)
+            y = self.norm(self.conv(x, name, stride), name, alpha)
             return self.lif(y if shortcut is None else y + shortcut)
         y = self.conv(x, name, stride)
-        options = {"training": self.training, "momentum": 1.0, "residual": shortcut, "backend": "reference"}
-        spikes = snnkern.bn_lif(y, *self.of_norm(name), **options)[0]
+        options = {"training": self.training, "momentum": 1.0, "residual": shortcut, "scale": self.scale(alpha)}
+        spikes = snnkern.bn_lif(y, *self.of_norm(name), **options, **self.neuron, backend="reference")[0]
         self.rates.append(spikes.mean().item())
         return spikes
 
@@ -64,85 +79,143 @@ class Plain:
         weight = self.parameters[f"{name}.conv.weight"]
         bias = self.parameters.get(f"{name}.conv.bias")
         y = F.conv2d(x.flatten(0, 1), weight, bias, stride, weight.shape[-1] // 2).unflatten(0, x.shape[:2])
-        return y.expand(T, *y.shape[1:])
+        return y.expand(self.steps, *y.shape[1:])
 
     def of_norm(self, name):
         parameters = (self.parameters[f"{name}.norm.{key}"] for key in ("weight", "bias"))
         return *parameters, *(self.buffers[f"{name}.norm.running_{key}"] for key in ("mean", "var"))
 
-    def norm(self, y, name):
+    def scale(self, alpha):
+        return alpha * self.neuron.get("threshold", 1.0)
+
+    def norm(self, y, name, alpha=1.0):
         weight, bias, mean, var = self.of_norm(name)
+        weight = self.scale(alpha) * weight
         return F.batch_norm(y.flatten(0, 1), mean, var, weight, bias, self.training, 1.0).unflatten(0, y.shape[:2])
 
     def linear(self, x, name):
-        return F.linear(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
+        return F.linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))
 
 
-def pool(x):
-    return F.avg_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
+class PlainANN(Plain):
+    def lif(self, x):
+        return x.relu()
 
 
-def plain_cnn6(net, x):
-    for i in range(6):
-        x = net.stage(x, f"stages.{i}")
-        x = pool(x) if i in (1, 3) else x
-    return net.linear(x.flatten(2), "head")
+def pool(x, function=F.avg_pool2d, size=2, **options):
+    return function(x.flatten(0, 1), size, **options).unflatten(0, x.shape[:2])
 
 
-def plain_vgg(net, x):
-    for i in range(8):
-        x = net.stage(x, f"stages.{i}")
-        x = pool(x) if i % 2 else x
-    return net.linear(x.flatten(2), "head")
-
-
-def plain_vgg_without_pools(net, x):
-    for i, stride in enumerate((1, 2) * 4):
+def plain_chain(net, x, pooled, strides=None, hidden=0):
+    for i, stride in enumerate(strides or [1] * (pooled[-1] + 1)):
         x = net.stage(x, f"stages.{i}", stride)
-    return net.linear(x.flatten(2), "head")
+        x = pool(x) if i in pooled else x
+    x = x.flatten(2)
+    for i in range(hidden):
+        x = net.lif(net.linear(x, f"hidden.{2 * i}"))
+    return net.linear(x, "head")
 
 
-def plain_resnet(net, x, projecting=(3, 6), hidden=True):
-    x = net.stage(x, "stem")
-    for i, stride in enumerate((1, 1, 1, 2, 1, 1, 2, 1)):
-        y = net.stage(x, f"blocks.{i}.first", stride)
-        if i in projecting:
-            x = net.norm(net.conv(x, f"blocks.{i}.shortcut", stride), f"blocks.{i}.shortcut")
-        x = net.stage(y, f"blocks.{i}.second", shortcut=x)
+def plain_resnet(net, x, strides, projecting, stem=(1,), hidden=False, alpha=1.0, pooled=False):
+    for i, stride in enumerate(stem):
+        x = net.stage(x, f"stem.{i}", stride)
+    for i, stride in enumerate(strides):
+        name = f"blocks.{i}"
+        y = net.stage(x, f"{name}.first", stride)
+        if i in projecting and pooled and stride > 1:
+            x = net.norm(net.conv(pool(x), f"{name}.shortcut"), f"{name}.shortcut", alpha)
+        elif i in projecting:
+            x = net.norm(net.conv(x, f"{name}.shortcut", stride), f"{name}.shortcut", alpha)
+        x = net.stage(y, f"{name}.second", shortcut=x, alpha=alpha)
     x = x.mean((3, 4))
     if hidden:
         x = net.lif(net.linear(x, "hidden.0"))
     return net.linear(x, "head")
 
 
-def plain_narrow_resnet(net, x):
-    return plain_resnet(net, x, projecting=(0, 3, 6), hidden=False)
+def plain_sew(net, x, connect):
+    x = net.stage(x, "stem.0", 2)
+    x = pool(x, F.max_pool2d, 3, stride=2, padding=1)
+    for i in range(16):
+        stride = 2 if i in (3, 7, 13) else 1
+        y = net.stage(net.stage(x, f"blocks.{i}.first", stride), f"blocks.{i}.second")
+        x = net.stage(x, f"blocks.{i}.shortcut", 2) if stride == 2 else x
+        x = {"ADD": x + y, "AND": x * y, "IAND": x * (1 - y)}[connect]
+    return net.linear(x.mean((3, 4)), "head")
+
+
+def plain_toy(net, x):
+    y = F.conv2d(x.flatten(0, 1), net.parameters["conv.weight"], padding=1).unflatten(0, x.shape[:2])
+    return net.linear(pool(net.lif(y.expand(net.steps, *y.shape[1:]))).flatten(2), "head")
 
 
 def plain_mlp(net, x):
     for i in (0, 2, 4):
-        x = net.lif(net.linear(x, f"layers.{i}"), decay=0.9753)
+        x = net.lif(net.linear(x, f"layers.{i}"))
     return net.linear(x, "head")
 
 
+TET = {}  # decay 0.5, threshold 1, triangle: the defaults of lif
+DSPIKE = {"decay": 0.25, "threshold": 0.5, "surrogate": Dspike(1.0)}
+IF = {"decay": 1.0, "surrogate": Sigmoid(4.0), "detach_reset": True, "fire_at_threshold": True}
+RES18 = (1, 1, 2, 1, 2, 1, 2, 1)  # strides of the blocks
+RES19 = (1, 1, 1, 2, 1, 1, 2, 1)
+RES34 = (2, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1)
+ROOT = 0.5**0.5
+
+# A model, the same network written out, its input, its neurons
 convolutional = {
-    "CNN6": (CNN6, plain_cnn6, (T, N, 1, 8, 8)),
-    "ResNet19": (ResNet19, plain_resnet, (T, N, 3, 8, 8)),
-    "ResNet19-64": (partial(ResNet19, stem=64, hidden=None), plain_narrow_resnet, (T, N, 3, 8, 8)),
-    "VGGSNN": (partial(VGGSNN, size=16), plain_vgg, (T, N, 2, 16, 16)),
-    "VGGSNN-strided": (partial(VGGSNN, size=16, pooling=False), plain_vgg_without_pools, (T, N, 2, 16, 16)),
+    "CNN6": (CNN6, partial(plain_chain, pooled=(1, 3), strides=(1,) * 6), (T, N, 1, 8, 8), TET),
+    "SNN5": (partial(SNN5, size=16), partial(plain_chain, pooled=(1, 2, 3, 4)), (T, N, 3, 16, 16), TET),
+    "VGGSNN": (partial(VGGSNN, size=16), partial(plain_chain, pooled=(1, 3, 5, 7)), (T, N, 2, 16, 16), TET),
+    "VGGSNN-strided": (
+        partial(VGGSNN, size=16, pooling=False),
+        partial(plain_chain, pooled=(), strides=(1, 2) * 4),
+        (T, N, 2, 16, 16),
+        TET,
+    ),
+    "DspikeVGG16": (
+        partial(DspikeVGG16, size=32, hidden=(96, 64), classes=10),
+        partial(plain_chain, pooled=(1, 3, 6, 9, 12), hidden=2),
+        (T, N, 3, 32, 32),
+        DSPIKE,
+    ),
+    "ResNet18": (ResNet18, partial(plain_resnet, strides=RES18, projecting=(2, 4, 6)), (T, N, 3, 8, 8), TET),
+    "ResNet19": (ResNet19, partial(plain_resnet, strides=RES19, projecting=(3, 6), hidden=True), (T, N, 3, 8, 8), TET),
+    "ResNet19-64": (
+        partial(ResNet19, stem=64, hidden=None, alpha=ROOT, pooled_shortcuts=True),
+        partial(plain_resnet, strides=RES19, projecting=(0, 3, 6), alpha=ROOT, pooled=True),
+        (T, N, 3, 8, 8),
+        TET,
+    ),
+    "DspikeResNet18": (
+        DspikeResNet18,
+        partial(plain_resnet, strides=RES18, projecting=(2, 4, 6), stem=(1, 1, 2), alpha=ROOT, pooled=True),
+        (T, N, 3, 16, 16),
+        DSPIKE,
+    ),
+    "SpikingResNet34": (
+        partial(SpikingResNet34, classes=10),
+        partial(plain_resnet, strides=RES34, projecting=(0, 3, 7, 13), stem=(2,), alpha=ROOT),
+        (T, N, 3, 32, 32),
+        TET,
+    ),
+    "SEWResNet34": (partial(SEWResNet34, classes=10), partial(plain_sew, connect="ADD"), (T, N, 3, 32, 32), IF),
 }
-networks = convolutional | {"SpikingMLP": (SpikingMLP, plain_mlp, (20, N, 70))}
+networks = convolutional | {
+    "ToyCNN": (ToyCNN, plain_toy, (T, N, 1, 28, 28), {"decay": 0.25, "threshold": 0.5, "surrogate": Rectangle(1.0)}),
+    "SpikingMLP": (SpikingMLP, plain_mlp, (20, N, 70), {"decay": 0.9753}),
+}
 
 
 @pytest.mark.parametrize(
     ("name", "inputs", "norm"),
     [(name, "frames", "separate") for name in networks]
     + [(name, inputs, "fused") for name in convolutional for inputs in ("frames", "static")]
-    + [("CNN6", "static", "separate")],
+    + [("CNN6", "static", "separate"), ("ToyCNN", "static", "separate")],
 )
 def test_is_the_network_written_out(name, inputs, norm, backend, device):
-    make, plain, shape = networks[name]
+    make, plain, shape, neuron = networks[name]
     static = inputs == "static"
     if name in convolutional:
         make = partial(make, fused=norm == "fused")
@@ -152,14 +225,14 @@ def test_is_the_network_written_out(name, inputs, norm, backend, device):
     given, seen, steps = (x[0], x[:1], {"steps": T}) if static else (x, x, {})
 
     outputs = model.eval()(given, **steps)
-    net = Plain(model)
+    net = Plain(model, neuron)
     assert torch.equal(outputs, plain(net, seen))
     assert net.fused == (norm == "fused")
     assert len(net.rates) == sum(isinstance(module, LIF) for module in model.modules())
     assert all(0.001 < rate < 0.999 for rate in net.rates)
 
     model.train()
-    net = Plain(model)
+    net = Plain(model, neuron)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         outputs, expected = model(given, **steps), plain(net, seen)
         weight = data(*outputs.shape, seed=1).to(device)
@@ -227,9 +300,9 @@ def test_vgg_starts_from_kaimings_normal_distribution():
         assert stage.conv.weight.std().item() == pytest.approx(wanted, rel=0.1)
 
 
-@pytest.mark.parametrize("name", convolutional)
+@pytest.mark.parametrize("name", [name for name in networks if name != "SpikingMLP"])
 def test_static_image_is_convolved_once(name):
-    make, _, (_, _, *shape) = convolutional[name]
+    make, _, (_, _, *shape), _ = networks[name]
     model, seen = make(steps=3).eval(), []
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     for module in convolutions:
@@ -250,11 +323,11 @@ def test_neuron_makes_every_lif_layer(name):
         made.append(Other(step_mode="m"))
         return made[-1]
 
-    make, plain, shape = networks[name]
+    make, plain, shape, settings = networks[name]
     made, used = [], []
     model = make(neuron=neuron)
     assert not any(isinstance(module, LIF) for module in model.modules())
-    net, x = Plain(model.train()), data(*shape)
+    net, x = Plain(model.train(), settings), data(*shape)
     model(x)
     assert used == made
     plain(net, x)
@@ -263,7 +336,7 @@ def test_neuron_makes_every_lif_layer(name):
 
 @pytest.mark.parametrize("name", convolutional)
 def test_channels_last_changes_nothing(name):
-    make, _, shape = convolutional[name]
+    make, _, shape, _ = convolutional[name]
     torch.manual_seed(0)
     # In float64, where a spike does not hang on the order of a sum.
     x = data(*shape).double()
@@ -292,7 +365,7 @@ def test_layout_is_kept_and_nothing_copied(name, memory_format, backend, device)
     def is_kept(module, inputs, output):
         assert output.dim() == 3 or output.flatten(0, -4).is_contiguous(memory_format=memory_format)
 
-    make, _, shape = convolutional[name]
+    make, _, shape, _ = convolutional[name]
     model = make(backend=backend).to(device, memory_format=memory_format)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, BNLIF, TdBatchNorm)):
@@ -330,10 +403,10 @@ def test_models_are_pickled_with_any_neuron():
         (partial(SpikingMLP, hidden=(8, 0)), ValueError, "hidden must be at least 1"),
         (partial(SpikingMLP, inputs=0), ValueError, "inputs must be at least 1"),
         (partial(SpikingMLP, decay=1.5), ValueError, "decay must be in"),
-        *((partial(model, backend="fpga"), ValueError, "backend") for model in MODELS),
-        *((partial(model, neuron=LIF()), TypeError, "neuron must be a function") for model in MODELS),
-        *((partial(model, neuron=lambda: 3), TypeError, "neuron must make a module, got 3") for model in MODELS),
-        *((partial(model, neuron=LIF, backend="cpu"), ValueError, "backend is that of the") for model in MODELS),
+        *((partial(model, backend="fpga"), ValueError, "backend") for model in MODELS.values()),
+        *((partial(model, neuron=LIF()), TypeError, "neuron must be a function") for model in MODELS.values()),
+        *((partial(model, neuron=lambda: 3), TypeError, "neuron must make a module, got 3") for model in MODELS.values()),
+        *((partial(model, neuron=LIF, backend="cpu"), ValueError, "backend is that of the") for model in MODELS.values()),
     ],
 )
 def test_wrong_arguments_are_named(make, error, message):

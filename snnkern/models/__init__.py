@@ -2,11 +2,32 @@
 
 All return [T, N, classes]: what the last layer, which neither leaks nor fires, receives at every step. The losses take
 it as it is; the argmax of its mean over T is the prediction.
+
+The ANN of a model is the same class with ``neuron=torch.nn.ReLU``, at T = 1. Its state_dict has the keys of the SNN's,
+so that ``snn.load_state_dict(ann.state_dict())`` starts the SNN from it.
 """
 
 from .cnn6 import CNN6
 from .mlp import SpikingMLP
-from .resnet import ResNet19
-from .vgg import VGGSNN
+from .resnet import DspikeResNet18, ResNet18, ResNet19, SEWResNet34, SpikingResNet34
+from .toy import ToyCNN
+from .vgg import SNN5, VGGSNN, DspikeVGG16
 
-__all__ = ["CNN6", "VGGSNN", "ResNet19", "SpikingMLP"]
+MODELS = {
+    model.__name__: model
+    for model in (
+        CNN6,
+        DspikeResNet18,
+        DspikeVGG16,
+        ResNet18,
+        ResNet19,
+        SEWResNet34,
+        SNN5,
+        SpikingMLP,
+        SpikingResNet34,
+        ToyCNN,
+        VGGSNN,
+    )
+}
+
+__all__ = ["MODELS", *MODELS]

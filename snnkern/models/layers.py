@@ -16,8 +16,11 @@ from ..surrogate import Triangle
 class ConvNorm(nn.Module):
     """Convolution and batch norm, whose statistics go over time, batch and space.
 
-    Shapes: [T, N, C, H, W] to the same with the outputs' C, H and W. A static image comes as [1, N, C, H, W]: it is
-    convolved once for all ``steps``. Channels last stays channels last, and time and batch are folded by views.
+    ``scale`` is tdBN's factor, see ``nn.TdBatchNorm``.
+
+    Shapes: [T, N, C, H, W] to the same with the outputs' C, H and W; padding keeps H and W but for the stride. A static
+    image comes as [1, N, C, H, W]: it is convolved once for all ``steps``. Channels last stays channels last, and time
+    and batch are folded by views.
     """
 
     def __init__(
@@ -28,9 +31,8 @@ class ConvNorm(nn.Module):
         self.norm = TdBatchNorm(outputs, scale)
 
     def convolve(self, x: torch.Tensor, steps: int) -> torch.Tensor:
-        y = self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         # Repeated before batch norm, not after: the unbiased running variance counts every step.
-        return y if y.shape[0] == steps else y.expand(steps, *y.shape[1:])
+        return over_steps(per_frame(self.conv, x), steps)
 
     def forward(self, x: torch.Tensor, steps: int) -> torch.Tensor:
         y = self.convolve(x, steps)
@@ -43,7 +45,7 @@ class Stage(ConvNorm):
     """Convolution, batch norm, neuron and, where ``pooled``, a 2x2 average of the spikes.
 
     Batch norm and neuron run in one pass if ``neurons`` says so. ``shortcut`` [T, N, C, H, W] is added to what the
-    neurons receive. ``scale`` is tdBN's factor, see ``nn.TdBatchNorm``.
+    neurons receive. Averages of spikes are multiples of 1/4: what the next convolution takes is no longer binary.
     """
 
     def __init__(
@@ -51,12 +53,13 @@ class Stage(ConvNorm):
         inputs: int,
         outputs: int,
         neurons: Neurons,
+        kernel: int = 3,
         stride: int = 1,
         pooled: bool = False,
         bias: bool = False,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(inputs, outputs, stride=stride, bias=bias, scale=scale)
+        super().__init__(inputs, outputs, kernel, stride, bias, scale)
         self.neuron = neurons()
         if neurons.fused and isinstance(self.neuron, LIF):
             self.norm, self.neuron = BNLIF.from_modules(self.norm, self.neuron), nn.Identity()
@@ -68,7 +71,7 @@ class Stage(ConvNorm):
         else:
             y = super().forward(x, steps)
             spikes = self.neuron(y if shortcut is None else y + shortcut)
-        return self.pool(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+        return per_frame(self.pool, spikes)
 
 
 class Neurons:
@@ -104,6 +107,16 @@ class Neurons:
         if not isinstance(made, nn.Module):
             raise TypeError(f"neuron must make a module, got {made!r} from it")
         return made
+
+
+def per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A layer of images on every frame of [T, N, C, H, W]."""
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def over_steps(y: torch.Tensor, steps: int) -> torch.Tensor:
+    """A view of [1, N, ...], one frame for all steps, as [steps, N, ...]; frames [steps, N, ...] as they are."""
+    return y if y.shape[0] == steps else y.expand(steps, *y.shape[1:])
 
 
 def as_frames(
