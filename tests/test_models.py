@@ -27,7 +27,7 @@ from snnkern.models import (
 )
 from snnkern.models.chain import parse
 from snnkern.nn import BNLIF, LIF, LIFNode, TdBatchNorm, fold
-from snnkern.surrogate import Dspike, Rectangle, Sigmoid
+from snnkern.surrogate import Dspike, Rectangle, Sigmoid, Triangle
 
 T, N = 2, 2
 
@@ -252,23 +252,184 @@ def test_is_the_network_written_out(name, inputs, norm, backend, device):
 
 
 @pytest.mark.parametrize(
-    ("make", "count"),
+    ("make", "count", "macs", "shape"),
     [
-        (partial(ResNet19, stem=64), 12_630_858),
-        (partial(ResNet19, stem=64, classes=100), 12_653_988),
-        (ResNet19, 12_697_994),
-        (partial(ResNet19, hidden=None), 12_569_226),
-        (partial(ResNet19, hidden=None, classes=100), 12_615_396),
-        (VGGSNN, 9_271_498),
-        (partial(VGGSNN, pooling=False), 9_271_498),
-        (SpikingMLP, 44_288 + 404),  # weights and biases
-        (partial(SpikingMLP, classes=35), 46_208 + 419),
-        (CNN6, 46_874),
+        (partial(ResNet19, stem=64), 12_630_858, "2216.5", (3, 32, 32)),
+        (partial(ResNet19, stem=64, classes=100), 12_653_988, None, None),
+        (ResNet19, 12_697_994, "2285.4", (3, 32, 32)),
+        (partial(ResNet19, hidden=None), 12_569_226, "2285.2", (3, 32, 32)),
+        (partial(ResNet19, hidden=None, classes=100), 12_615_396, None, None),
+        (partial(ResNet19, hidden=None, pooled_shortcuts=True), 12_569_226, "2285.2", (3, 32, 32)),
+        (ResNet18, 11_173_962, "555.4", (3, 32, 32)),
+        (partial(ResNet18, classes=100), 11_220_132, None, None),
+        (partial(ResNet18, in_channels=2), 11_173_386, "1248.4", (2, 48, 48)),
+        (SpikingResNet34, 21_801_896, "3676.6", (3, 224, 224)),
+        (SEWResNet34, 21_797_672, "3663.8", (3, 224, 224)),
+        (DspikeResNet18, 11_247_946, "187.4", (3, 32, 32)),
+        (DspikeVGG16, 138_352_576, "15470.3", (3, 224, 224)),
+        (SNN5, 2_253_098, "150.4", (3, 32, 32)),
+        (VGGSNN, 9_271_498, "1361.7", (2, 48, 48)),
+        (partial(VGGSNN, pooling=False), 9_271_498, "660.9", (2, 48, 48)),
+        (ToyCNN, 11_824, "0.1", (1, 28, 28)),
+        (SpikingMLP, 44_288 + 404, None, None),  # weights and biases
+        (partial(SpikingMLP, classes=35), 46_208 + 419, None, None),
+        (CNN6, 46_874, "0.5", (1, 8, 8)),
     ],
 )
-def test_number_of_parameters(make, count):
+def test_number_of_parameters_and_of_multiplications(make, count, macs, shape):
+    """MACs, in millions, of convolutions and linear layers for one frame."""
+
+    def add(layer, x, y):
+        counted.append(y.numel() * layer.weight[0].numel())
+
+    counted = []
     with torch.device("meta"):
-        assert sum(parameter.numel() for parameter in make().parameters()) == count
+        model = make(neuron=nn.ReLU).eval()
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.register_forward_hook(add)
+        assert sum(parameter.numel() for parameter in model.parameters()) == count
+        if macs:
+            model(torch.empty(1, *shape), steps=1)
+            assert f"{sum(counted) / 1e6:.1f}" == macs
+
+
+# Each at its published size; x of as many samples as batch norm needs at the least
+PUBLISHED = {
+    "CNN6": (4, 1, 8, 8),
+    "DspikeResNet18": (2, 3, 32, 32),
+    "DspikeVGG16": (1, 3, 224, 224),
+    "ResNet18": (2, 3, 32, 32),
+    "ResNet19": (2, 3, 32, 32),
+    "SEWResNet34": (1, 3, 224, 224),
+    "SNN5": (2, 3, 32, 32),
+    "SpikingMLP": (4, 70),
+    "SpikingResNet34": (1, 3, 224, 224),
+    "ToyCNN": (4, 1, 28, 28),
+    "VGGSNN": (2, 2, 48, 48),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trains_at_published_size(name):
+    torch.manual_seed(0)
+    model, shape = MODELS[name](), PUBLISHED[name]
+    x = data(*shape).expand(2 if len(shape) == 4 else 100, *shape)
+    target = torch.arange(shape[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        outputs = model(x)
+        loss = snnkern.losses.tet(outputs, target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert outputs.shape == (len(x), *target.shape, model.head.out_features)
+    assert losses[2] < losses[0]
+    for key, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", networks)
+def test_ann_twin_starts_the_snn(name):
+    make, plain, shape, neuron = networks[name]
+    torch.manual_seed(0)
+    ann, snn = make(neuron=nn.ReLU), make()
+    x = data(*shape)
+    if name in convolutional:
+        prepare(ann, x)
+    ann.eval()
+    if name == "SpikingMLP":  # of 20 steps
+        assert torch.equal(ann(x), plain(PlainANN(ann, neuron), x))
+    else:
+        outputs = ann(x[0], steps=1)
+        assert outputs.shape == (1, N, 10)
+        assert torch.equal(outputs, plain(PlainANN(ann, neuron, steps=1), x[:1]))
+    snn.load_state_dict(ann.state_dict())
+    assert snn.state_dict().keys() == ann.state_dict().keys()
+    assert all(torch.equal(value, ann.state_dict()[key]) for key, value in snn.state_dict().items())
+    if name in convolutional:
+        make(fused=False).load_state_dict(snn.state_dict())
+    assert {type(module) for module in snn.modules()} & {LIF, BNLIF}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", convolutional)
+def test_folded_model_gives_the_same_outputs(name, fused):
+    make, _, shape, _ = convolutional[name]
+    torch.manual_seed(0)
+    # In float64: rounding hardly ever decides on a spike.
+    x = data(*shape).double()
+    model = prepare(make(fused=fused).double(), x).eval()
+    folded = fold(model)
+    assert not any(isinstance(module, (BNLIF, TdBatchNorm)) for module in folded.modules())
+    with torch.no_grad():
+        expected = model(x)
+        assert expected.any()
+        torch.testing.assert_close(folded(x), expected, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(folded(x[0], T), model(x[0], T), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("connect", ["AND", "IAND"])
+def test_sew_joins_by_and(connect):
+    x = data(T, N, 3, 32, 32)
+    model = prepare(SEWResNet34(classes=10, connect=connect), x).eval()
+    net = Plain(model, IF)
+    outputs = model(x)
+    assert torch.equal(outputs, plain_sew(net, x, connect))
+    assert outputs.any() and sum(net.rates) > 0
+
+
+@pytest.mark.parametrize("connect", ["ADD", "AND", "IAND"])
+def test_sew_blocks_start_as_the_identity(connect):
+    def keep(block, inputs, y):
+        seen.append((block, inputs[0], y))
+
+    model, seen = SEWResNet34(connect=connect, zero_init=True), []
+    for block in model.blocks:
+        block.register_forward_hook(keep)
+    with torch.no_grad():
+        model(data(T, N, 3, 64, 64))
+    assert len(seen) == 16 and seen[0][1].any()
+    for block, x, y in seen:
+        assert torch.equal(y, x if block.shortcut is None else block.shortcut(x, T))
+    biases = torch.cat([block.second.norm.bias for block in model.blocks])
+    assert (biases == (1 if connect == "AND" else 0)).all()
+
+
+def test_zero_init_leaves_the_shortcuts():
+    model = SpikingResNet34(zero_init=True)
+    assert all(not block.second.norm.weight.any() and block.first.norm.weight.all() for block in model.blocks)
+    assert all(block.second.norm.weight.all() for block in SpikingResNet34().blocks)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (ResNet19, {}),
+        (SNN5, {}),
+        (SpikingResNet34, {}),
+        (DspikeResNet18, DSPIKE),
+        (DspikeVGG16, DSPIKE),
+        (SEWResNet34, IF),
+        (ToyCNN, {"decay": 0.25, "threshold": 0.5, "surrogate": Rectangle(1.0)}),
+    ],
+)
+def test_default_neurons_are_those_of_the_paper(make, settings):
+    with torch.device("meta"):
+        neurons = [module for module in make().modules() if isinstance(module, LIF)]
+    wanted = LIF(**{"decay": 0.5, "threshold": 1.0, "surrogate": Triangle(1.0), **settings}).settings
+    assert neurons and all(neuron.settings == wanted for neuron in neurons)
+
+
+def test_threshold_and_alpha_scale_the_norms():
+    model = ResNet19(threshold=0.8, alpha=0.25)
+    assert model.stem[0].norm.lif.settings["threshold"] == 0.8
+    scaled = {name: module.scale for name, module in model.named_modules() if hasattr(module, "scale")}
+    last = [name for name in scaled if "second" in name or "shortcut" in name]
+    assert len(last) == 8 + 2 and len(scaled) == 1 + 16 + 2
+    assert all(scale == (0.2 if name in last else 0.8) for name, scale in scaled.items())
 
 
 @pytest.mark.parametrize(
@@ -281,6 +442,16 @@ def test_number_of_parameters(make, count):
         (partial(ResNet19, in_channels=1, hidden=16), (2, 3, 1, 5, 1), 2, (2, 3, 10)),
         (ResNet19, (0, 3, 8, 8), None, (4, 0, 10)),
         (VGGSNN, (3, 1, 2, 48, 48), None, (3, 1, 10)),
+        (partial(VGGSNN, size=40), (1, 1, 2, 40, 40), None, (1, 1, 10)),
+        (partial(VGGSNN, size=17, pooling=False), (1, 1, 2, 17, 17), None, (1, 1, 10)),
+        (partial(CNN6, size=7), (1, 1, 7, 7), None, (4, 1, 10)),
+        (partial(SNN5, size=33, in_channels=1, steps=2), (2, 1, 33, 33), None, (2, 2, 10)),
+        (partial(DspikeVGG16, size=33, hidden=(), classes=7), (1, 3, 33, 33), 1, (1, 1, 7)),
+        (partial(ToyCNN, size=5), (2, 1, 5, 5), None, (6, 2, 10)),
+        (partial(DspikeResNet18, in_channels=2), (3, 1, 2, 47, 30), None, (3, 1, 10)),
+        (partial(ResNet18, pooled_shortcuts=True), (2, 3, 1, 9), 1, (1, 2, 10)),
+        (SpikingResNet34, (1, 3, 33, 50), 1, (1, 1, 1000)),
+        (partial(SEWResNet34, classes=5), (2, 1, 3, 33, 50), None, (2, 1, 5)),
         (partial(VGGSNN, size=16, steps=3), (1, 2, 16, 16), None, (3, 1, 10)),
         (partial(VGGSNN, size=32, pooling=False, classes=3), (1, 2, 32, 32), 2, (2, 1, 3)),
     ],
@@ -394,19 +565,41 @@ def test_models_are_pickled_with_any_neuron():
         (partial(ResNet19, stem=0), ValueError, "stem must be at least 1"),
         (partial(ResNet19, hidden=True), TypeError, "hidden must be an int, got True"),
         (partial(ResNet19, steps=0), ValueError, "steps must be at least 1"),
-        (partial(VGGSNN, size=40), ValueError, "size must be a multiple of 16, got 40"),
+        (partial(ResNet19, alpha="1"), TypeError, "alpha must be a float, got '1'"),
+        (partial(ResNet18, threshold=None), TypeError, "threshold must be a float, got None"),
+        (partial(DspikeResNet18, pooled_shortcuts=2), TypeError, "pooled_shortcuts must be True or False, got 2"),
+        (partial(SEWResNet34, connect="OR"), ValueError, "connect must be one of ADD, AND, IAND, got 'OR'"),
+        (partial(SEWResNet34, connect=[]), ValueError, r"connect must be one of ADD, AND, IAND, got \[\]"),
+        (partial(SEWResNet34, zero_init=None), TypeError, "zero_init must be True or False, got None"),
+        (partial(SpikingResNet34, zero_init=1), TypeError, "zero_init must be True or False, got 1"),
+        (partial(DspikeVGG16, size=31), ValueError, "size must be at least 32, got 31"),
+        (partial(DspikeVGG16, hidden=4096), TypeError, "hidden must be a sequence of widths, got 4096"),
+        (partial(DspikeVGG16, hidden=(0,)), ValueError, "hidden must be at least 1"),
+        (partial(ToyCNN, size=1), ValueError, "size must be at least 2, got 1"),
+        (partial(SNN5, size="32"), TypeError, "size must be an int, got '32'"),
+        (partial(VGGSNN, size=15), ValueError, "size must be at least 16, got 15"),
+        (lambda: parse("16C3-MP2"), ValueError, "plan must be of the form 16C3-64C5-AP2, got 'MP2' in '16C3-MP2'"),
+        (lambda: parse("AP2-16C3"), ValueError, "plan must be .* got 'AP2'"),
+        (lambda: parse("16C3-AP2-AP2"), ValueError, "plan must be .* got 'AP2'"),
         (partial(VGGSNN, pooling="max"), TypeError, "pooling must be True or False, got 'max'"),
         (partial(VGGSNN, steps=1.0), TypeError, "steps must be an int, got 1.0"),
-        (partial(CNN6, size=6), ValueError, "size must be a multiple of 4, got 6"),
+        (partial(CNN6, size=3), ValueError, "size must be at least 4, got 3"),
         (partial(SpikingMLP, hidden=128), TypeError, "hidden must be a sequence .* got 128"),
         (partial(SpikingMLP, hidden=()), TypeError, r"hidden must be a sequence of one width or more, got \(\)"),
         (partial(SpikingMLP, hidden=(8, 0)), ValueError, "hidden must be at least 1"),
         (partial(SpikingMLP, inputs=0), ValueError, "inputs must be at least 1"),
         (partial(SpikingMLP, decay=1.5), ValueError, "decay must be in"),
-        *((partial(model, backend="fpga"), ValueError, "backend") for model in MODELS.values()),
-        *((partial(model, neuron=LIF()), TypeError, "neuron must be a function") for model in MODELS.values()),
-        *((partial(model, neuron=lambda: 3), TypeError, "neuron must make a module, got 3") for model in MODELS.values()),
-        *((partial(model, neuron=LIF, backend="cpu"), ValueError, "backend is that of the") for model in MODELS.values()),
+        *(
+            (partial(model, **changes), error, message)
+            for model in MODELS.values()
+            for changes, error, message in (
+                ({"backend": "fpga"}, ValueError, "backend"),
+                ({"neuron": LIF()}, TypeError, "neuron must be a function"),
+                ({"neuron": lambda: 3}, TypeError, "neuron must make a module, got 3"),
+                ({"neuron": LIF, "backend": "cpu"}, ValueError, "backend is that of the"),
+                ({"classes": 0}, ValueError, "classes must be at least 1, got 0"),
+            )
+        ),
     ],
 )
 def test_wrong_arguments_are_named(make, error, message):

@@ -69,7 +69,7 @@ class SEWBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, neurons: Neurons, connect: str = "ADD") -> None:
         super().__init__()
-        if connect not in self.CONNECT:
+        if not isinstance(connect, str) or connect not in self.CONNECT:
             raise ValueError(f"connect must be one of {', '.join(self.CONNECT)}, got {connect!r}")
         self.connect = connect
         self.first = Stage(inputs, outputs, neurons, stride=stride)
@@ -137,3 +137,12 @@ class Residual(nn.Module):
         for block in self.blocks:
             x = block(x, steps)
         return self.head(self.hidden(x.mean((3, 4))))
+
+    def zero_init(self, wanted: bool, bias: float = 0.0) -> None:
+        """If wanted, the last norm of every block starts with weight 0 and this bias: at first only shortcuts count."""
+        if not isinstance(wanted, bool):
+            raise TypeError(f"zero_init must be True or False, got {wanted!r}")
+        if wanted:
+            for block in self.blocks:
+                nn.init.zeros_(block.second.norm.weight)
+                nn.init.constant_(block.second.norm.bias, bias)

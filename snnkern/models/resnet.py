@@ -185,9 +185,7 @@ class SpikingResNet34(_TdResNet):
     ) -> None:
         common = classes, in_channels, steps, backend, neuron, fused, alpha, threshold, pooled_shortcuts
         super().__init__(((64, 7, 2),), self.GROUPS, *common)
-        if zero_init:
-            for block in self.blocks:
-                nn.init.zeros_(block.second.norm.weight)
+        self.zero_init(zero_init)
 
 
 class DspikeResNet18(_TdResNet):
@@ -283,7 +281,4 @@ class SEWResNet34(Residual):
         block = partial(SEWBlock, neurons=neurons, connect=connect)
         pool = nn.MaxPool2d(3, 2, padding=1)
         super().__init__(((64, 7, 2),), self.GROUPS, block, neurons, classes, in_channels, steps, pool=pool)
-        if zero_init:
-            for block in self.blocks:
-                nn.init.zeros_(block.second.norm.weight)
-                nn.init.constant_(block.second.norm.bias, 1.0 if connect == "AND" else 0.0)
+        self.zero_init(zero_init, bias=1.0 if connect == "AND" else 0.0)
