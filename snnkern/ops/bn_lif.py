@@ -227,7 +227,9 @@ def forward(
     moments, seen = None, count
     if norm.training:
         once = layout if layout.x_step_stride or layout.steps < 2 else layout._replace(steps=1)
-        moments, seen = kernels.bn_moments(once, shape, y), count * once.steps / layout.steps
+        seen = count * once.steps / max(layout.steps, 1)
+        # A process among others may have no sample: its kernel would have no first element to shift by.
+        moments = kernels.bn_moments(once, shape, y) if seen else table.new_zeros((3, channels), dtype=torch.float64)
         if norm.group is not None:
             moments, seen, count = _of_all(moments, seen, count, norm.group)
     plan = Plan(seen, count / max(count - 1, 1), norm.momentum, norm.eps, norm.scale)
@@ -280,9 +282,9 @@ def _gather(t: torch.Tensor, group) -> torch.Tensor:
 def _of_all(moments: torch.Tensor, seen: float, count: float, group):
     """The moments of all processes, as one part about their mean; and their counts."""
     total, square = moments[:-1].view(-1, 2, moments.shape[1]).sum(0)
-    mean = moments[-1] + total / seen
+    mean = moments[-1] + total / max(seen, 1)
     counts = torch.tensor([seen, count], dtype=torch.float64, device=moments.device).expand(moments.shape[1], 2)
-    parts = _gather(torch.stack([mean, square - total * total / seen, *counts.unbind(1)]), group)
+    parts = _gather(torch.stack([mean, square - total * total / max(seen, 1), *counts.unbind(1)]), group)
     means, squares, seens, counts = parts.unbind(1)
     mean = (means * seens).sum(0) / seens.sum(0)
     square = (squares + seens * (means - mean) ** 2).sum(0)
