@@ -88,9 +88,7 @@ def test_follows_batch_norm_from_batch_to_batch(affine, track, momentum, dtype, 
         assert (fused(y) != spikes).double().mean() <= (0 if wide else 0.005)
         for key, value in theirs.state_dict().items():
             assert torch.equal(alone.state_dict()[key], value), key
-            torch.testing.assert_close(
-                fused.state_dict()[key], value, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0
-            )
+            torch.testing.assert_close(fused.state_dict()[key], value, rtol=1e-14 if wide else 1e-6, atol=0)
     assert not track or theirs.num_batches_tracked == 4
 
 
@@ -285,6 +283,14 @@ def test_node_becomes_the_same_neuron(decay_input, v_reset):
     assert torch.equal(spikes, expected) and torch.equal(fused(y), expected)  # every call starts at rest
     for g, w in zip(torch.autograd.grad((spikes * upstream).sum(), [y, norm.weight]), wanted, strict=True):
         assert (g - w).norm() <= 10 * GRADIENT_BOUND[torch.float64] * w.norm()
+
+
+def test_node_that_fires_at_the_threshold_still_does():
+    norm = nn.BatchNorm2d(C)
+    nn.init.zeros_(norm.weight)
+    nn.init.ones_(norm.bias)  # what every neuron receives: its threshold
+    assert BNLIF.from_modules(norm, LIFNode(decay_input=False, step_mode="m"))(data(*SHAPE)).all()
+    assert not BNLIF.from_modules(norm, LIF(decay=0.0))(data(*SHAPE)).any()
 
 
 @pytest.mark.parametrize(
