@@ -75,19 +75,37 @@ PYBIND11_MODULE(_C, m) {
              double gain) { return NormPlan{DType(dtype), channels, parts, count, unbiased, momentum, eps, gain}; }));
 
   m.def("lif_forward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
-                              intptr_t v_last, intptr_t saved, intptr_t scratch, int threads) {
+                              intptr_t v_last, intptr_t saved, intptr_t scratch, const Norm& n, int threads) {
     py::gil_scoped_release release;
-    lif_forward_cpu(p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch)},
-                    threads);
+    lif_forward_cpu(p, s, forward_of(x, v, spikes, v_last, saved, scratch, n), threads);
   });
-  m.def("lif_backward_cpu",
-        [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
-           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, int threads) {
-          py::gil_scoped_release release;
-          lif_backward_cpu(p, s,
-                           {pointer(x), pointer(v), pointer(saved), pointer(grad_spikes), pointer(grad_v_last),
-                            pointer(grad_x), pointer(grad_v), pointer(scratch)},
-                           threads);
+  m.def("lif_backward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
+                               intptr_t grad_spikes, intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v,
+                               intptr_t scratch, const Norm& n, intptr_t pull_push, intptr_t grad_residual,
+                               int threads) {
+    py::gil_scoped_release release;
+    lif_backward_cpu(
+        p, s, backward_of(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch, n, pull_push, grad_residual),
+        threads);
+  });
+  m.def("norm_parts_cpu", &norm_parts_cpu);
+  m.def("moments_cpu", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, int threads) {
+    py::gil_scoped_release release;
+    moments_cpu(s, n, pointer(x), numbers(moments), threads);
+  });
+  m.def("prepare_cpu", [](const NormPlan& p, intptr_t moments, intptr_t weight, intptr_t bias, intptr_t running_mean,
+                          intptr_t running_var, intptr_t table) {
+    prepare_cpu(p, numbers(moments), {pointer(weight), pointer(bias), pointer(running_mean), pointer(running_var)},
+                pointer(table));
+  });
+  m.def("sums_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
+                       intptr_t grad_spikes, intptr_t grad_v_last, const Norm& n, intptr_t sums, int threads) {
+    py::gil_scoped_release release;
+    sums_cpu(p, s, backward_of(x, v, saved, grad_spikes, grad_v_last, 0, 0, 0, n, 0, 0), numbers(sums), threads);
+  });
+  m.def("gradients_cpu",
+        [](const NormPlan& p, intptr_t table, intptr_t sums, intptr_t all_sums, intptr_t affine, intptr_t pull_push) {
+          gradients_cpu(p, pointer(table), numbers(sums), numbers(all_sums), pointer(affine), pointer(pull_push));
         });
 
   py::class_<TTMShape>(m, "TTMShape")

@@ -10,7 +10,7 @@ import torch
 
 from ..backend import choose
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
-from .layout import DTYPES, Layout, arrange, check_x, positive, state_dtype
+from .layout import Layout, arrange, check_x, positive, state_dtype
 from .split import CHUNK
 from .ttm import ttm
 
