@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from test_split import ADVERSARIES
 
 import snnkern
 from snnkern.ops import lif as ops
-from snnkern.ops.bn_lif import Norm
+from snnkern.ops.bn_lif import Norm, Plan
 from snnkern.ops.layout import DTYPES, arrange
 from snnkern.ops.split import CHUNK, Split, for_gpu, warmup
 from snnkern.surrogate import ATan
@@ -390,6 +391,34 @@ def test_parts_are_many_where_neurons_are_and_add_up_alike(library, on_host):
     assert all(torch.equal(a, b) for a, b in zip(once[3], again[3], strict=True))
     check_norm(y, on_host)
     check_norm(channels_last(y), on_host)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: other tests run the kernels")
+def test_launchers_get_as_far_as_the_missing_device(monkeypatch):
+    """Every argument finds its place in the extension, which then cannot launch."""
+    from snnkern import _C
+    from snnkern.backend import cuda
+
+    if not hasattr(_C, "lif_forward_cuda"):
+        pytest.skip("the extension was compiled without CUDA")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(cuda.lif, "_processors", lambda device: 132)
+    y = draw((5, 2, 4, 6))
+    layout, spec = arrange(y, 0)[1], ops.make_spec(None, 2.0, True, 1.0, 0.0, ATan(), False, False)
+    table, sums = torch.zeros(5, 4), torch.zeros(2, 4, dtype=torch.float64)
+    norm, plan, rows = Norm(4, 6, table, y), Plan(60, 1.0, 0.1, 1e-5, 1.0), table[:2]
+    v = state_of(y)
+    calls = {
+        "lif_forward": (spec, layout, y, v, y, v, None),
+        "lif_backward": (spec, layout, y, v, None, y, v, y, v, norm, rows, y),
+        "bn_moments": (layout, norm, y),
+        "bn_prepare": (plan, None, rows[0], rows[1], table[2], table[3], table),
+        "bn_sums": (spec, layout, y, v, None, y, v, norm),
+        "bn_gradients": (plan, table, sums, None, rows, rows),
+    }
+    for name, arguments in calls.items():
+        with pytest.raises(RuntimeError, match=rf"{name.removeprefix('bn_')}_cuda .*: .*(driver|device)"):
+            getattr(cuda, name)(*arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
