@@ -100,19 +100,33 @@ def assert_only_torch_draws(data, index=0):
 # The registry
 
 
+def test_pixels_are_normalised_as_published():
+    assert NORMS == {
+        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+
+
 def test_names_and_options_are_checked():
     with pytest.raises(ValueError, match=r"name must be one of digits, .*dvs-cifar10, got 'mnist'"):
         load("mnist")
     with pytest.raises(ValueError, match="digits has no option 'augment'; it has noise, train"):
         load("digits", augment="crop-flip")
-    with pytest.raises(ValueError, match=r"augment must be one of 'crop-flip', .*None, got 'mixup'"):
+    with pytest.raises(ValueError, match=r"augment must be one of 'crop-flip', .*'none', got 'mixup'"):
         load("cifar10", augment="mixup")
-    with pytest.raises(ValueError, match="augment must be one of 'crop-flip', None, got 'autoaugment-cutout'"):
+    with pytest.raises(ValueError, match="augment must be one of 'crop-flip', 'none', got 'autoaugment-cutout'"):
         load("imagenet", augment="autoaugment-cutout")
     with pytest.raises(ValueError, match="by must be one of 'time', 'count', got 'events'"):
         load("dvs-cifar10", by="events")
     with pytest.raises(TypeError, match=r"frames must be an int, got 2\.5"):
         load("dvs-cifar10", frames=2.5)
+
+
+def test_root_may_be_in_the_home_folder(torchvision, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"is not in {tmp_path}/sets, or"):
+        load("cifar10", "~/sets")
 
 
 def test_digits_are_those_of_digits():
@@ -212,7 +226,7 @@ def cifar(tmp_path_factory, torchvision):
 @pytest.mark.parametrize(("name", "classes", "scale"), [("cifar10", 10, 1), ("cifar100", 100, 9)])
 def test_cifar_reads_the_python_files(cifar, name, classes, scale):
     root, images = cifar
-    data = load(name, root, augment=None)
+    data = load(name, root, augment="none")
     assert (len(data.train), len(data.test)) == (10, 2)
     assert (data.classes, data.shape, data.events) == (classes, (3, 32, 32), False)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMS[name])
@@ -298,7 +312,7 @@ def imagenet(tmp_path_factory, torchvision):
 
 def test_imagenet_reads_folders(imagenet):
     root, image = imagenet
-    data = load("imagenet", root, augment=None)
+    data = load("imagenet", root, augment="none")
     assert (len(data.train), len(data.test)) == (4, 4)
     assert (data.classes, data.shape, data.events) == (2, (3, 224, 224), False)
     assert [data.test[index][1] for index in range(4)] == [0, 0, 1, 1]
@@ -418,7 +432,7 @@ def test_frames_by_time_and_by_count():
 
 
 def test_dvs_splits_by_the_number_of_a_recording(dvs):
-    data = load("dvs-cifar10", dvs, augment=None, size=128)
+    data = load("dvs-cifar10", dvs, augment="none", size=128)
     assert (len(data.train), len(data.test)) == (9000, 1000)
     assert (data.classes, data.shape, data.events) == (10, (10, 2, 128, 128), True)
     assert data.train.targets == [target for target in range(10) for _ in range(900)]
@@ -433,7 +447,7 @@ def test_dvs_splits_by_the_number_of_a_recording(dvs):
 
 
 def test_dvs_options(dvs):
-    whole = load("dvs-cifar10", dvs, augment=None, size=128).test[0][0]
+    whole = load("dvs-cifar10", dvs, augment="none", size=128).test[0][0]
     default = load("dvs-cifar10", dvs).test[0][0]
     for frame, scaled in zip(whole.flatten(0, 1), default.flatten(0, 1), strict=True):
         pillow = Image.fromarray(frame.numpy()).resize((48, 48), Image.Resampling.BILINEAR)
@@ -442,6 +456,7 @@ def test_dvs_options(dvs):
     assert binary.shape == binary.train[0][0].shape == (4, 2, 32, 32)
     x = binary.test[0][0]
     assert torch.equal(x, events.to_frames(*recording(2), 4)[..., ::4, ::4].clamp(max=1))
+    assert load("dvs-cifar10", dvs, values="binary", size=128).test[0][0].unique().tolist() == [0, 1]
     counted = load("dvs-cifar10", dvs, by="count", size=128).test[0][0]
     assert set(counted.sum((1, 2, 3)).tolist()) == {40.0, 41.0} and counted.sum() == whole.sum() == 405
 

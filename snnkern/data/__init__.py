@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from inspect import Parameter, signature
+from pathlib import Path
 
 from .base import Data
 from .events import dvs_cifar10
@@ -30,13 +31,13 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
         root: the folder with the files, as torchvision or tonic lay them; None: ``data``. The digits come with
             scikit-learn and need none.
         seed: of a data set that is drawn: the digits. The others have their fixed split.
-        options: those of the data set, below; augmentation is for training images only, None switches it off.
+        options: those of the data set, below; ``augment`` is about what is trained on alone.
 
             digits: ``noise`` (0.4), ``train`` (600): see ``digits``.
-            cifar10, cifar100: ``augment`` ("crop-flip", "autoaugment-cutout", None): see ``images.cifar``.
-            imagenet: ``augment`` ("crop-flip", None): see ``images.imagenet``.
+            cifar10, cifar100: ``augment`` ("crop-flip", "autoaugment-cutout", "none"): see ``images.cifar``.
+            imagenet: ``augment`` ("crop-flip", "none"): see ``images.imagenet``.
             dvs-cifar10: ``frames`` (10), ``by`` ("time", "count"), ``values`` ("counts", "binary"), ``size`` (48),
-            ``resize`` ("bilinear", "nearest"), ``augment`` ("flip-roll", "nda", None): see ``events.dvs_cifar10``.
+            ``resize`` ("bilinear", "nearest"), ``augment`` ("flip-roll", "nda", "none"): see ``events.dvs_cifar10``.
 
     Raises: ValueError for a name or option that does not exist, FileNotFoundError where the data set is missing,
         ModuleNotFoundError where the package that reads it is.
@@ -48,4 +49,4 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
     for option in options:
         if option not in allowed:
             raise ValueError(f"{name} has no option {option!r}; it has {', '.join(allowed)}")
-    return SETS[name](root, seed, **options)
+    return SETS[name](None if root is None else Path(root).expanduser(), seed, **options)

@@ -43,12 +43,12 @@ def to_frames(t, x, y, on, frames: int, by: str = "time", sensor: int = SENSOR) 
 
 
 def flip_roll(frames: torch.Tensor) -> torch.Tensor:
-    """Half of all recordings mirrored left to right; then rolled by up to 5 pixels each way, all frames alike."""
+    """Mirrored left to right with probability 1/2; then rolled by up to 5 pixels each way. All frames alike."""
     return roll(flip(frames))
 
 
 def nda(frames: torch.Tensor) -> torch.Tensor:
-    """Half of all recordings mirrored; then one of: rolled by up to 5 pixels, turned or sheared by up to 30 degrees."""
+    """Mirrored with probability 1/2; then either rolled by up to 5 pixels, or turned or sheared by up to 30 degrees."""
     return (roll, turn, shear)[int(torch.randint(3, ()))](flip(frames))
 
 
@@ -79,7 +79,7 @@ def warp(frames, matrix):
     return F.grid_sample(frames, grid.expand(len(frames), -1, -1, -1), mode="nearest", align_corners=False)
 
 
-AUGMENTATIONS = {"flip-roll": flip_roll, "nda": nda, None: None}
+AUGMENTATIONS = {"flip-roll": flip_roll, "nda": nda, "none": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class Recordings(Dataset):
 
 
 def dvs_cifar10(
-    root=None,
+    root: Path | None = None,
     seed: int = 0,
     *,
     frames: int = 10,
@@ -125,7 +125,7 @@ def dvs_cifar10(
     values: str = "counts",
     size: int = 48,
     resize: str = "bilinear",
-    augment: str | None = "flip-roll",
+    augment: str = "flip-roll",
 ) -> Data:
     """DVS-CIFAR10 (Li et al. 2017): of every class, recordings 0 to 899 for training and 900 to 999 for testing.
 
@@ -144,7 +144,7 @@ def dvs_cifar10(
         size: height and width that the 128 x 128 pixels are scaled to.
         resize: ``"bilinear"`` with antialiasing (the code), or ``"nearest"`` (NDA's code), which keeps 0 and 1.
         augment: ``"flip-roll"`` (TET, A.1; Dspike, 5.2), ``"nda"`` (Li et al. 2022: the roll, rotation and shear that
-            its public code chooses from, after the flip that SEENN's has), or None. All frames of a recording alike.
+            its public code chooses from, after the flip that SEENN's has), or ``"none"``; the same for all frames.
     """
     positive("frames", frames)
     positive("size", size)
@@ -159,7 +159,7 @@ def dvs_cifar10(
         raise ModuleNotFoundError(
             f"DVS-CIFAR10 needs tonic and aedat ({error}): pip install 'snnkern[events]'"
         ) from error
-    files = recordings(ROOT if root is None else Path(root))
+    files = recordings(root or ROOT)
 
     def part(numbers, augment):
         chosen = [numbered[number] for numbered in files for number in numbers]

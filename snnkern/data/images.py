@@ -49,29 +49,29 @@ def vision():
     return datasets, transforms
 
 
-def cifar(name: str, root=None, seed: int = 0, *, augment: str | None = "crop-flip") -> Data:
+def cifar(name: str, root: Path | None = None, seed: int = 0, *, augment: str = "crop-flip") -> Data:
     """CIFAR-10 or CIFAR-100: 50 000 training and 10 000 test images [3, 32, 32], normalised with ``NORMS``.
 
     Args:
         name: ``"cifar10"`` or ``"cifar100"``.
         root: the folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``.
-        augment: ``"crop-flip"``, a random crop of the image padded with 4 zeros, and a horizontal flip of every other
-            image: TET, appendix A.1 (the padding is from its code). ``"autoaugment-cutout"``, in the order of SEENN's
-            code, which is by Dspike's first author: crop, flip, AutoAugment's policy for CIFAR-10 (on CIFAR-100 too),
-            one ``Cutout`` of 16: Dspike, section 5.2. The policy is torchvision's; what a rotation or translation
-            uncovers is grey (128), as in that code. None: the images as they are.
+        augment: ``"crop-flip"``, a random crop of the image padded with 4 zeros, and a horizontal flip with
+            probability 1/2: TET, appendix A.1 (the padding is from its code). ``"autoaugment-cutout"``, in the order of
+            SEENN's code, which is by Dspike's first author: crop, flip, AutoAugment's policy for CIFAR-10 (on CIFAR-100
+            too), one ``Cutout`` of 16: Dspike, section 5.2. The policy is torchvision's; what a shear, rotation or
+            translation uncovers is grey (128), as in that code. ``"none"``: the images as they are.
     """
-    one_of("augment", augment, ("crop-flip", "autoaugment-cutout", None))
+    one_of("augment", augment, ("crop-flip", "autoaugment-cutout", "none"))
     datasets, transforms = vision()
     finish = [transforms.ToTensor(), transforms.Normalize(*NORMS[name])]
     steps = list(finish)
-    if augment is not None:
+    if augment != "none":
         steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *finish]
     if augment == "autoaugment-cutout":
         policy = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=[128, 128, 128])
         steps[2:3] = [policy, transforms.ToTensor(), Cutout(16)]
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    root = ROOT if root is None else Path(root)
+    root = root or ROOT
     try:
         train = kind(root, train=True, transform=transforms.Compose(steps))
         test = kind(root, train=False, transform=transforms.Compose(finish))
@@ -83,7 +83,7 @@ def cifar(name: str, root=None, seed: int = 0, *, augment: str | None = "crop-fl
     return Data(train, test, len(train.classes), (3, 32, 32), False)
 
 
-def imagenet(root=None, seed: int = 0, *, augment: str | None = "crop-flip") -> Data:
+def imagenet(root: Path | None = None, seed: int = 0, *, augment: str = "crop-flip") -> Data:
     """ImageNet, or any folder of images laid out as it is: images [3, 224, 224], normalised with ``NORMS``.
 
     Test images are scaled to 256 on the shorter side and cut to the central 224.
@@ -91,17 +91,17 @@ def imagenet(root=None, seed: int = 0, *, augment: str | None = "crop-flip") -> 
     Args:
         root: the folder that holds ``train`` and ``val``, each with a folder of images for every class.
             None: ``data/imagenet``.
-        augment: ``"crop-flip"``, a crop of random size and shape scaled to 224, and a horizontal flip of every other
-            image: the "standard augmentation" of TET (A.1) and Dspike (5.3), as in TET's code. None: as for testing.
+        augment: ``"crop-flip"``, a crop of random size and shape scaled to 224, and a horizontal flip with probability
+            1/2: the "standard augmentation" of TET (A.1) and Dspike (5.3), as in TET's code. ``"none"``: as for testing.
     """
-    one_of("augment", augment, ("crop-flip", None))
+    one_of("augment", augment, ("crop-flip", "none"))
     datasets, transforms = vision()
     finish = [transforms.ToTensor(), transforms.Normalize(*NORMS["imagenet"])]
     plain = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *finish])
     random = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *finish])
-    root = ROOT / "imagenet" if root is None else Path(root)
+    root = root or ROOT / "imagenet"
     try:
-        train = datasets.ImageFolder(root / "train", plain if augment is None else random)
+        train = datasets.ImageFolder(root / "train", plain if augment == "none" else random)
         test = datasets.ImageFolder(root / "val", plain)
     except FileNotFoundError as error:
         command = f"from torchvision.datasets import ImageNet as I; [I({str(root)!r}, s) for s in ('train', 'val')]"

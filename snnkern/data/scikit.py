@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch.utils.data import TensorDataset
 
@@ -45,7 +47,7 @@ def digits(
     return (x[:train], y[:train]), (x[available:], y[available:])
 
 
-def load_digits_data(root=None, seed: int = 0, *, noise: float = 0.4, train: int = 600) -> Data:
+def load_digits_data(root: Path | None = None, seed: int = 0, *, noise: float = 0.4, train: int = 600) -> Data:
     """``digits`` as data sets. ``root`` is not needed: the images come with scikit-learn."""
     training, test = digits(seed, noise, train)
     return Data(TensorDataset(*training), TensorDataset(*test), 10, tuple(training[0].shape[1:]), False)
