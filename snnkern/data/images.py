@@ -92,7 +92,7 @@ def imagenet(root: Path | None = None, seed: int = 0, *, augment: str = "crop-fl
         root: the folder that holds ``train`` and ``val``, each with a folder of images for every class.
             None: ``data/imagenet``.
         augment: ``"crop-flip"``, a crop of random size and shape scaled to 224, and a horizontal flip with probability
-            1/2: the "standard augmentation" of TET (A.1) and Dspike (5.3), as in TET's code. ``"none"``: as for testing.
+            1/2: the "standard augmentation" of TET (A.1) and Dspike (5.3), from TET's code. ``"none"``: as in testing.
     """
     one_of("augment", augment, ("crop-flip", "none"))
     datasets, transforms = vision()
