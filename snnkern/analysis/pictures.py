@@ -9,7 +9,7 @@ from pathlib import Path
 from .energy import Energy
 from .landscape import Landscape
 
-__all__ = ["bars", "curves", "energy", "energy_curves", "landscapes"]
+__all__ = ["bars", "curves", "dots", "energy", "energy_curves", "landscapes"]
 
 # Okabe and Ito, told apart by every eye; the marker repeats what the colour says.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -113,6 +113,30 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, float]], ylabel: str, tit
         axes.grid(False, axis="x")
         if len(groups) > 1:
             axes.legend()
+        axes.set(ylabel=ylabel, title=title)
+
+    return _save(path, draw)
+
+
+def dots(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, title: str) -> Path:
+    """Label to {case: runs}: every run a dot, their mean a line, cases along the x axis; groups stand side by side."""
+
+    def draw(figure):
+        axes = figure.subplots()
+        cases = list(dict.fromkeys(case for group in groups.values() for case in group))
+        width = 0.6 / len(groups)
+        for i, (label, group) in enumerate(groups.items()):
+            for case, runs in group.items():
+                x = cases.index(case) + (i - (len(groups) - 1) / 2) * width
+                axes.plot([x] * len(runs), runs, _of(MARKERS, i), color=_of(COLOURS, i), alpha=0.4, markeredgewidth=0)
+                average = [sum(runs) / len(runs)] * 2
+                axes.plot([x - width / 3, x + width / 3], average, color=_of(COLOURS, i), linewidth=2, label=label)
+                label = None  # once in the legend
+        axes.set_xticks(range(len(cases)), labels=cases)
+        axes.set_xlim(-0.6, len(cases) - 0.4)
+        axes.grid(False, axis="x")
+        if len(groups) > 1:
+            axes.legend(title="dots: seeds, lines: mean", title_fontsize=9)
         axes.set(ylabel=ylabel, title=title)
 
     return _save(path, draw)
