@@ -129,7 +129,7 @@ def verdict(rows: Sequence[dict]) -> str:
     parts = [f"holds in part ({held} of {len(states)} measures)" if held else "not shown"]
     for state in ("within noise", "does not show"):
         if names := [f"*{name}*" for name, found in states.items() if found == state]:
-            parts.append(f"{state}: {'; '.join(names)}")
+            parts.append(f"{state.capitalize()}: {'; '.join(names)}")
     return ". ".join(parts)
 
 
@@ -168,8 +168,8 @@ def text(found: dict, folder: str) -> str:
         "split, noise, initial weights and batches, seed by seed; numbers are mean ± standard deviation over seeds.\n",
         "A measure *holds* if its mean keeps the bound that was stated before by more than the standard error of the "
         "mean; *within noise*: by less; *does not show*: not at all.\n",
-        f"{'; '.join(machines)}, one thread per process. {'; '.join(versions)}. {minutes:.0f} core minutes, by "
-        f"`{COMMAND}`. Raw numbers: [results.json]({folder}/results.json).\n",
+        f"{'; '.join(machines)}, one thread per process. {'; '.join(versions)}. {minutes:.0f} core minutes.\n",
+        f"Command: `{COMMAND}`. Raw numbers: [results.json]({folder}/results.json).\n",
     ]
     if any(unit["quick"] for unit in units):
         parts.append("**A trial of the code: one epoch, a few images. The numbers mean nothing.**\n")
@@ -185,7 +185,7 @@ def text(found: dict, folder: str) -> str:
             f"**{protocol.claim}** ({protocol.source}).\n",
             f"Protocol: {protocol.setup}. {len(claim['units'])} seeds, {claim['seconds']:.0f} s.\n",
             table(("measure", "mean ± sd", "wanted", "seeds", ""), [cells_of(row) for row in claim["rows"]]),
-            f"Verdict: **{claim['verdict']}**.\n",
+            f"Verdict: {claim['verdict']}.\n",
             f"![{protocol.claim}]({folder}/{name}.png)\n",
         ]
     return "\n".join(parts)

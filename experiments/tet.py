@@ -150,17 +150,15 @@ def switch(seed: int, size: Size) -> dict:
 
 
 def draw_switch(path: Path, results: list[dict]) -> Path:
-    epochs = range(len(results[0]["control"]["TET"]))
-    names = {"control": "L_SDT throughout", "switch": "L_TET from epoch 30"}
+    shown = slice(8, None)  # the fall of the first epochs would squeeze the rest
+    epochs = range(len(results[0]["control"]["TET"]))[shown] or [0]
     lines = {
-        f"{loss}, {text}": ([*epochs][5:], [r[name][f"{loss[2:]}"][5:] for r in results])
-        for loss in ("L_TET", "L_SDT")
-        for name, text in names.items()
+        f"L_{loss}, {text}": (epochs, [r[name][loss][shown] or r[name][loss][:1] for r in results])
+        for loss in ("TET", "SDT")
+        for name, text in {"control": "no switch", "switch": "switch"}.items()
     }
-    mark = 30, "switch"
-    return pictures.curves(
-        path, lines, "epoch", "loss on the test set", "From L_SDT to L_TET while training", None, mark
-    )
+    title = "From L_SDT to L_TET while training"
+    return pictures.curves(path, lines, "epoch", "loss on the test set", title, None, (30, "switch"))
 
 
 def settled(loss: str) -> Callable[[dict], float]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from snnkern import analysis, losses
-from snnkern.models import CNN6
+from snnkern.models import CNN6, VGGSNN, ResNet19
 from snnkern.nn import LIF, SmoothLIF
 
 pytest.importorskip("matplotlib")
@@ -86,6 +86,18 @@ def test_operations_are_rates_times_steps_times_macs():
     assert found.macs == sum(macs) and found.ann_joules == pytest.approx(sum(macs) * 5.5e-12)
     assert found.joules == pytest.approx(3 * macs[0] * 5.5e-12 + 3 * rate * macs[1] * 0.9e-12)
     assert analysis.sparsity(model, x, 3, neurons=(Alternating,)) == found.rates
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "macs"),
+    [
+        (lambda: ResNet19(steps=1), (1, 3, 32, 32), 2285.4),  # as the Dspike paper's table has it: 2285
+        (lambda: ResNet19(steps=1, stem=64), (1, 3, 32, 32), 2216.5),
+        (VGGSNN, (1, 1, 2, 48, 48), 1361.7),
+    ],
+)
+def test_macs_of_the_published_networks(make, shape, macs):
+    assert analysis.energy(make(), torch.zeros(shape)).macs / 1e6 == pytest.approx(macs, abs=0.06)
 
 
 def test_event_frames_may_count_as_spikes_in_the_first_layer_too():

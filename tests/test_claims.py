@@ -183,9 +183,9 @@ def test_verdicts_follow_from_the_bounds():
     assert claims.verdict(rows("holds", "holds")) == "holds"
     assert claims.verdict(rows("does not show", "does not show")) == "does not show"
     assert claims.verdict(rows("holds", "within noise", "does not show")) == (
-        "holds in part (1 of 3 measures). within noise: *m1*. does not show: *m2*"
+        "holds in part (1 of 3 measures). Within noise: *m1*. Does not show: *m2*"
     )
-    assert claims.verdict(rows("within noise", "does not show")).startswith("not shown. within noise")
+    assert claims.verdict(rows("within noise", "does not show")).startswith("not shown. Within noise")
 
 
 def test_options_are_checked(capsys):
