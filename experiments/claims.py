@@ -163,8 +163,8 @@ def text(found: dict, folder: str) -> str:
     minutes = sum(claim["seconds"] for claim in found.values()) / 60
     parts = [
         "# The papers' claims, in miniature\n",
-        "Handwritten digits of 8x8 pixels with noise, networks of a few layers, minutes on a CPU: what shows here shows "
-        "the direction of an effect, and what does not show here may at full size. Methods that are compared share "
+        "Handwritten digits of 8x8 pixels with noise, small networks, minutes of a CPU: what shows here gives "
+        "the direction of an effect, and what does not may at full size. Methods that are compared share "
         "split, noise, initial weights and batches, seed by seed; numbers are mean ± standard deviation over seeds.\n",
         "A measure *holds* if its mean keeps the bound that was stated before by more than the standard error of the "
         "mean; *within noise*: by less; *does not show*: not at all.\n",
