@@ -41,6 +41,11 @@ void check_cuda(int status, const char* call, const LIFShape& s) {
     throw std::runtime_error(std::string(call) + " outer=" + std::to_string(s.outer) + " T=" + std::to_string(s.steps) +
                              " inner=" + std::to_string(s.inner) + ": " + cuda_error_string(status));
 }
+void check_cuda(int status, const char* call, const NormPlan& p) {
+  if (status != 0)
+    throw std::runtime_error(std::string(call) + " channels=" + std::to_string(p.channels) + ": " +
+                             cuda_error_string(status));
+}
 #endif
 
 }  // namespace
@@ -119,20 +124,37 @@ PYBIND11_MODULE(_C, m) {
       throw std::runtime_error(std::string("ttm_cuda: ") + cuda_error_string(status));
   });
   m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
-                               intptr_t v_last, intptr_t saved, intptr_t scratch, intptr_t stream) {
-    check_cuda(lif_forward_cuda(
-                   p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch)},
-                   pointer(stream)),
+                               intptr_t v_last, intptr_t saved, intptr_t scratch, const Norm& n, intptr_t stream) {
+    check_cuda(lif_forward_cuda(p, s, forward_of(x, v, spikes, v_last, saved, scratch, n), pointer(stream)),
                "lif_forward_cuda", s);
   });
   m.def("lif_backward_cuda",
         [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
-           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, intptr_t stream) {
-          check_cuda(lif_backward_cuda(p, s,
-                                       {pointer(x), pointer(v), pointer(saved), pointer(grad_spikes),
-                                        pointer(grad_v_last), pointer(grad_x), pointer(grad_v), pointer(scratch)},
-                                       pointer(stream)),
-                     "lif_backward_cuda", s);
+           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, const Norm& n, intptr_t pull_push,
+           intptr_t grad_residual, intptr_t stream) {
+          const LIFBackward a =
+              backward_of(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch, n, pull_push, grad_residual);
+          check_cuda(lif_backward_cuda(p, s, a, pointer(stream)), "lif_backward_cuda", s);
         });
+  m.def("norm_parts_cuda", &norm_parts_cuda);
+  m.def("moments_cuda", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, intptr_t stream) {
+    check_cuda(moments_cuda(s, n, pointer(x), numbers(moments), pointer(stream)), "moments_cuda", s);
+  });
+  m.def("prepare_cuda", [](const NormPlan& p, intptr_t moments, intptr_t weight, intptr_t bias, intptr_t running_mean,
+                           intptr_t running_var, intptr_t table, intptr_t stream) {
+    const NormParameters a{pointer(weight), pointer(bias), pointer(running_mean), pointer(running_var)};
+    check_cuda(prepare_cuda(p, numbers(moments), a, pointer(table), pointer(stream)), "prepare_cuda", p);
+  });
+  m.def("sums_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
+                        intptr_t grad_spikes, intptr_t grad_v_last, const Norm& n, intptr_t sums, intptr_t stream) {
+    const LIFBackward a = backward_of(x, v, saved, grad_spikes, grad_v_last, 0, 0, 0, n, 0, 0);
+    check_cuda(sums_cuda(p, s, a, numbers(sums), pointer(stream)), "sums_cuda", s);
+  });
+  m.def("gradients_cuda", [](const NormPlan& p, intptr_t table, intptr_t sums, intptr_t all_sums, intptr_t affine,
+                             intptr_t pull_push, intptr_t stream) {
+    check_cuda(gradients_cuda(p, pointer(table), numbers(sums), numbers(all_sums), pointer(affine), pointer(pull_push),
+                              pointer(stream)),
+               "gradients_cuda", p);
+  });
 #endif
 }

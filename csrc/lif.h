@@ -11,7 +11,7 @@
 namespace snnkern {
 
 enum class DType : int { f32, f64, f16, bf16 };  // of x, spikes and their gradients; the state is f64 for f64, else f32
-enum class Leak : int { decay, tau_input, tau };
+enum class Leak : int { decay, tau_input, tau, tau_input_inverse, tau_inverse };  // the last two: see neuron.h
 enum class Surrogate : int;
 
 // Forward keeps v at the start of every chunk but the first; backward recomputes each chunk from there.

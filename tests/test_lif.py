@@ -44,7 +44,7 @@ def run(x, v, backend, grad_spikes=None, grad_v=None, **options):
 def check(x, v, backend, grad_spikes=None, grad_v=None, **options):
     got = run(x, v, backend, grad_spikes, grad_v, **options)
     wanted = run(x, v, "reference", grad_spikes, grad_v, **options)
-    assert got[0].dtype == x.dtype and got[0].shape == x.shape
+    assert got[0].dtype == x.dtype and got[0].shape == wanted[0].shape
     assert torch.equal(got[0], wanted[0]), "spikes"
     assert torch.equal(got[1], wanted[1]), "last potential"
     for g, w in zip(got[2:], wanted[2:], strict=True):

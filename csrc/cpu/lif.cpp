@@ -194,13 +194,15 @@ void walk_back(const Neuron<S>& neuron, const S* h, Rows<const IO> grad_s, Rows<
 }
 
 // Calls f with the form and the reset as constants.
-template <class F>
-void with_form(const LIFSpec& p, F&& f) {
-  const auto with_reset = [&](auto form) { p.hard ? f(form, std::true_type{}) : f(form, std::false_type{}); };
-  switch (p.form) {
+template <class S, class F>
+void with_form(const Neuron<S>& n, F&& f) {
+  const auto with_reset = [&](auto form) { n.hard ? f(form, std::true_type{}) : f(form, std::false_type{}); };
+  switch (n.form) {
     case Leak::decay: return with_reset(std::integral_constant<Leak, Leak::decay>{});
     case Leak::tau_input: return with_reset(std::integral_constant<Leak, Leak::tau_input>{});
     case Leak::tau: return with_reset(std::integral_constant<Leak, Leak::tau>{});
+    case Leak::tau_input_inverse: return with_reset(std::integral_constant<Leak, Leak::tau_input_inverse>{});
+    case Leak::tau_inverse: return with_reset(std::integral_constant<Leak, Leak::tau_inverse>{});
   }
 }
 
@@ -215,7 +217,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
   const Neuron<S> n(p);
   const Seams<S> seams(a.scratch, s);
 
-  with_form(p, [&](auto form, auto hard) {
+  with_form(n, [&](auto form, auto hard) {
     // The steps from t on, at most a chunk and not beyond `end`; `next` is what is read after `end`.
     const auto chunk = [&](const Tile& tile, Local<S>& at, int64_t t, int64_t end, const IO* next, bool output) {
       alignas(64) S stage[kChunk * kPitch];
@@ -383,7 +385,7 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
     const Rows<S> in_cache{h, count};
     const Rows<const S> out_of_cache{h, count};
     const auto recomputed = [&](auto in) {
-      with_form(p, [&](auto form, auto hard) {
+      with_form(n, [&](auto form, auto hard) {
         recompute<form(), hard(), W, vectors()>(n, in, grad_s.from(j), v + j, h, steps);
       });
     };

@@ -11,13 +11,43 @@ namespace {
 constexpr int64_t kSerial = 32768;  // elements below which a second thread costs more than it brings
 
 template <class S>
-void accumulate(const S* __restrict__ row, const double* __restrict__ shift, double* __restrict__ totals,
-                double* __restrict__ squares, int lanes) {
-  for (int j = 0; j < lanes; ++j) {
-    const double d = double(row[j]) - shift[j];
-    totals[j] += d;
-    squares[j] += d * d;
-  }
+inline DoubleV widened(const S* from) {
+  typedef S Narrow __attribute__((vector_size(kVectorBytes / sizeof(double) * sizeof(S))));
+  Narrow v;
+  std::memcpy(&v, from, sizeof v);
+  return __builtin_convertvector(v, DoubleV);
+}
+
+// Sums over steps, in registers, of x - shift and of its square, added to those of each lane.
+template <class S>
+void accumulate(const S* rows, int64_t stride, int steps, const double* shift, double* totals, double* squares,
+                int lanes) {
+  constexpr int width = sizeof(DoubleV) / sizeof(double), many = 4;
+  const auto block = [&](int j, auto vector, auto count, auto&& at) __attribute__((always_inline)) {
+    using W = decltype(vector);
+    constexpr int one = sizeof(W) / sizeof(double);
+    W total[count()], square[count()];
+    for (int i = 0; i < count(); ++i) {
+      total[i] = load<W>(totals + j + i * one);
+      square[i] = load<W>(squares + j + i * one);
+    }
+    for (int k = 0; k < steps; ++k) {
+      for (int i = 0; i < count(); ++i) {
+        const W d = at(rows + k * stride + j + i * one) - load<W>(shift + j + i * one);
+        total[i] += d;
+        square[i] += d * d;
+      }
+    }
+    for (int i = 0; i < count(); ++i) {
+      store(totals + j + i * one, total[i], false);
+      store(squares + j + i * one, square[i], false);
+    }
+  };
+  int j = 0;
+  for (; j + many * width <= lanes; j += many * width)
+    block(j, DoubleV{}, std::integral_constant<int, many>{}, [](const S* from) { return widened(from); });
+  for (; j < lanes; ++j)
+    block(j, double{}, std::integral_constant<int, 1>{}, [](const S* from) { return double(*from); });
 }
 
 template <class IO, class S = State<IO>>
@@ -41,20 +71,22 @@ void moments_of(const LIFShape& s, const Norm& n, const void* data, double* mome
       spread(n, tile, shifts, shift);
       for (int64_t t = 0; t < s.steps; t += kChunk) {
         const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
-        if (tiles.narrow) gather(x, tile, t, steps, stage);
-        for (int k = 0; k < steps; ++k) {
-          const S* row = stage;
-          if (tiles.narrow) {
-            row += k * kPitch;
-          } else if constexpr (std::is_same_v<IO, S>) {
-            row = x.at(tile.first, t + k);
-          } else {
-            const IO* from = x.at(tile.first, t + k);
-            int j = 0;
-            for (; j + width <= tile.lanes; j += width) store(stage + j, load<V>(from + j), false);
-            for (; j < tile.lanes; ++j) stage[j] = load<S>(from + j);
+        if (tiles.narrow) {
+          gather(x, tile, t, steps, stage);
+          accumulate(stage, kPitch, steps, shift, totals, squares, tile.lanes);
+        } else if constexpr (std::is_same_v<IO, S>) {
+          accumulate(x.at(tile.first, t), s.x_step_stride, steps, shift, totals, squares, tile.lanes);
+        } else {
+          for (int from = 0; from < tile.lanes; from += kStaged) {
+            const int lanes = std::min(kStaged, tile.lanes - from);
+            for (int k = 0; k < steps; ++k) {
+              const IO* row = x.at(tile.first + from, t + k);
+              int j = 0;
+              for (; j + width <= lanes; j += width) store(stage + k * kPitch + j, load<V>(row + j), false);
+              for (; j < lanes; ++j) stage[k * kPitch + j] = load<S>(row + j);
+            }
+            accumulate(stage, kPitch, steps, shift + from, totals + from, squares + from, lanes);
           }
-          accumulate(row, shift, totals, squares, tile.lanes);
         }
       }
       fold(n, tile, totals, to);

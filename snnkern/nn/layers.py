@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from ..backend import load
-from ..ops.layout import positive
+from ..backend.reference import lif as reference
+from ..ops.layout import check_x, positive
 from ..ops.lif import lif, make_spec
 from ..ops.ttm import ttm
-from ..surrogate import Surrogate, Triangle, from_spikingjelly
+from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
 
 class LIF(nn.Module):
@@ -61,6 +62,43 @@ class LIF(nn.Module):
     def extra_repr(self) -> str:
         defaults = inspect.signature(lif).parameters
         return ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default)
+
+
+class SmoothLIF(nn.Module):
+    """LIF neurons without a step: the output is ``surrogate.primitive(h - threshold)``, between 0 and 1.
+
+    The gradient is then exact, which tells what the surrogate of a spike costs: Sigmoid(k) gives ``sigmoid(k x)`` and
+    the experiment of its source. The reset takes this output for the spike: ``v = reset s + (1 - s) h`` (hard).
+
+    ``forward(x, residual=None)``, as ``LIF``; a loop of PyTorch operations, as the kernels know spikes only. Arguments
+    are those of ``LIF``. As the ``neuron`` of a model: ``partial(SmoothLIF, Sigmoid(10.0))``.
+
+    Source: Deng et al., ICLR 2022, section 5.1 and table 2 (k = 1, 10, 20).
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate = Sigmoid(10.0),
+        decay: float | None = None,
+        tau: float | None = None,
+        decay_input: bool = True,
+        threshold: float = 1.0,
+        reset: float | None = 0.0,
+        detach_reset: bool = False,
+        time_dim: int = 0,
+    ):
+        super().__init__()
+        surrogate = from_spikingjelly(surrogate)
+        self.spec = make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, False)
+        self.time_dim = time_dim
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        x = x if residual is None else x + residual
+        time_dim = check_x(x, self.time_dim)
+        return reference(x, None, self.spec, time_dim, x.shape[time_dim], smooth=True)[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.spec.surrogate!r}, {self.spec.form}={self.spec.leak}, threshold={self.spec.threshold}"
 
 
 class TTM(nn.Module):
