@@ -551,6 +551,22 @@ def test_layout_is_kept_and_nothing_copied(name, memory_format, backend, device)
     assert static.count == frames.count
 
 
+@pytest.mark.parametrize("name", networks)
+def test_autocast_keeps_spikes_in_16_bits(name, backend, device):
+    make, _, shape, _ = networks[name]
+    model, x = make(backend=backend).to(device), data(*shape).to(device)
+    seen = []
+    for module in model.modules():
+        if isinstance(module, (LIF, BNLIF)):
+            module.register_forward_hook(lambda module, x, y: seen.append((x[0].dtype, y.dtype)))
+    with torch.autocast(device, torch.bfloat16):
+        outputs = model(x)
+    outputs.float().square().mean().backward()
+    assert seen and {dtype for pair in seen for dtype in pair} == {torch.bfloat16}
+    for key, parameter in model.named_parameters():
+        assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), key
+
+
 def test_models_are_pickled_with_any_neuron():
     model = SpikingMLP(neuron=lambda: LIFNode(step_mode="m"))
     x = data(5, N, 70)
