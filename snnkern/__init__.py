@@ -5,6 +5,7 @@ from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
 from .ops.lif import lif
+from .ops.pack import packed_spikes
 from .ops.ttm import ttm
 
-__all__ = ["__version__", "backends", "keep_freed_memory", "lif", "losses", "nn", "surrogate", "ttm"]
+__all__ = ["__version__", "backends", "keep_freed_memory", "lif", "losses", "nn", "packed_spikes", "surrogate", "ttm"]

@@ -17,6 +17,8 @@ struct Kernels {
   decltype(&baseline::lif_forward) lif_forward;
   decltype(&baseline::lif_backward) lif_backward;
   decltype(&baseline::ttm) ttm;
+  decltype(&baseline::pack) pack;
+  decltype(&baseline::unpack) unpack;
 };
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
@@ -28,11 +30,12 @@ const Kernels& kernels() {
     __builtin_cpu_init();
     if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      return Kernels{"avx512", avx512::lif_forward, avx512::lif_backward, avx512::ttm};
+      return Kernels{"avx512", avx512::lif_forward, avx512::lif_backward, avx512::ttm, avx512::pack, avx512::unpack};
     if (allows("avx2") && __builtin_cpu_supports("avx2"))
-      return Kernels{"avx2", avx2::lif_forward, avx2::lif_backward, avx2::ttm};
+      return Kernels{"avx2", avx2::lif_forward, avx2::lif_backward, avx2::ttm, avx2::pack, avx2::unpack};
 #endif
-    return Kernels{"baseline", baseline::lif_forward, baseline::lif_backward, baseline::ttm};
+    return Kernels{"baseline",    baseline::lif_forward, baseline::lif_backward,
+                   baseline::ttm, baseline::pack,        baseline::unpack};
   }();
   return chosen;
 }
@@ -66,6 +69,12 @@ void lif_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a,
 }
 void ttm_cpu(const TTMShape& s, const void* x, void* y, int threads) {
   kernels().ttm(s, x, y, threads, prepare(y, s.dtype, s.outer * s.steps_out * s.inner, threads));
+}
+bool pack_cpu(DType dtype, int64_t n, const void* x, uint8_t* bits, int threads) {
+  return kernels().pack(dtype, n, x, bits, threads);
+}
+void unpack_cpu(DType dtype, int64_t n, const uint8_t* bits, void* x, int threads) {
+  kernels().unpack(dtype, n, bits, x, threads, prepare(x, dtype, n, threads));
 }
 
 }  // namespace snnkern

@@ -1,6 +1,7 @@
-// The CPU kernels, one copy per instruction set; see lif.cpp and ttm.cpp.
+// The CPU kernels, one copy per instruction set; see lif.cpp, pack.cpp and ttm.cpp.
 #pragma once
 #include "../lif.h"
+#include "../pack.h"
 #include "../ttm.h"
 
 #define SNN_DECLARE(isa)                                                                               \
@@ -8,6 +9,8 @@
   void lif_forward(const LIFSpec&, const LIFShape&, const LIFForward&, int threads, bool streaming);   \
   void lif_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads, bool streaming); \
   void ttm(const TTMShape&, const void* x, void* y, int threads, bool streaming);                      \
+  bool pack(DType, int64_t n, const void* x, uint8_t* bits, int threads);                              \
+  void unpack(DType, int64_t n, const uint8_t* bits, void* x, int threads, bool streaming);            \
   }
 SNN_DECLARE(baseline)
 SNN_DECLARE(avx2)

@@ -11,6 +11,7 @@ import torch
 
 from ..backend import choose
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
+from .pack import note
 from .split import CHUNK
 
 FORMS = ("decay", "tau_input", "tau")  # in the order of csrc/lif.h's Leak
@@ -93,7 +94,9 @@ def lif(
     time_dim = _check(x, v, time_dim)
     kernels = choose(x.device.type, x.dtype, backend)
     if kernels.differentiable:
-        return kernels.lif(x, v, spec, time_dim)
+        spikes, v_last = kernels.lif(x, v, spec, time_dim)
+        note(spikes)
+        return spikes, v_last
     if torch.is_grad_enabled() and (x.requires_grad or (v is not None and v.requires_grad)):
         return _LIF.apply(x, v, spec, time_dim, kernels)
     return forward(x, v, spec, time_dim, kernels, keep=False)[:2]
@@ -327,6 +330,7 @@ def forward(x, v, spec: LIFSpec, time_dim: int, kernels, keep: bool):
     if keep and layout.steps > CHUNK:
         saved = torch.empty(((layout.steps - 1) // CHUNK, layout.outer * layout.inner), dtype=state, device=x.device)
     kernels.lif_forward(spec, layout, x, v, spikes, v_last, saved)
+    note(spikes)
     return spikes, v_last, (x, v, saved), layout
 
 

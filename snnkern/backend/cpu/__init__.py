@@ -4,6 +4,7 @@ import ctypes
 
 from .._extension import missing
 from .lif import lif_backward, lif_forward  # noqa: F401
+from .pack import pack, unpack  # noqa: F401
 from .ttm import ttm  # noqa: F401
 
 differentiable = False

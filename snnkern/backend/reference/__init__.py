@@ -1,6 +1,7 @@
 """Plain PyTorch, one operation after the other: the specification, and the backend of last resort."""
 
 from .lif import lif  # noqa: F401
+from .pack import pack, unpack  # noqa: F401
 from .ttm import ttm  # noqa: F401
 
 differentiable = True
