@@ -9,6 +9,7 @@ import os
 import torch
 
 differentiable = False
+_LAUNCHERS = {"lif_forward": "lif", "lif_backward": "lif", "ttm": "ttm", "pack": "pack", "unpack": "pack"}  # and files
 
 
 def interpreted() -> bool:
@@ -42,8 +43,8 @@ def refuses(device_type: str, dtype: torch.dtype) -> str | None:
 
 def __getattr__(name: str):
     """The launchers: Triton is imported when one is first asked for."""
-    if name not in ("lif_forward", "lif_backward", "ttm"):
+    if name not in _LAUNCHERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".{name.partition('_')[0]}", __name__)
+    module = importlib.import_module(f".{_LAUNCHERS[name]}", __name__)
     globals()[name] = getattr(module, name)
     return globals()[name]
