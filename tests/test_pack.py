@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import snnkern
 from snnkern.backend import choose
-from snnkern.nn import LIF
+from snnkern.nn import BNLIF, LIF
 from snnkern.ops import pack as ops
 from snnkern.ops.pack import pack, unpack
 
@@ -135,6 +135,36 @@ def test_one_bit_an_element_is_kept_and_gradients_are_the_same(backend, device, 
     dense.clear()
     assert_equal(got, gradients(model, x, contextlib.nullcontext()))
     assert len(packs) == 2 and len(dense) == 2
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_stage_keeps_little_more_than_what_its_convolution_made(backend, device, channels_last):
+    """conv, batch norm, LIF, conv: the output of the first, a bit a spike, some numbers a channel."""
+    conv, norm, after = nn.Conv2d(3, 32, 3, padding=1), BNLIF(32, LIF(backend=backend)), nn.Conv2d(32, 8, 3, padding=1)
+    x = draw((4, 2, 3, 16, 16), torch.bfloat16, device)
+    stage = nn.ModuleList([conv.bfloat16(), norm, after.bfloat16()]).to(device)
+    if channels_last:
+        stage.to(memory_format=torch.channels_last)
+        x = x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (4, 2))
+    exist = {t.untyped_storage().data_ptr() for t in (x, *stage.parameters(), *stage.buffers())}
+    kept, real = {}, ops.saved_tensors_hooks
+
+    def counted(pack, unpack):
+        def count(t):
+            packed = pack(t)
+            for part in packed.args:
+                if isinstance(part, torch.Tensor) and part.untyped_storage().data_ptr() not in exist:
+                    kept[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+            return packed
+
+        return real(count, unpack)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "saved_tensors_hooks", counted)
+        with snnkern.packed_spikes(backend=backend):
+            y = conv(x.flatten(0, 1)).unflatten(0, (4, 2))
+            z = after(norm(y).flatten(0, 1))
+    assert z.requires_grad and y.numel() * 2 < sum(kept.values()) <= 2.2 * y.numel()
 
 
 def test_without_the_context_dense_spikes_are_kept():
