@@ -152,7 +152,7 @@ def compile_for(target, kernel, args, options):
         else:
             signature[name] = NAMES[type(value)]
     for name in kernel.arg_names[len(args) :]:
-        signature[name], constants[name] = "constexpr", options[name]
+        signature[name], constants[name] = "constexpr", options.get(name)
     options = {name: value for name, value in options.items() if name not in constants}
     source = triton.compiler.ASTSource(kernel, signature, constants, aligned)
     return triton.compile(source, target=triton.backends.compiler.GPUTarget(kind, arch, warp), options=options)
