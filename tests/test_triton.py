@@ -155,7 +155,7 @@ def compile_for(target, kernel, args, options):
             if type(value) is int and value % 16 == 0 and not kernel.params[i].do_not_specialize:
                 aligned[(i,)] = [["tt.divisibility", 16]]
     for name in kernel.arg_names[len(args) :]:
-        signature[name], constants[name] = "constexpr", options[name]
+        signature[name], constants[name] = "constexpr", options.get(name)
     options = {name: value for name, value in options.items() if name not in constants}
     source = triton.compiler.ASTSource(kernel, signature, constants, aligned)
     return triton.compile(source, target=triton.backends.compiler.GPUTarget(kind, arch, warp), options=options)

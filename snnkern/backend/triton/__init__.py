@@ -9,7 +9,6 @@ import os
 import torch
 
 differentiable = False
-_LAUNCHERS = {"lif_forward": "lif", "lif_backward": "lif", "ttm": "ttm", "pack": "pack", "unpack": "pack"}  # and files
 
 
 def interpreted() -> bool:
@@ -39,6 +38,14 @@ def refuses(device_type: str, dtype: torch.dtype) -> str | None:
     if device_type == "cpu":
         return None if interpreted() else "the tensor is on the CPU, Triton needs it on a GPU (or TRITON_INTERPRET=1)"
     return None if device_type in ("cuda", "xpu") else f"the tensor is on {device_type}, which Triton does not serve"
+
+
+_LAUNCHERS = {  # and their files
+    **dict.fromkeys(("lif_forward", "lif_backward"), "lif"),
+    **dict.fromkeys(("bn_moments", "bn_prepare", "bn_sums", "bn_gradients"), "bn_lif"),
+    **dict.fromkeys(("pack", "unpack"), "pack"),
+    "ttm": "ttm",
+}
 
 
 def __getattr__(name: str):
