@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -133,7 +134,7 @@ def kept(run: Callable[[], object], besides: Iterable[torch.Tensor] = ()) -> int
 
         def count(tensor):
             packed = pack(tensor)
-            for leaf in tree_leaves(packed):
+            for leaf in tree_leaves(packed.args if isinstance(packed, partial) else packed):
                 if isinstance(leaf, torch.Tensor):
                     storage = leaf.untyped_storage()
                     seen[storage.data_ptr()] = storage.nbytes()

@@ -6,6 +6,7 @@
 
 #include "lif.h"
 #include "norm.h"
+#include "pack.h"
 #include "surrogate.h"
 #include "ttm.h"
 
@@ -118,7 +119,26 @@ PYBIND11_MODULE(_C, m) {
     ttm_cpu(s, pointer(x), pointer(y), threads);
   });
 
+  m.def("pack_cpu", [](int dtype, int64_t n, intptr_t x, intptr_t bits, int threads) {
+    py::gil_scoped_release release;
+    return pack_cpu(DType(dtype), n, pointer(x), static_cast<uint8_t*>(pointer(bits)), threads);
+  });
+  m.def("unpack_cpu", [](int dtype, int64_t n, intptr_t bits, intptr_t x, int threads) {
+    py::gil_scoped_release release;
+    unpack_cpu(DType(dtype), n, static_cast<uint8_t*>(pointer(bits)), pointer(x), threads);
+  });
+
 #ifdef SNN_CUDA
+  m.def("pack_cuda", [](int dtype, int64_t n, intptr_t x, intptr_t bits, intptr_t other, intptr_t stream) {
+    if (const int status = pack_cuda(DType(dtype), n, pointer(x), static_cast<uint8_t*>(pointer(bits)),
+                                     static_cast<int32_t*>(pointer(other)), pointer(stream)))
+      throw std::runtime_error(std::string("pack_cuda: ") + cuda_error_string(status));
+  });
+  m.def("unpack_cuda", [](int dtype, int64_t n, intptr_t bits, intptr_t x, intptr_t stream) {
+    if (const int status =
+            unpack_cuda(DType(dtype), n, static_cast<uint8_t*>(pointer(bits)), pointer(x), pointer(stream)))
+      throw std::runtime_error(std::string("unpack_cuda: ") + cuda_error_string(status));
+  });
   m.def("ttm_cuda", [](const TTMShape& s, intptr_t x, intptr_t y, intptr_t stream) {
     if (const int status = ttm_cuda(s, pointer(x), pointer(y), pointer(stream)))
       throw std::runtime_error(std::string("ttm_cuda: ") + cuda_error_string(status));

@@ -4,6 +4,7 @@
 
 #include "../csrc/cuda/lif.cu"
 #include "../csrc/cuda/norm.cu"
+#include "../csrc/cuda/pack.cu"
 #include "../csrc/cuda/ttm.cu"
 
 namespace {
@@ -194,4 +195,18 @@ void ttm_host(const int64_t* sizes, const void* x, void* y) {
     return 0;
   });
 }
+void pack_host(int dtype, int64_t n, const void* x, uint8_t* bits, int32_t* other) {
+  with_one(DType(dtype), [&](auto one) {
+    const auto* from = static_cast<const decltype(one)*>(x);
+    each(blocks(n), kPackThreads,
+         [&](int64_t i, int64_t) { pack_thread(i, n, one, aligned(x, 16), from, bits, other); });
+    return 0;
+  });
+}
+void unpack_host(int dtype, int64_t n, const uint8_t* bits, void* x) {
+  with_one(DType(dtype), [&](auto one) {
+    auto* to = static_cast<decltype(one)*>(x);
+    each(blocks(n), kPackThreads, [&](int64_t i, int64_t) { unpack_thread(i, n, one, aligned(x, 16), bits, to); });
+    return 0;
+  });
 }

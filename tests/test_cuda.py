@@ -19,9 +19,11 @@ from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
 from test_split import ADVERSARIES
 
 import snnkern
+from snnkern.backend import reference
 from snnkern.ops import lif as ops
 from snnkern.ops.bn_lif import Norm, Plan
 from snnkern.ops.layout import DTYPES, arrange
+from snnkern.ops.pack import pack
 from snnkern.ops.split import CHUNK, Split, for_gpu, warmup
 from snnkern.surrogate import ATan
 
@@ -430,3 +432,42 @@ def test_ttm_on_the_host(library, steps_in, steps_out, inner, dtype):
     sizes = [DTYPES.index(dtype), *arrange(x, 1, steps_out)[1][1:]]
     library.ttm_host((ctypes.c_int64 * 7)(*sizes), ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()))
     assert torch.equal(y, snnkern.ttm(x, steps_out, time_dim=1, backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("offset", [0, 1])  # at 16 bytes and not
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 5003, 8192])
+def test_packing_on_the_host(library, n, offset, dtype):
+    memory = (draw((n + offset,)) > 0.5).to(dtype)
+    x, bits, other = memory[offset:], torch.empty(-(-n // 8), dtype=torch.uint8), torch.zeros(1, dtype=torch.int32)
+
+    def call(function, *tensors):
+        pointers = (ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors)
+        function(DTYPES.index(dtype), ctypes.c_int64(n), *pointers)
+
+    call(library.pack_host, x, bits, other)
+    assert torch.equal(bits, pack(x, reference)) and other.item() == 0
+    y = torch.full((n + offset,), 7, dtype=dtype)
+    call(library.unpack_host, bits, y[offset:])
+    assert torch.equal(y[offset:], x) and (y[:offset] == 7).all()
+    for value in (-0.0, 0.5, 2.0, float("nan")):
+        for at in (0, n // 2, n - 1):
+            x[at] = value
+            call(library.pack_host, x, bits, other)
+            assert other.item() == 1
+            other.zero_()
+            call(library.pack_host, x, bits, None)
+            assert torch.equal(bits, pack(x, reference, check=False))
+            x[at] = 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packing_moves_16_bytes_at_a_time_and_spills_nothing(tmp_path, architecture):
+    command = ["nvcc", "-cubin", "-O3", "--fmad=false", "-std=c++17", f"-arch={architecture}", CSRC / "cuda/pack.cu"]
+    subprocess.run([*command, "-o", tmp_path / "pack.cubin"], check=True)
+    sass = subprocess.run([cuobjdump(), "-sass", tmp_path / "pack.cubin"], capture_output=True, text=True, check=True)
+    kernels = sass.stdout.split("Function :")[1:]
+    assert len(kernels) == 4 and not re.search(r"\b(LDL|STL)\b", sass.stdout)
+    for kernel in kernels:
+        moves = "STG" if "unpack_kernel" in kernel.partition("\n")[0] else "LDG"
+        assert re.search(rf"{moves}\.E\.128", kernel)

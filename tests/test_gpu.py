@@ -32,6 +32,41 @@ def test_nothing_waits_for_the_device(backend, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packing_does_not_wait_either(backend, shape):
+    x, w = draw(shape, device="cuda"), draw(shape, device="cuda", seed=2).requires_grad_()
+
+    def step():
+        with snnkern.packed_spikes(backend=backend):
+            spikes, _ = snnkern.lif(x, backend=backend)
+            loss = (spikes * w).sum()
+        return spikes, torch.autograd.grad(loss, w)[0]
+
+    step()  # compiles what there is to compile
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        spikes, got = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got, spikes)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_users_on_two_streams_pack_twice(backend, shape):
+    x, w = draw(shape, device="cuda"), draw(shape, device="cuda", seed=2).requires_grad_()
+    side = torch.cuda.Stream()
+    with snnkern.packed_spikes(backend=backend):
+        spikes, _ = snnkern.lif(x, backend=backend)
+        side.wait_stream(torch.cuda.current_stream())
+        torch.cuda._sleep(50_000_000)  # were its bits used there, they would not be there yet
+        here = (spikes * w).sum()
+        with torch.cuda.stream(side):
+            there = (spikes * w).sum()
+            (got,) = torch.autograd.grad(there, w)
+    side.synchronize()
+    assert torch.equal(got, spikes) and torch.equal(torch.autograd.grad(here, w)[0], spikes)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_current_stream_is_used(backend, shape):
     x, grad = torch.zeros(shape, device="cuda"), draw(shape, device="cuda", seed=2)
     source, stream = draw(shape, device="cuda"), torch.cuda.Stream()

@@ -22,11 +22,13 @@ struct Kernels {
   decltype(&baseline::sums) sums;
   decltype(&baseline::gradients) gradients;
   decltype(&baseline::ttm) ttm;
+  decltype(&baseline::pack) pack;
+  decltype(&baseline::unpack) unpack;
 };
 #define SNN_KERNELS(isa)                                                                                               \
   Kernels {                                                                                                            \
     #isa, isa::lif_forward, isa::lif_backward, isa::norm_parts, isa::moments, isa::prepare, isa::sums, isa::gradients, \
-        isa::ttm                                                                                                       \
+        isa::ttm, isa::pack, isa::unpack                                                                               \
   }
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
@@ -89,6 +91,12 @@ void gradients_cpu(const NormPlan& p, const void* table, const double* sums, con
 }
 void ttm_cpu(const TTMShape& s, const void* x, void* y, int threads) {
   kernels().ttm(s, x, y, threads, expect(y, s.dtype, s.outer * s.steps_out * s.inner, threads));
+}
+bool pack_cpu(DType dtype, int64_t n, const void* x, uint8_t* bits, int threads) {
+  return kernels().pack(dtype, n, x, bits, threads);
+}
+void unpack_cpu(DType dtype, int64_t n, const uint8_t* bits, void* x, int threads) {
+  kernels().unpack(dtype, n, bits, x, threads, expect(x, dtype, n, threads));
 }
 
 }  // namespace snnkern

@@ -1,7 +1,8 @@
-// The CPU kernels, one copy per instruction set; see lif.cpp, norm.cpp and ttm.cpp.
+// The CPU kernels, one copy per instruction set; see lif.cpp, norm.cpp, pack.cpp and ttm.cpp.
 #pragma once
 #include "../lif.h"
 #include "../norm.h"
+#include "../pack.h"
 #include "../ttm.h"
 
 #define SNN_DECLARE(isa)                                                                                       \
@@ -15,6 +16,8 @@
   void gradients(const NormPlan&, const void* table, const double* sums, const double* all_sums, void* affine, \
                  void* pull_push);                                                                             \
   void ttm(const TTMShape&, const void* x, void* y, int threads, bool streaming);                              \
+  bool pack(DType, int64_t n, const void* x, uint8_t* bits, int threads);                                      \
+  void unpack(DType, int64_t n, const uint8_t* bits, void* x, int threads, bool streaming);                    \
   }
 SNN_DECLARE(baseline)
 SNN_DECLARE(avx2)

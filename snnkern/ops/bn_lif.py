@@ -11,6 +11,7 @@ from ..backend import choose
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .layout import arrange, check_x, state_dtype
 from .lif import LIFSpec, _check_state, _number, gradients, make_spec, outputs, plan_steps
+from .pack import note
 from .ttm import ttm
 
 ROWS = 5  # of the table; csrc/norm.h's kNormRows
@@ -105,6 +106,8 @@ def bn_lif(
         kernels = choose(y.device.type, y.dtype, backend)
         if kernels.differentiable:
             spikes, v_last = kernels.bn_lif(*tensors, norm, spec, time_dim, steps_out)
+            if steps_out == y.shape[time_dim]:
+                note(spikes)
         elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             spikes, v_last = _BNLIF.apply(*tensors, norm, spec, time_dim, steps_out, kernels)
         else:
@@ -236,6 +239,8 @@ def forward(
     kernels.bn_prepare(plan, moments, weight, bias, running_mean, running_var, table)
     spikes, v_last, saved = outputs(y, layout, time_dim, keep)
     kernels.lif_forward(spec, layout, y, v, spikes, v_last, saved, shape)
+    if steps_out == layout.steps:
+        note(spikes)
     return spikes, v_last, (y, v, saved, table, residual), layout, count
 
 

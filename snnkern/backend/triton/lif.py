@@ -16,6 +16,9 @@ Where neurons are few, time is split into segments, program_id(1):
 - backward: a first pass finds gain and carry of each segment, the second starts from those of the segments after it.
 
 See ``csrc/cuda/lif.cu``, too. Where scratch, [2, segments, neurons], is None, all of this compiles away.
+
+Likewise only where they are not None: ``table`` and ``residual``, the norm before the neurons; ``groups``, the steps out,
+fewer than the steps. Neither is met with split time: a group could lie in two segments, and a norm's sums are not split.
 """
 
 from __future__ import annotations
@@ -37,7 +40,18 @@ from . import interpreted
 
 surrogate.tl = tl  # the language of the twins there
 
-_sizes = ["steps", "neurons", "inner", "x_outer", "x_step", "per_row"]
+_sizes = ["channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step", "per_row"]
+
+
+@triton.jit
+def _receive(x, residual, mean, scale, offset):
+    """What the neurons receive, in this order on every backend; None: nothing of the kind."""
+    x = x.to(tl.float32)
+    if mean is not None:
+        x = (x - mean) * scale + offset
+    if residual is not None:
+        x += residual.to(tl.float32)
+    return x
 
 
 @triton.jit
@@ -88,8 +102,8 @@ def _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK: tl.constexpr, BL
 
 
 @triton.jit
-def _place(steps, neurons, inner, x_outer, per_row, FLAT: tl.constexpr, BLOCK: tl.constexpr):
-    """A program's neurons n, of which those with i < limit exist, and their offsets at step 0: in x, and elsewhere.
+def _place(neurons, inner, per_row, FLAT: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's neurons n, of which those with i < limit exist, and where they are in [outer, inner].
 
     A program lies in one of the outer rows, or (FLAT, for rows too short for that) anywhere in [outer * inner].
     """
@@ -108,7 +122,38 @@ def _place(steps, neurons, inner, x_outer, per_row, FLAT: tl.constexpr, BLOCK: t
         n = row * inner + column
         i = column
         limit = inner
-    return n, i, limit, row * x_outer + column, row * (steps * inner) + column
+    return n, i, limit, row, column
+
+
+@triton.jit
+def _channel(inner, per_row, channels, period, SPAN: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr):
+    """The channels n // period % channels of a program's neurons: neighbours, for which one long division will do."""
+    if FLAT:
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+    else:
+        first = (tl.program_id(0) // per_row) * inner + (tl.program_id(0) % per_row).to(tl.int64) * BLOCK
+    channel = (first // period % channels).to(tl.int32)
+    lane = tl.arange(0, BLOCK)
+    if SPAN == "one":  # period = 1
+        channel += lane
+    elif SPAN == "block":  # period >= BLOCK: they have two channels at most
+        channel += (first % period + lane >= period).to(tl.int32)
+    elif SPAN == "any":
+        channel += ((first % period).to(tl.int32) + lane) // period
+    return channel % channels
+
+
+@triton.jit
+def _affine(
+    table, inner, per_row, channels, period, SPAN: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Mean, scale and offset of a program's neurons, or None each."""
+    if table is None:
+        mean, scale, offset = None, None, None
+    else:
+        at = table + _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+        mean, scale, offset = tl.load(at), tl.load(at + channels), tl.load(at + 2 * channels)
+    return mean, scale, offset
 
 
 @triton.jit
@@ -120,29 +165,51 @@ def _segment(p, segment_steps, steps):
 
 @triton.jit
 def _march(
-    v, begin, end, x, x_step, spikes, inner, saved, neurons, n, exists,
+    v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
+    residual, mean, scale, offset, groups, steps,
     leak, rest, threshold, fire_above, reset,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
 ):  # fmt: skip
     """The potential before step ``end`` from that before ``begin``, a multiple of CHUNK; spikes None: no output."""
+    exists = i < limit
+    if groups is not None:
+        # Of group_of(t) = (2t + 1) groups // (2 steps), the remainder: where it wraps, a group ends. begin is 0.
+        phase = groups
+        written = inner * 0
+        total = tl.zeros_like(v)
     for p in tl.static_range(LOG_K, -1, -1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
         done = begin + ((end - begin) >> p << p)
         if spikes is not None or (p == LOG_K or 1 << p >= CHUNK):  # a warm-up has whole chunks only
             for t in range(begin, done, 1 << p):
                 x_t = x + t * x_step
-                if spikes is not None:
+                if spikes is not None and groups is None:
                     s_t = spikes + t * inner
+                if residual is not None:
+                    r_t = residual + t * inner
                 xs = ()
+                rs = ()
                 for _ in tl.static_range(1 << p):
                     xs += (tl.load(x_t, exists, other=0.0),)
                     x_t += x_step
+                    if residual is not None:
+                        rs += (tl.load(r_t, exists, other=0.0),)
+                        r_t += inner
                 for k in tl.static_range(1 << p):
                     if saved is not None and k % CHUNK == 0:
                         if (t + k > 0) & ((t + k) % CHUNK == 0):
                             tl.store(saved + ((t + k) // CHUNK - 1) * neurons + n, v, exists)
-                    h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
+                    received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
+                    h = _charge(v, received, leak, rest, FORM)
                     fired = h > fire_above
-                    if spikes is not None:
+                    if groups is not None:
+                        total += tl.where(fired, 1.0, 0.0)
+                        phase += 2 * groups
+                        ends = phase >= 2 * steps
+                        tl.store(spikes + written, total.to(spikes.dtype.element_ty), i < tl.where(ends, limit, 0))
+                        total = tl.where(ends, 0.0, total)
+                        written += tl.where(ends, inner, 0)
+                        phase -= tl.where(ends, 2 * steps, 0)
+                    elif spikes is not None:
                         tl.store(s_t, tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty), exists)
                         s_t += inner
                     v = _reset(h, fired, threshold, reset, HARD)
@@ -152,27 +219,34 @@ def _march(
 
 @triton.jit(do_not_specialize=_sizes)
 def lif_forward_kernel(
-    x, v0, spikes, v_last, saved, scratch, segment_steps, warmup,
+    x, v0, spikes, v_last, saved, scratch, segment_steps, warmup, table, residual, channels, period, groups,
     steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, reset, v_start,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
-    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr = None,
 ):  # fmt: skip
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
-    n, i, limit, x_at, at = _place(steps, neurons, inner, x_outer, per_row, FLAT, BLOCK)
+    n, i, limit, row, column = _place(neurons, inner, per_row, FLAT, BLOCK)
     exists = i < limit
+    x += row * x_outer + column
+    spikes += row * ((steps if groups is None else groups) * inner) + column
+    if residual is not None:
+        residual += row * (steps * inner) + column
+    mean, scale, offset = _affine(table, inner, per_row, channels, period, SPAN, FLAT, BLOCK)
     v = _start(v0, v_start, n, exists, BLOCK)
     begin, end = 0, steps
     if scratch is not None:
         begin, end = _segment(tl.program_id(1), segment_steps, steps)
         first = tl.maximum(begin - warmup, 0)
         v = tl.where(first > 0, v_start, v)
-        v = _march(v, first, begin, x + x_at, x_step, None, inner, None, neurons, n, exists,
+        v = _march(v, first, begin, x, x_step, None, inner, None, neurons, n, i, limit,
+                   None, None, None, None, None, steps,
                    leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
         starts = scratch + tl.program_id(1) * neurons + n
         tl.store(starts, v, exists)
-    v = _march(v, begin, end, x + x_at, x_step, spikes + at, inner, saved, neurons, n, exists,
+    v = _march(v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
+               residual, mean, scale, offset, groups, steps,
                leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
     if scratch is None:
         tl.store(v_last + n, v, exists)
@@ -197,8 +271,10 @@ def lif_repair_kernel(
     """Runs again the segments that did not start where the one before ended, for all neurons of a program."""
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
-    n, i, limit, x_at, at = _place(steps, neurons, inner, x_outer, per_row, FLAT, BLOCK)
+    n, i, limit, row, column = _place(neurons, inner, per_row, FLAT, BLOCK)
     exists = i < limit
+    x += row * x_outer + column
+    spikes += row * (steps * inner) + column
     segments = tl.cdiv(steps, segment_steps)
     starts = scratch + n
     ends = starts + segments * neurons
@@ -211,77 +287,82 @@ def lif_repair_kernel(
         for p in range(1, segments):
             if tl.max(_differ(v, tl.load(starts + p * neurons, exists, other=0.0), exists), 0) > 0:
                 begin, end = _segment(p, segment_steps, steps)
-                v = _march(v, begin, end, x + x_at, x_step, spikes + at, inner, saved, neurons, n, exists,
+                v = _march(v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
+                           None, None, None, None, None, steps,
                            leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
             else:
                 v = tl.load(ends + p * neurons, exists, other=0.0)
         tl.store(v_last + n, v, exists)
 
 
-@triton.jit(do_not_specialize=_sizes)
-def lif_backward_kernel(
-    x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, scratch, segment_steps,
-    steps, neurons, inner, x_outer, x_step, per_row,
-    leak, rest, threshold, fire_above, reset, v_start, input_gain, state_gain, a, b, c,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
-    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
-    DETACH: tl.constexpr, CURVE: tl.constexpr,
+@triton.jit
+def _retrace(
+    grad_v, one, two, begin, end, x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
+    residual, mean, scale, offset, pull, push, groups, steps, inner, neurons, n, i, limit,
+    leak, rest, threshold, fire_above, reset, input_gain, state_gain, a, b, c,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr, BLOCK: tl.constexpr,
+    DETACH: tl.constexpr, CURVE: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
     """Adjoint of a step, g = surrogate'(h - threshold):
 
     dL/dh = dL/ds g + dL/dv (keep + (pull - push h) g),   keep = 1, but 0 after a hard reset
     dL/dx = input_gain dL/dh,   dL/dv[t-1] = state_gain dL/dh
 
-    With grad_x None, finds gain and carry of each segment but the first: dL/dv before it = gain dL/dv after it + carry
+    From dL/dv after step end - 1 to that before ``begin``. WANTED on the way:
+
+    - "gradients": writes grad_x and grad_residual
+    - "map": ``one``, a gain: dL/dv before begin = gain dL/dv after end + what it is for dL/dv = 0 after end
+    - "sums": adds dL/dx to ``one``, and dL/dx (x - mean) to ``two``: in float32 over K steps, then in float64
     """
     K: tl.constexpr = 1 << LOG_K
-    neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
-    x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
-    n, i, limit, x_at, at = _place(steps, neurons, inner, x_outer, per_row, FLAT, BLOCK)
     exists = i < limit
-    grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
-    begin, end = 0, steps
-    if scratch is not None:
-        segments = tl.cdiv(steps, segment_steps)
-        segment = tl.program_id(1)
-        gains = scratch + n
-        carries = gains + segments * neurons
-        if grad_x is None:
-            segment += 1
-            gain = tl.full([BLOCK], 1.0, tl.float32)
-        else:
-            for back in tl.range(1, segments - segment, loop_unroll_factor=8):  # loads in flight together
-                later = (segments - back) * neurons
-                carry = tl.load(carries + later, exists, other=0.0)
-                through = tl.load(gains + later, exists, other=0.0) * grad_v
-                grad_v = tl.where(grad_v != 0.0, through + carry, carry)
-        begin, end = _segment(segment, segment_steps, steps)
     full = end >> LOG_K << LOG_K
     for WHOLE in tl.static_range(2):  # the last steps if they are fewer than K, repeating the very last; then K by K
         for back in range(0, full - begin if WHOLE else end - full, K):
             t = full - K - back if WHOLE else full
             v = _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK, BLOCK)
-            x_t = x + x_at + t * x_step
+            x_t = x + t * x_step
             xs = ()
+            rs = ()
             upstream = ()
+            if residual is not None:
+                r_t = residual + t * inner
             if grad_spikes is not None:
-                u_t = grad_spikes + at + t * inner
+                if groups is None:
+                    u_t = grad_spikes + t * inner
+                else:  # group_of(t), and the remainder, which wraps where a group ends
+                    place = (2 * t + 1).to(tl.int64) * groups
+                    u_t = grad_spikes + place // (2 * steps) * inner
+                    phase = place % (2 * steps)
             for k in tl.static_range(K):
                 xs += (tl.load(x_t, exists, other=0.0),)
                 x_t += x_step if WHOLE else tl.where(t + k + 1 < end, x_step, 0)
+                if residual is not None:
+                    rs += (tl.load(r_t, exists, other=0.0),)
+                    r_t += inner if WHOLE else tl.where(t + k + 1 < end, inner, 0)
                 if grad_spikes is not None:
                     upstream += (tl.load(u_t, exists, other=0.0),)
-                    u_t += inner if WHOLE else tl.where(t + k + 1 < end, inner, 0)
+                    if groups is None:
+                        u_t += inner if WHOLE else tl.where(t + k + 1 < end, inner, 0)
+                    else:
+                        phase += 2 * groups
+                        ends = phase >= 2 * steps
+                        phase -= tl.where(ends, 2 * steps, 0)
+                        u_t += tl.where(ends & (t + k + 1 < end), inner, 0)
             hs = ()
             for k in tl.static_range(K):
-                h = _charge(v, xs[k].to(tl.float32), leak, rest, FORM)
+                received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
+                h = _charge(v, received, leak, rest, FORM)
                 v = _reset(h, h > fire_above, threshold, reset, HARD)
                 hs += (h,)
-            if grad_x is not None:
-                g_t = grad_x + at + (t + K) * inner
+            if WANTED == "gradients":
+                g_t = grad_x + (t + K) * inner
+                if grad_residual is not None:
+                    gr_t = grad_residual + (t + K) * inner
+            elif WANTED == "sums":
+                total = tl.zeros([BLOCK], tl.float32)
+                moment = tl.zeros([BLOCK], tl.float32)
             for k in tl.static_range(K - 1, -1, -1):
-                if grad_x is not None:
-                    g_t -= inner
                 now = exists if WHOLE else i < tl.where(t + k < end, limit, 0)
                 h = hs[k]
                 g = CURVE(h - threshold, a, b, c)
@@ -298,11 +379,83 @@ def lif_backward_kernel(
                 grad_h = grad_v * kept
                 if grad_spikes is not None:
                     grad_h += upstream[k].to(tl.float32) * g
-                if grad_x is None:
-                    gain = gain * (kept * state_gain) if WHOLE else tl.where(now, gain * (kept * state_gain), gain)
+                if WANTED == "map":
+                    one = one * (kept * state_gain) if WHOLE else tl.where(now, one * (kept * state_gain), one)
+                elif WANTED == "sums":
+                    received = tl.where(now, grad_h * input_gain, 0.0)
+                    total += received
+                    moment += received * (xs[k].to(tl.float32) - mean)
                 else:
-                    tl.store(g_t, (grad_h * input_gain).to(grad_x.dtype.element_ty), now)
+                    received = grad_h * input_gain
+                    if grad_residual is not None:
+                        gr_t -= inner
+                        tl.store(gr_t, received.to(grad_residual.dtype.element_ty), now)
+                    if mean is not None:
+                        received = scale * received
+                        if pull is not None:
+                            received -= pull + (xs[k].to(tl.float32) - mean) * push
+                    g_t -= inner
+                    tl.store(g_t, received.to(grad_x.dtype.element_ty), now)
                 grad_v = grad_h * state_gain if WHOLE else tl.where(now, grad_h * state_gain, grad_v)
+            if WANTED == "sums":
+                one += total.to(tl.float64)
+                two += moment.to(tl.float64)
+    return grad_v, one, two
+
+
+@triton.jit(do_not_specialize=_sizes)
+def lif_backward_kernel(
+    x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, scratch, segment_steps,
+    table, residual, channels, period, pull_push, grad_residual, groups,
+    steps, neurons, inner, x_outer, x_step, per_row,
+    leak, rest, threshold, fire_above, reset, v_start, input_gain, state_gain, a, b, c,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
+    DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None,
+):  # fmt: skip
+    """With grad_x None, finds gain and carry of each segment but the first: dL/dv before it = gain dL/dv after it + carry"""
+    neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
+    x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
+    n, i, limit, row, column = _place(neurons, inner, per_row, FLAT, BLOCK)
+    exists = i < limit
+    at = row * (steps * inner) + column
+    x += row * x_outer + column
+    if grad_spikes is not None:
+        grad_spikes += at if groups is None else row * (groups * inner) + column
+    if grad_x is not None:
+        grad_x += at
+    if residual is not None:
+        residual += at
+    if grad_residual is not None:
+        grad_residual += at
+    mean, scale, offset = _affine(table, inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+    pull, push = None, None
+    if pull_push is not None:
+        of_channel = pull_push + _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+        pull, push = tl.load(of_channel), tl.load(of_channel + channels)
+    grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
+    begin, end = 0, steps
+    if scratch is not None:
+        segments = tl.cdiv(steps, segment_steps)
+        segment = tl.program_id(1)
+        gains = scratch + n
+        carries = gains + segments * neurons
+        if grad_x is None:
+            segment += 1
+        else:
+            for back in tl.range(1, segments - segment, loop_unroll_factor=8):  # loads in flight together
+                later = (segments - back) * neurons
+                carry = tl.load(carries + later, exists, other=0.0)
+                through = tl.load(gains + later, exists, other=0.0) * grad_v
+                grad_v = tl.where(grad_v != 0.0, through + carry, carry)
+        begin, end = _segment(segment, segment_steps, steps)
+    grad_v, gain, _ = _retrace(
+        grad_v, tl.full([BLOCK], 1.0, tl.float32) if grad_x is None else None, None, begin, end,
+        x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
+        residual, mean, scale, offset, pull, push, groups, steps, inner, neurons, n, i, limit,
+        leak, rest, threshold, fire_above, reset, input_gain, state_gain, a, b, c,
+        FORM, HARD, CHUNK, LOG_K, BLOCK, DETACH, CURVE, "map" if grad_x is None else "gradients",
+    )  # fmt: skip
     if grad_x is None:
         tl.store(gains + segment * neurons, gain, exists)
         tl.store(carries + segment * neurons, grad_v, exists)
@@ -362,16 +515,41 @@ FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
 BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
-def _split(layout, x, shortest, warm=0):
+def _split(layout, x, norm, shortest, warm=0):
     """Segments of time, and what the kernels take for them: scratch, and steps and warm-up of a segment."""
+    whole = 1, None, None, None
+    if norm is not None or layout.steps_out < layout.steps:
+        return whole
     split = for_gpu(layout.steps, layout.outer * layout.inner, _processors(x.device.index), shortest, warm)
     if split.segments == 1:
-        return 1, None, None, None
+        return whole
     return split.segments, split.scratch(layout, torch.float32, x.device), split.steps, split.warmup
 
 
-def _launch(kernel, tiles, segments, spec, layout, tensors, numbers, **options):
+def _sizes_of(layout, *others):
+    """neurons, inner, x_outer and x_step, and the unit they are in: from 16 elements Triton knows that rows are aligned,
+    and loads 16 bytes. So it is 16 if all of them can be, and all others."""
     _, outer, steps, inner, x_outer, x_step, _ = layout
+    sizes = (outer * inner, inner, x_outer if outer > 1 else 0, x_step if steps > 1 else 0)
+    unit = 16 if all(size % 16 == 0 for size in (*sizes, *others)) else 1
+    return unit, [size // unit for size in sizes]
+
+
+def _of_norm(norm):
+    """table, residual, channels, period"""
+    return (None,) * 4 if norm is None else (norm.table, norm.residual, norm.channels, norm.period)
+
+
+def _groups(layout):
+    return layout.steps_out if layout.steps_out < layout.steps else None
+
+
+def _log_k(most, steps):
+    return min(most, max(steps - 1, 0).bit_length())
+
+
+def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **options):
+    outer, inner = layout.outer, layout.inner
     neurons = outer * inner
     if neurons == 0:
         return
@@ -383,21 +561,21 @@ def _launch(kernel, tiles, segments, spec, layout, tensors, numbers, **options):
             break
     if tile.maxnreg and machine == "cuda":
         options["maxnreg"] = tile.maxnreg
-    sizes = (neurons, inner, x_outer if outer > 1 else 0, x_step if steps > 1 else 0)
-    # Sizes go in units of 16 elements if all can: from that Triton knows that rows are aligned, and loads 16 bytes.
-    unit = 16 if all(size % 16 == 0 for size in sizes) else 1
+    if norm is not None:
+        options["SPAN"] = "one" if norm.period == 1 else "block" if norm.period >= block else "any"
+    unit, sizes = _sizes_of(layout)
     per_row = triton.cdiv(inner, block)
     with on(tensors[0].device):
         kernel[(triton.cdiv(neurons, block) if flat else outer * per_row, segments)](
             *tensors,
-            steps,
-            *(size // unit for size in sizes),
+            layout.steps,
+            *sizes,
             per_row,
             *numbers,
             FORM=_form(spec),
             HARD=spec.reset is not None,
             CHUNK=CHUNK,
-            LOG_K=min(tile.log_k, max(steps - 1, 0).bit_length()),
+            LOG_K=_log_k(tile.log_k, layout.steps),
             UNIT=unit,
             FLAT=flat,
             BLOCK=block,
@@ -407,22 +585,25 @@ def _launch(kernel, tiles, segments, spec, layout, tensors, numbers, **options):
         )
 
 
-def lif_forward(spec, layout, x, v, spikes, v_last, saved):
+def lif_forward(spec, layout, x, v, spikes, v_last, saved, norm=None):
     warm = warmup(spec.state_gain, torch.float32)
-    segments, *split = _split(layout, x, max(warm, 4 * CHUNK), warm)
-    call = spec, layout, (x, v, spikes, v_last, saved, *split), _numbers(spec)[:6]
-    _launch(lif_forward_kernel, FORWARD, segments, *call)
+    segments, *split = _split(layout, x, norm, max(warm, 4 * CHUNK), warm)
+    call, tensors, numbers = (spec, layout, norm), (x, v, spikes, v_last, saved, *split), _numbers(spec)[:6]
+    _launch(lif_forward_kernel, FORWARD, segments, *call, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
     if segments > 1:
-        _launch(lif_repair_kernel, FORWARD, 1, *call)
+        _launch(lif_repair_kernel, FORWARD, 1, *call, tensors, numbers)
 
 
-def lif_backward(spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v):
-    segments, scratch, segment_steps, _ = _split(layout, x, 8 * CHUNK)
+def lif_backward(
+    spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm=None, pull_push=None, grad_residual=None
+):
+    segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
+    of_norm = *_of_norm(norm), pull_push, grad_residual
     curve = _compiled(type(spec.surrogate)._triton)
 
     def launch(segments, *gradients):
-        tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps
-        _launch(lif_backward_kernel, BACKWARD, segments, spec, layout, tensors, _numbers(spec),
+        tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps, *of_norm, _groups(layout)
+        _launch(lif_backward_kernel, BACKWARD, segments, spec, layout, norm, tensors, _numbers(spec),
                 DETACH=spec.detach_reset, CURVE=curve)  # fmt: skip
 
     if segments > 1:

@@ -1,0 +1,357 @@
+"""Sums over channels in Triton, what is made of them, and the launches: ``csrc/norm.h`` says what all of it means.
+
+The neurons, [outer * inner], are [images, channels, period] too. A program has CHANNELS neighbouring channels and one
+part of their neurons, a block of ROWS images by SPAN of a period at a time:
+
+- channels last: period = SPAN = 1, and lanes are neighbouring channels;
+- otherwise SPAN is the period's next power of two, as far as a program has lanes, and CHANNELS is 1 unless the period is
+  so short that several channels share a line of memory.
+
+So lanes that follow each other lie side by side in memory, and a lane keeps its channel; it adds up alone, and lanes are
+added up at the program's end. Parts depend on the shape, and on how many threads the GPU has in a warp.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ...ops.split import CHUNK
+from .. import on
+from .lif import _compiled, _form, _groups, _log_k, _machine, _numbers, _retrace, _sizes_of, _start, _Tile
+
+_sizes = ["per_part", "images", "channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step"]
+
+
+@triton.jit
+def _lanes(ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr):
+    """Row, channel, and place within the span of each lane of a program."""
+    lane = tl.arange(0, ROWS * CHANNELS * SPAN)
+    return lane // (CHANNELS * SPAN), tl.program_id(0) * CHANNELS + lane // SPAN % CHANNELS, lane % SPAN
+
+
+@triton.jit
+def _blocks(per_part, images, period, ROWS: tl.constexpr, SPAN: tl.constexpr):
+    """The blocks of a program: from, up to."""
+    begin = tl.program_id(1).to(tl.int64) * per_part
+    return begin, tl.minimum(begin + per_part, tl.cdiv(images, ROWS) * tl.cdiv(period, SPAN))
+
+
+@triton.jit
+def _place(
+    block, row, c, p, images, channels, period, inner,
+    ROWS: tl.constexpr, SPAN: tl.constexpr, OUTER: tl.constexpr,
+):  # fmt: skip
+    """A block's neurons n, whether they exist, and where they are in [outer, inner]. OUTER: outer is not 1."""
+    image = block // tl.cdiv(period, SPAN) * ROWS + row
+    exists = (image < images) & (c < channels)
+    n = image * channels + c
+    if SPAN > 1:
+        p = block % tl.cdiv(period, SPAN) * SPAN + p
+        exists = exists & (p < period)
+        n = n * period + p
+    if OUTER:
+        row, column = n // inner, n % inner
+    else:
+        row, column = n * 0, n
+    return n, exists, row, column
+
+
+@triton.jit
+def _store_part(
+    parts, one, two, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr
+):  # fmt: skip
+    """Adds up the lanes of each channel, into [parts, 2, channels]."""
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    parts += tl.program_id(1).to(tl.int64) * 2 * channels + c
+    tl.store(parts, tl.sum(tl.sum(tl.reshape(one, [ROWS, CHANNELS, SPAN]), 2), 0), c < channels)
+    tl.store(parts + channels, tl.sum(tl.sum(tl.reshape(two, [ROWS, CHANNELS, SPAN]), 2), 0), c < channels)
+
+
+@triton.jit
+def _add_up(parts, count, channels, c, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Both sums of channels c over [count, 2, channels]."""
+    part = tl.arange(0, ROWS)[:, None]
+    at = parts + part.to(tl.int64) * 2 * channels + c[None, :]
+    one = tl.zeros([ROWS, CHANNELS], tl.float64)
+    two = tl.zeros([ROWS, CHANNELS], tl.float64)
+    for first in range(0, count, ROWS):
+        exists = (first + part < count) & (c < channels)[None, :]
+        one += tl.load(at, exists, other=0.0)
+        two += tl.load(at + channels, exists, other=0.0)
+        at += ROWS * 2 * channels
+    return tl.sum(one, 0), tl.sum(two, 0)
+
+
+@triton.jit(do_not_specialize=_sizes)
+def bn_moments_kernel(
+    x, moments, per_part, images, channels, period, steps, neurons, inner, x_outer, x_step,
+    UNIT: tl.constexpr, LOG_K: tl.constexpr, OUTER: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """Sums of x - shift and of its square, in float64 from the first difference on."""
+    images, inner = images.to(tl.int64), inner.to(tl.int64) * UNIT
+    x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
+    if SPAN == 1:
+        channels = channels.to(tl.int64) * UNIT
+    else:
+        channels, period = channels.to(tl.int64), period.to(tl.int64) * UNIT
+    row, c, p = _lanes(ROWS, CHANNELS, SPAN)
+    n = c * period  # its first element is a channel's shift
+    shift = tl.load(x + n // inner * x_outer + n % inner, c < channels, other=0.0).to(tl.float32).to(tl.float64)
+    total = tl.zeros_like(shift)
+    square = tl.zeros_like(shift)
+    begin, end = _blocks(per_part, images, period, ROWS, SPAN)
+    for block in range(begin, end):
+        _, exists, outer, column = _place(block, row, c, p, images, channels, period, inner, ROWS, SPAN, OUTER)
+        x_t = x + outer * x_outer + column
+        until = tl.where(exists, steps, 0)
+        for t in range(0, steps, 1 << LOG_K):
+            xs = ()
+            for k in tl.static_range(1 << LOG_K):
+                xs += (tl.load(x_t, t + k < until, other=0.0),)
+                x_t += x_step
+            for k in tl.static_range(1 << LOG_K):
+                from_shift = xs[k].to(tl.float32).to(tl.float64) - shift
+                from_shift = tl.where(t + k < until, from_shift, 0.0)
+                total += from_shift
+                square += from_shift * from_shift
+    _store_part(moments, total, square, channels, ROWS, CHANNELS, SPAN)
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    n = c * period
+    shift = tl.load(x + n // inner * x_outer + n % inner, c < channels, other=0.0).to(tl.float32).to(tl.float64)
+    last = moments + tl.num_programs(1).to(tl.int64) * 2 * channels
+    tl.store(last + c, shift, c < tl.where(tl.program_id(1) == 0, channels, 0))
+
+
+@triton.jit(do_not_specialize=["parts", "channels"])
+def bn_prepare_kernel(
+    moments, weight, bias, running_mean, running_var, table, parts, channels,
+    count: tl.float64, unbiased: tl.float64, momentum: tl.float64, eps: tl.float64, gain: tl.float64,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = c < channels
+    if moments is None:
+        mean = tl.load(running_mean + c, exists, other=0.0).to(tl.float64)
+        var = tl.load(running_var + c, exists, other=0.0).to(tl.float64)
+    else:
+        total, square = _add_up(moments, parts, channels, c, ROWS, CHANNELS)
+        from_shift = total / count
+        mean = tl.load(moments + parts.to(tl.int64) * 2 * channels + c, exists, other=0.0) + from_shift
+        var = square / count - from_shift * from_shift
+        var = tl.where(var < 0.0, 0.0, var)  # a NaN stays one
+        if running_mean is not None:
+            old = tl.load(running_mean + c, exists, other=0.0).to(tl.float64)
+            tl.store(running_mean + c, ((1.0 - momentum) * old + momentum * mean).to(tl.float32), exists)
+            old = tl.load(running_var + c, exists, other=0.0).to(tl.float64)
+            tl.store(running_var + c, ((1.0 - momentum) * old + momentum * (var * unbiased)).to(tl.float32), exists)
+    inverse_deviation = 1.0 / tl.sqrt(var + eps)
+    if weight is None:
+        scale = (gain * inverse_deviation).to(tl.float32)
+    else:
+        scale = (tl.load(weight + c, exists, other=0.0).to(tl.float64) * gain * inverse_deviation).to(tl.float32)
+    rounded = mean.to(tl.float32)
+    offset = (rounded.to(tl.float64) - mean) * scale.to(tl.float64)
+    if bias is not None:
+        offset = tl.load(bias + c, exists, other=0.0).to(tl.float64) + offset
+    table += c
+    tl.store(table, rounded, exists)
+    tl.store(table + channels, scale, exists)
+    tl.store(table + 2 * channels, offset.to(tl.float32), exists)
+    tl.store(table + 3 * channels, inverse_deviation.to(tl.float32), exists)
+    tl.store(table + 4 * channels, (mean - rounded.to(tl.float64)).to(tl.float32), exists)
+
+
+@triton.jit(do_not_specialize=_sizes)
+def bn_sums_kernel(
+    x, v0, saved, grad_spikes, grad_v_last, sums, table, residual, groups,
+    per_part, images, channels, period, steps, neurons, inner, x_outer, x_step,
+    leak, rest, threshold, fire_above, reset, v_start, input_gain, state_gain, a, b, c,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    UNIT: tl.constexpr, OUTER: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr,
+    DETACH: tl.constexpr, CURVE: tl.constexpr,
+):  # fmt: skip
+    """Sums of g, the gradient of what the neurons receive, and of g (x - mean)."""
+    BLOCK: tl.constexpr = ROWS * CHANNELS * SPAN
+    images, channels, period = images.to(tl.int64), channels.to(tl.int64), period.to(tl.int64)
+    neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
+    x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
+    row, channel, p = _lanes(ROWS, CHANNELS, SPAN)
+    mean = tl.load(table + channel, channel < channels, other=0.0)
+    scale = tl.load(table + channels + channel, channel < channels, other=0.0)
+    offset = tl.load(table + 2 * channels + channel, channel < channels, other=0.0)
+    total = tl.zeros([BLOCK], tl.float64)
+    moment = tl.zeros([BLOCK], tl.float64)
+    begin, end = _blocks(per_part, images, period, ROWS, SPAN)
+    for block in range(begin, end):
+        n, exists, outer, column = _place(
+            block, row, channel, p, images, channels, period, inner, ROWS, SPAN, OUTER
+        )  # fmt: skip
+        at = outer * (steps * inner) + column
+        u_at = at if groups is None else outer * (groups * inner) + column
+        _, total, moment = _retrace(
+            _start(grad_v_last, 0.0, n, exists, BLOCK), total, moment, 0, steps,
+            x + outer * x_outer + column, x_step, v0, saved, v_start,
+            None if grad_spikes is None else grad_spikes + u_at, None, None,
+            None if residual is None else residual + at,
+            mean, scale, offset, None, None, groups, steps, inner, neurons, n, 1 - exists.to(tl.int32), 1,
+            leak, rest, threshold, fire_above, reset, input_gain, state_gain, a, b, c,
+            FORM, HARD, CHUNK, LOG_K, BLOCK, DETACH, CURVE, "sums",
+        )  # fmt: skip
+    _store_part(sums, total, moment, channels, ROWS, CHANNELS, SPAN)
+
+
+@triton.jit(do_not_specialize=["parts", "channels"])
+def bn_gradients_kernel(
+    table, sums, all_sums, affine, pull_push, parts, channels, count: tl.float64, gain: tl.float64,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = c < channels
+    scale = tl.load(table + channels + c, exists, other=0.0).to(tl.float64)
+    inverse_deviation = tl.load(table + 3 * channels + c, exists, other=0.0).to(tl.float64)
+    rest = tl.load(table + 4 * channels + c, exists, other=0.0).to(tl.float64)
+    total, moment = _add_up(sums, parts, channels, c, ROWS, CHANNELS)
+    tl.store(affine + c, ((moment - rest * total) * inverse_deviation * gain).to(tl.float32), exists)
+    tl.store(affine + channels + c, total.to(tl.float32), exists)
+    if pull_push is not None:
+        if all_sums is not None:
+            total = tl.load(all_sums + c, exists, other=0.0)
+            moment = tl.load(all_sums + channels + c, exists, other=0.0)
+        push = scale * inverse_deviation * inverse_deviation * (moment - rest * total) / count
+        tl.store(pull_push + c, (scale * total / count - rest * push).to(tl.float32), exists)
+        tl.store(pull_push + channels + c, push.to(tl.float32), exists)
+
+
+MOMENTS = _Tile(4, 4, 3)
+SUMS = _Tile(1, 4, 4, maxnreg=255)
+LINE = 32  # neighbouring elements of a step that fill what memory moves at once
+PROGRAMS = 1024  # that keep a large GPU busy
+BLOCKS = 4  # that a part has at least, so that the parts are little beside what they sum
+CHANNEL = {"ROWS": 32, "CHANNELS": 8}  # of a program that works on channels: parts at a time, and channels
+
+
+class _Work(NamedTuple):
+    """How the neurons are shared out: see the head of the file."""
+
+    columns: int
+    parts: int
+    per_part: int  # blocks
+    images: int
+    rows: int
+    channels: int
+    span: int
+
+    @property
+    def shape(self):
+        return {"ROWS": self.rows, "CHANNELS": self.channels, "SPAN": self.span}
+
+
+def _share(layout, norm, tile) -> _Work:
+    lanes = tile.per_thread * tile.warps * _machine()[1]
+    images = layout.outer * layout.inner // (norm.channels * norm.period)
+    span = min(triton.next_power_of_2(norm.period), lanes)
+    channels = min(triton.next_power_of_2(norm.channels), max(LINE // span, 1))
+    rows = lanes // (span * channels)
+    blocks = triton.cdiv(images, rows) * triton.cdiv(norm.period, span)
+    columns = triton.cdiv(norm.channels, channels)
+    parts = min(triton.cdiv(blocks, BLOCKS), triton.cdiv(PROGRAMS, columns))
+    per_part = triton.cdiv(blocks, parts)
+    return _Work(columns, triton.cdiv(blocks, per_part), per_part, images, rows, channels, span)
+
+
+def bn_moments(layout, norm, y):
+    if layout.outer * layout.steps * layout.inner == 0:
+        return torch.zeros((3, norm.channels), dtype=torch.float64, device=y.device)
+    work = _share(layout, norm, MOMENTS)
+    moments = torch.empty((2 * work.parts + 1, norm.channels), dtype=torch.float64, device=y.device)
+    line = norm.channels if norm.period == 1 else norm.period
+    unit, sizes = _sizes_of(layout, line)
+    channels, period = (norm.channels // unit, 1) if norm.period == 1 else (norm.channels, norm.period // unit)
+    with on(y.device):
+        bn_moments_kernel[(work.columns, work.parts)](
+            y,
+            moments,
+            work.per_part,
+            work.images,
+            channels,
+            period,
+            layout.steps,
+            *sizes,
+            UNIT=unit,
+            LOG_K=_log_k(MOMENTS.log_k, layout.steps),
+            OUTER=layout.outer > 1,
+            **work.shape,
+            num_warps=MOMENTS.warps,
+            enable_fp_fusion=False,
+        )
+    return moments
+
+
+def bn_prepare(plan, moments, weight, bias, running_mean, running_var, table):
+    channels = table.shape[1]
+    if channels == 0:
+        return
+    parts = 0 if moments is None else len(moments) // 2
+    with on(table.device):
+        bn_prepare_kernel[(triton.cdiv(channels, CHANNEL["CHANNELS"]),)](
+            moments, weight, bias, running_mean, running_var, table, parts, channels, *map(float, plan),
+            **CHANNEL, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def bn_sums(spec, layout, y, v, saved, grad_spikes, grad_v_last, norm):
+    if layout.outer * layout.steps * layout.inner == 0:
+        return torch.zeros((2, norm.channels), dtype=torch.float64, device=y.device)
+    work = _share(layout, norm, SUMS)
+    sums = torch.empty((2 * work.parts, norm.channels), dtype=torch.float64, device=y.device)
+    unit, sizes = _sizes_of(layout)
+    options = {"maxnreg": SUMS.maxnreg} if _machine()[0] == "cuda" else {}
+    with on(y.device):
+        bn_sums_kernel[(work.columns, work.parts)](
+            y,
+            v,
+            saved,
+            grad_spikes,
+            grad_v_last,
+            sums,
+            norm.table,
+            norm.residual,
+            _groups(layout),
+            work.per_part,
+            work.images,
+            norm.channels,
+            norm.period,
+            layout.steps,
+            *sizes,
+            *_numbers(spec),
+            FORM=_form(spec),
+            HARD=spec.reset is not None,
+            CHUNK=CHUNK,
+            LOG_K=_log_k(SUMS.log_k, layout.steps),
+            UNIT=unit,
+            OUTER=layout.outer > 1,
+            **work.shape,
+            DETACH=spec.detach_reset,
+            CURVE=_compiled(type(spec.surrogate)._triton),
+            num_warps=SUMS.warps,
+            enable_fp_fusion=False,
+            **options,
+        )
+    return sums
+
+
+def bn_gradients(plan, table, sums, all_sums, affine, pull_push):
+    """``affine``, [2, channels], receives the gradients of weight and bias."""
+    channels = table.shape[1]
+    if channels == 0:
+        return
+    with on(table.device):
+        bn_gradients_kernel[(triton.cdiv(channels, CHANNEL["CHANNELS"]),)](
+            table, sums, all_sums, affine, pull_push, len(sums) // 2, channels, float(plan.count), float(plan.scale),
+            **CHANNEL, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
