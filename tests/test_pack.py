@@ -216,14 +216,14 @@ def test_views(backend, device, packs, monkeypatch, view):
         spikes, _ = snnkern.lif(draw((9, 5, 7), device=device), backend=backend)
         seen = VIEWS[view](spikes)
         w = torch.ones(seen.shape, device=device, requires_grad=True)
-        loss = (seen * w).sum()
-    wanted, strides = seen.clone(), seen.stride()
+        u = torch.ones(spikes.shape, device=device, requires_grad=True)
+        loss, of_all = (seen * w).sum(), (spikes * u).sum()
+    wanted, all_wanted, strides = seen.clone(), spikes.clone(), seen.stride()
     del spikes, seen
-    (got,) = torch.autograd.grad(loss, w)
-    assert torch.equal(got, wanted)
-    assert len(packs) == (view != "nothing")
+    assert torch.equal(torch.autograd.grad(loss, w)[0], wanted)
     reach = sum((n - 1) * stride for n, stride in zip(wanted.shape, strides, strict=True)) + 1
-    assert len(asked) == len(packs) and all(n < reach + 8 for n in asked)  # no more is unpacked than the view spans
+    assert len(asked) == (view != "nothing") and all(n < reach + 8 for n in asked)  # no more than the view spans
+    assert torch.equal(torch.autograd.grad(of_all, u)[0], all_wanted) and len(packs) == 1
 
 
 def test_neurons_keep_spikes_too(backend, device, packs):
@@ -325,6 +325,12 @@ def test_detection(device, packs):
         loss()
     assert len(packs) == 4  # only what is concatenated anew
     assert torch.equal(torch.autograd.grad(got, w)[0], wanted[0])
+
+
+def test_detection_where_there_is_nothing_to_look_at(packs):
+    with snnkern.packed_spikes(detect=True), torch.device("meta"):
+        assert nn.Linear(3, 4)(torch.ones(5, 3)).sum().requires_grad
+    assert not packs
 
 
 def test_detection_looks_again_after_an_edit(packs):

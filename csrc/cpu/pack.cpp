@@ -1,7 +1,5 @@
 // Spikes to bits and back on the CPU, compiled once per instruction set like lif.cpp. A byte is eight lanes of integers
 // as wide as the numbers.
-#include "../pack.h"
-
 #include <algorithm>
 
 #include "kernels.h"
