@@ -13,13 +13,15 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_lif.py tests/test_autograd.py tests/test_split.py tests/test_ttm.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_lif.py tests/test_autograd.py tests/test_split.py tests/test_ttm.py \
+	  tests/test_bn_lif.py tests/test_pack.py
 
 # On a machine with an NVIDIA GPU. PYTHON here is one that has snnkern and pytest.
 sanitize:
 	for tool in memcheck racecheck initcheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q -x \
-	    tests/test_lif.py tests/test_split.py -k "(cuda or triton) and (odd_sizes or segments or shapes)" || exit 1; \
+	    tests/test_lif.py tests/test_bn_lif.py tests/test_split.py tests/test_pack.py \
+	    -k "(cuda or triton) and (odd_sizes or segments or shapes or bits_and_back or views)" || exit 1; \
 	done
 
 lint: .venv/installed

@@ -1,5 +1,5 @@
 """Who is measured. A contender makes a module, x [T, N, ...] to spikes, through its library's public interface; every
-call starts from a fresh state.
+call starts from a fresh state. For ``bn+lif`` it is given the number of channels, for ``lif+ttm`` that of steps left.
 
 The neuron: tau = 2, input not decayed, threshold 1 (fires at it), hard reset to 0, surrogate ATan(2), the gradient
 through the reset too. Where a library cannot, ``equals`` holds the options of ``snnkern.lif`` that it must agree with
@@ -12,7 +12,8 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import torch
@@ -27,12 +28,14 @@ from snnkern.surrogate import ATan, SuperSpike
 SURROGATE = ATan(2.0)
 NEURON = {"tau": 2.0, "decay_input": False, "surrogate": SURROGATE, "fire_at_threshold": True}
 LONGEST_COMPILED = 16
+NORM = ("norm", "chain")
+OWN = ("split", *NORM, "sums")  # groups of workloads with contenders of their own
 
 
 @dataclass(frozen=True)
 class Contender:
     name: str
-    make: Callable[[], nn.Module]
+    make: Callable[..., nn.Module]
     equals: dict | None = field(default_factory=dict)  # beyond NEURON; None: another neuron, not checked
     differs: str = ""
     backend: str | None = None
@@ -41,13 +44,16 @@ class Contender:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")  # where it is one
     compiled: bool = False
     half_state: bool = False  # a 16-bit input gets a 16-bit state
-    group: str | None = None  # the only group of workloads it is for, beside nobody else
+    rounded: bool = False  # its batch norm is PyTorch's
+    groups: tuple[str, ...] = ()  # of workloads that it is for; empty: all but OWN
+    model: dict = field(default_factory=dict)  # keywords for ResNet19 and VGGSNN
+    context: Callable[[], AbstractContextManager] = nullcontext  # of its forward passes
 
     def takes(self, workload) -> bool:
         """Whether it is meant to be measured there; only then is it missed, and a reason given."""
         if workload.dtype not in self.dtypes or not self.name.startswith(workload.only or ""):
             return False
-        return workload.group == self.group if "split" in (workload.group, self.group) else True
+        return workload.group in self.groups if self.groups else workload.group not in OWN
 
     def refuses(self, workload) -> str | None:
         """Why it is not measured there."""
@@ -113,12 +119,48 @@ class Plain(nn.Module):
         return s.to(x.dtype), h * (1 - s)
 
 
+class Normed(nn.Module):
+    """PyTorch's batch norm, time folded into the batch, and neurons behind it."""
+
+    def __init__(self, neuron: nn.Module, channels: int):
+        super().__init__()
+        self.norm, self.neuron = nn.BatchNorm2d(channels), neuron
+
+    def forward(self, y):
+        return self.neuron(self.norm(y.flatten(0, 1)).unflatten(0, y.shape[:2]))
+
+
+class Within(nn.Sequential):
+    """Layers whose forward passes run in a context."""
+
+    def __init__(self, context: Callable[[], AbstractContextManager], *layers: nn.Module):
+        super().__init__(*layers)
+        self.context = context
+
+    def forward(self, x):
+        with self.context():
+            return super().forward(x)
+
+
+def normed(neuron: Callable[[], nn.Module], channels: int) -> nn.Module:
+    return Normed(neuron(), channels)
+
+
+def summed(neuron: Callable[[], nn.Module], steps: int) -> nn.Module:
+    """Sums of spikes over groups of steps, which ``steps`` divides."""
+    return Layer(neuron(), lambda module, x: module(x).unflatten(0, (steps, -1)).sum(1))
+
+
 def loop() -> nn.Module:
     return Steps(Plain(), lambda x: torch.zeros_like(x, dtype=state_dtype(x.dtype)))
 
 
 def compiled_loop() -> nn.Module:
     return torch.compile(loop(), dynamic=False)
+
+
+def compiled_normed_loop(channels: int) -> nn.Module:
+    return torch.compile(Normed(loop(), channels), dynamic=False)
 
 
 class SpikingJelly(nn.Module):
@@ -237,14 +279,48 @@ PEERS = [
         devices=("cuda",),
     ),
 ]
+SOME = [peer for peer in PEERS if peer.name.startswith(("plain loop", "SpikingJelly"))]
+JOINED = [  # neurons with something before or behind them, and what stands in their place
+    *(replace(peer, make=partial(normed, peer.make), rounded=True, groups=NORM) for peer in SOME),
+    Contender("compiled loop", compiled_normed_loop, compiled=True, rounded=True, groups=NORM),
+    *(replace(peer, make=partial(summed, peer.make), groups=("sums",)) for peer in SOME),
+    Contender("ReLU twin", nn.ReLU, None, "ReLU in place of neurons, on T x N frames", groups=("twin",)),
+]
 OURS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 WAYS = [
-    Contender("snnkern cpu, split over time", Shared, group="split", backend="cpu", devices=("cpu",)),
-    Contender("snnkern cpu, one thread", partial(Shared, 1), group="split", backend="cpu", devices=("cpu",)),
-    Contender(
-        "snnkern cpu, neurons shared", partial(Shared, None, False), group="split", backend="cpu", devices=("cpu",)
-    ),
+    Contender(f"snnkern cpu, {way}", make, groups=("split",), backend="cpu", devices=("cpu",))
+    for way, make in (
+        ("split over time", Shared),
+        ("one thread", partial(Shared, 1)),
+        ("neurons shared", partial(Shared, None, False)),
+    )
 ]
+
+
+def ours(backend: str) -> list[Contender]:
+    """The fused ones before those of separate passes: the former are what others are held to."""
+    name, lif = f"snnkern {backend}", partial(snnkern.nn.LIF, **NEURON, backend=backend)
+
+    def fused(channels):
+        return snnkern.nn.BNLIF(channels, lif())
+
+    def transformed(steps):
+        return nn.Sequential(lif(), snnkern.nn.TTM(steps, backend=backend))
+
+    makers = [
+        Contender(name, lif),
+        Contender(name, fused, groups=NORM),
+        Contender(name, lambda steps: lif(steps_out=steps), groups=("sums",)),
+        Contender(f"{name}, separate", partial(normed, lif), rounded=True, groups=NORM),
+        Contender(f"{name}, separate", transformed, groups=("sums",)),
+        Contender(f"{name}, separate batch norm", lif, groups=("twin",), model={"fused": False}),
+    ]
+    if packed := getattr(snnkern, "packed_spikes", None):
+        makers += [
+            Contender(f"{name}, packed spikes", fused, groups=("chain",), context=packed),
+            Contender(f"{name}, packed spikes", lif, groups=("twin",), context=packed),
+        ]
+    return [replace(contender, backend=backend) for contender in makers]
 
 
 @cache
@@ -263,12 +339,11 @@ def contenders(device: str) -> tuple[list[Contender], dict[str, str]]:
     """Those that can run on ``device``, ours first, and the reasons of those that cannot."""
     able, unable = [], {}
     for backend in OURS[device]:
-        ours = Contender(f"snnkern {backend}", partial(snnkern.nn.LIF, **NEURON, backend=backend), backend=backend)
         if reason := why_not(backend, device, torch.float32):
-            unable[ours.name] = reason
+            unable[f"snnkern {backend}"] = reason
         else:
-            able.append(ours)
-    for peer in (*WAYS, *PEERS):
+            able += ours(backend)
+    for peer in (*WAYS, *PEERS, *JOINED):
         if device in peer.devices:
             if reason := missing(peer.needs):
                 unable[peer.name] = reason

@@ -7,11 +7,15 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 Mark = Callable[[], None]
 
@@ -118,19 +122,32 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def kept(run: Callable[[], object]) -> int:
-    """Bytes of the storages that autograd keeps for the backward of what ``run`` returns."""
-    seen = {}
+def kept(run: Callable[[], object], besides: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes of the storages that autograd keeps for the backward of what ``run`` returns, but for those of ``besides``.
 
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    Where ``run`` has saved-tensor hooks of its own, what they make of a tensor counts.
+    """
+    seen, enter = {}, saved_tensors_hooks.__enter__
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def counted(hooks):
+        pack = hooks.pack_hook
+
+        def count(tensor):
+            packed = pack(tensor)
+            for leaf in tree_leaves(packed.args if isinstance(packed, partial) else packed):
+                if isinstance(leaf, torch.Tensor):
+                    storage = leaf.untyped_storage()
+                    seen[storage.data_ptr()] = storage.nbytes()
+            return packed
+
+        hooks.pack_hook = count
+        return enter(hooks)
+
+    with patch.object(saved_tensors_hooks, "__enter__", counted), saved_tensors_hooks(lambda t: t, lambda t: t):
         result = run()
     del result  # until here it kept the storages, and their addresses, apart
-    return sum(seen.values())
+    apart = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    return sum(size for address, size in seen.items() if address not in apart)
 
 
 def peak(run: Callable[[], object], device: str) -> int | None:

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from .report import number, split
+from .report import number, size_of, split, steps_of
 
 # Okabe and Ito, told apart by every eye: a colour per library, a dash per variant of it.
 COLOURS = {
@@ -21,6 +21,7 @@ COLOURS = {
     "Norse": "#000000",
     "sinabs": "#CC79A7",
     "EXODUS": "#56B4E9",
+    "ReLU twin": "#F0E442",
 }
 DASHES = ("-", "--", ":", "-.")
 STYLE = {
@@ -44,6 +45,10 @@ def draw(content: dict, path: Path) -> list[Path]:
         "bandwidth": _bandwidth,
         "memory-over-T": _memory,
         "protocol": _protocol,
+        "norm": _norm,
+        "kept": _kept,
+        "twin": _twin,
+        "peak-memory": _peak,
         "models": _models,
     }
     drawn, rows = [], [row for row in content["rows"] if row["mode"]]
@@ -150,7 +155,8 @@ def _name_ends(axes, ends: list[tuple[float, float, str]]) -> None:
 def _bandwidth(rows: list[dict]) -> Figure | None:
     """Ours as a share of what a copy of x reaches in the same rounds."""
     ours = next((row["contender"] for row in rows if row["contender"].startswith("snnkern")), None)
-    rows = [row for row in rows if row["contender"] == ours and row["percent_of_copy"] and row["group"] != "overhead"]
+    rows = [row for row in rows if row["contender"] == ours and row["percent_of_copy"]]
+    rows = [row for row in rows if row["op"] == "lif" and row["group"] != "overhead"]
     panels = [(dtype, chosen) for (dtype,), chosen in split(rows, "dtype")]
     if not panels:
         return None
@@ -177,20 +183,87 @@ def _bandwidth(rows: list[dict]) -> Figure | None:
     return figure
 
 
-def _models(rows: list[dict], across: int = 3) -> Figure | None:
-    panels = list(split([row for row in rows if row["mode"] == "step"], "op", "T", "dtype"))
+def _norm(rows: list[dict]) -> Figure | None:
+    """A group of bars per shape, a bar per contender."""
+    rows = [row for row in rows if row["op"] == "bn+lif" and row["mode"] == "both" and row["over_ours"]]
+    rows = [row | {"size": f"T = {steps_of(row)}\n{size_of(row)}"} for row in rows]
+    panels = list(split(rows, "dtype", "layout"))
+    if not panels:
+        return None
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    most = max(len(split(chosen, "size")) for _, chosen in panels)
+    figure = Figure(figsize=(2 + 3.6 * len(panels), 1.6 + 0.16 * most * (len(names) + 1)))
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, ((dtype, layout), chosen) in zip(all_axes, panels, strict=True):
+        sizes = list(dict.fromkeys(row["size"] for row in chosen))
+        thick = 1 / (len(names) + 1)
+        for i, name in enumerate(names):
+            some = [row for row in chosen if row["contender"] == name]
+            places = [sizes.index(row["size"]) + i * thick for row in some]
+            bars = axes.barh(places, [row["over_ours"] for row in some], thick, **_bar(name, names))
+            axes.bar_label(bars, [number(row["over_ours"]) for row in some], padding=2, fontsize=7)
+        axes.set_yticks([i + (len(names) - 1) / 2 * thick for i in range(len(sizes))], sizes, fontsize=8)
+        axes.axvline(1, color="#777777", linewidth=1)
+        axes.set(title=f"{dtype}, {layout}", xlabel=f"times as long as {names[0]}", ylim=(most - thick, -thick))
+        axes.margins(x=0.15)
+        axes.grid(axis="y", visible=False)
+    figure.suptitle("Batch norm and LIF, forward + backward")
+    bars = {label: bar for axes in all_axes for bar, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([bars[name] for name in names], names, loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def _kept(rows: list[dict]) -> Figure | None:
+    rows = [row for row in rows if row["group"] == "chain" and row["kept_bytes"] is not None]
+    return _bars(
+        [
+            (
+                f"Conv, batch norm, LIF, conv\nT = {steps}, {dtype}, {layout}",
+                "kept for backward, bytes per element",
+                [(row["contender"], row["kept_bytes"] / row["T"] / row["N"]) for row in chosen],
+            )
+            for (steps, dtype, layout), chosen in split(rows, "T", "dtype", "layout")
+        ]
+    )
+
+
+def _twin(rows: list[dict]) -> Figure | None:
+    return _steps([row for row in rows if row["group"] == "twin"], "over_twin", "times as long as with ReLU")
+
+
+def _peak(rows: list[dict]) -> Figure | None:
+    rows = [row | {"MB": (row["peak_bytes"] or 0) / 1e6} for row in rows if row["group"] == "twin"]
+    return _steps(rows, "MB", "peak memory of a step, MB")
+
+
+def _models(rows: list[dict]) -> Figure | None:
+    rows = [row for row in rows if row["group"] == "models"]
+    sequences = [row["op"] for row in rows if row["op"] == "SpikingMLP"]
+    return _steps(rows, "per_second", "images a second", dict.fromkeys(sequences, "sequences a second"))
+
+
+def _steps(rows: list[dict], key: str, what: str, others: dict | None = None) -> Figure | None:
+    """Training steps, a panel per workload; ``others``: what ``key`` is called for other models."""
+    panels = []
+    for (op, steps, dtype, layout), chosen in split([row for row in rows if row[key]], "op", "T", "dtype", "layout"):
+        title = f"{op}, T = {steps}, batch {chosen[0]['shape'][0]}\n{dtype}, {layout}"
+        panels.append((title, (others or {}).get(op, what), [(row["contender"], row[key]) for row in chosen]))
+    return _bars(panels)
+
+
+def _bars(panels: list[tuple[str, str, list[tuple[str, float]]]], across: int = 3) -> Figure | None:
+    """A bar per contender; panels are titles, what is measured, and the values by name."""
     if not panels:
         return None
     down, across = -(-len(panels) // across), min(across, len(panels))
-    most = max(len(chosen) for _, chosen in panels)
-    figure = Figure(figsize=(4 * across + 0.5, down * (1.1 + 0.34 * most)))
+    most = max(len(values) for *_, values in panels)
+    figure = Figure(figsize=(4.4 * across + 0.5, down * (1.3 + 0.34 * most)))
     all_axes = list(figure.subplots(down, across, squeeze=False).flat)
-    for axes, ((op, steps, dtype), chosen) in zip(all_axes, panels, strict=False):
-        names, rates = [row["contender"] for row in chosen], [row["per_second"] for row in chosen]
-        bars = axes.barh(names, rates, color=[_line(name, names)["color"] for name in names])
-        axes.bar_label(bars, [number(rate) for rate in rates], padding=3, fontsize=9)
-        things = "sequences" if op == "SpikingMLP" else "images"
-        axes.set(title=f"{op}, T = {steps}, batch {chosen[0]['shape'][0]}, {dtype}", xlabel=f"{things} a second")
+    for axes, (title, what, values) in zip(all_axes, panels, strict=False):
+        names, lengths = zip(*values, strict=True)
+        bars = axes.barh(names, lengths, color=[_line(name, names)["color"] for name in names])
+        axes.bar_label(bars, [number(length) for length in lengths], padding=3, fontsize=9)
+        axes.set(title=title, xlabel=what)
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.invert_yaxis()
         axes.margins(x=0.18)
@@ -198,3 +271,10 @@ def _models(rows: list[dict], across: int = 3) -> Figure | None:
     for axes in all_axes[len(panels) :]:
         axes.remove()
     return figure
+
+
+def _bar(name: str, names: list[str]) -> dict:
+    """The colour of a library, paler for every other variant of it."""
+    colour = _line(name, names)["color"]
+    alike = [other for other in names if _line(other, names)["color"] == colour]
+    return {"color": colour, "alpha": 0.6 ** alike.index(name), "label": name}

@@ -28,8 +28,7 @@ def tables(content: dict) -> str:
     known += [f"{name} {value}" for name, value in machine["environment"].items()]
     parts = [f"{machine['device']}: {', '.join(known)}; {machine['date']}."]
     for (group,), chosen in split(rows, "group"):
-        tell = {"models": _models, "overhead": _overhead, "protocol": _protocol}.get(group, _layer)
-        parts += [f"## {group}", *tell(chosen)]
+        parts += [f"## {group}", *TABLES.get(group, _layer)(chosen)]
     return "\n\n".join([*parts, "## notes", "\n".join(_notes(content))]) + "\n"
 
 
@@ -39,6 +38,37 @@ def _layer(rows: list[dict]) -> Iterator[str]:
         yield _grid(chosen, "both", _time)
         yield f"Memory, {dtype}, {layout}: bytes per element of x, kept for backward / at the peak"
         yield _grid(chosen, "both", _memory)
+
+
+def _norm(rows: list[dict]) -> Iterator[str]:
+    yield "Batch norm of y [T, N, C, H, W] and LIF; all but the first: PyTorch's batch norm, then the neurons"
+    for (dtype, layout), chosen in split(rows, "dtype", "layout"):
+        for mode, what in (("both", "Forward + backward"), ("inference", "Inference, with running statistics")):
+            yield f"{what}, {dtype}, {layout}: ms and per cent of a copy's bandwidth; others: times as long"
+            yield _grid(chosen, mode, _time, "shape")
+        yield f"Memory, {dtype}, {layout}: bytes per element of y, kept for backward / at the peak"
+        yield _grid(chosen, "both", _memory, "shape")
+
+
+def _chain(rows: list[dict]) -> Iterator[str]:
+    yield "Convolution, batch norm, LIF, convolution, all C to C channels"
+    for (dtype, layout), chosen in split(rows, "dtype", "layout"):
+        yield f"Memory, {dtype}, {layout}: bytes per element, kept for backward, input and weights apart / at the peak"
+        yield _grid(chosen, "both", _memory, "shape")
+        yield f"Forward + backward, {dtype}, {layout}: ms; others: times as long"
+        yield _grid(chosen, "both", _time, "shape")
+
+
+def _twin(rows: list[dict]) -> Iterator[str]:
+    for (op, steps, dtype, layout), chosen in split(rows, "op", "T", "dtype", "layout"):
+        lines = [("neurons", "ms", "over the ReLU twin", "images a second", "peak memory, MB", "kept for backward, MB")]
+        for row in chosen:
+            if row["mode"]:
+                sizes = (_megabytes(row[key]) for key in ("peak_bytes", "kept_bytes"))
+                times = number(row["ms"]), number(row["over_twin"]), number(row["per_second"])
+                lines.append((row["contender"], *times, *sizes))
+        yield f"One training step of {op}, T = {steps}, batch {chosen[0]['shape'][0]}, {dtype}, {layout}"
+        yield _markdown(lines, left=1)
 
 
 def _protocol(rows: list[dict]) -> Iterator[str]:
@@ -63,22 +93,40 @@ def _models(rows: list[dict]) -> Iterator[str]:
         lines = [("neurons", "a second", "times as long", "peak memory, MB")]
         for row in chosen:
             if row["mode"]:
-                peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}"
-                lines.append((row["contender"], number(row["per_second"]), number(row["over_ours"]), peak))
+                rates = number(row["per_second"]), number(row["over_ours"])
+                lines.append((row["contender"], *rates, _megabytes(row["peak_bytes"])))
         yield f"One training step of {op}, T = {steps}, batch {chosen[0]['shape'][0]}, {dtype}"
         yield _markdown(lines, left=1)
 
 
-def _grid(rows: list[dict], mode: str, cell: Callable[[dict, bool], str]) -> str:
-    """A line per size, a column per contender."""
-    rows = [row for row in rows if row["mode"] == mode]
+TABLES = {
+    **{"models": _models, "overhead": _overhead, "protocol": _protocol},
+    **{"norm": _norm, "chain": _chain, "twin": _twin},
+}
+
+
+def _grid(rows: list[dict], mode: str, cell: Callable[[dict, bool], str], size: str = "N") -> str:
+    """A line per T and ``size``, N or shape, a column per contender."""
+    rows = [row | {"steps": steps_of(row), "size": size_of(row, size)} for row in rows if row["mode"] == mode]
     names = list(dict.fromkeys(row["contender"] for row in rows))
-    lines = [("T", "N", *names)]
-    for (steps, neurons), chosen in split(rows, "T", "N"):
+    lines = [("T", size, *names)]
+    for labels, chosen in split(rows, "steps", "size"):
         got = {row["contender"]: row for row in chosen}
         cells = [cell(got[name], name == names[0]) if name in got else "-" for name in names]
-        lines.append((f"{steps:,}", f"{neurons:,}", *cells))
+        lines.append((*labels, *cells))
     return _markdown(lines)
+
+
+def steps_of(row: dict) -> str:
+    return f"{row['T']:,}" + (f" to {row['steps_out']:,}" if row.get("steps_out") else "")
+
+
+def size_of(row: dict, key: str = "shape") -> str:
+    return " x ".join(map(str, row["shape"])) if key == "shape" else f"{row[key]:,}"
+
+
+def _megabytes(size: float | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.0f}"
 
 
 def _time(row: dict, first: bool) -> str:
@@ -95,12 +143,15 @@ def _memory(row: dict, first: bool) -> str:
 
 def _notes(content: dict) -> Iterator[str]:
     rows = content["rows"]
-    for name, text in content["differs"].items():
-        yield f"- {name} differs: {text}."
+    present = {row["contender"] for row in rows}
+    yield from (f"- {name} differs: {text}." for name, text in content["differs"].items() if name in present)
     rounded = [row for row in rows if row["mode"] in ("both", "step") and row["spikes_differ"]]
-    for (name, dtype), chosen in split(rounded, "contender", "dtype"):
+    for (op, name, dtype), chosen in split(rounded, "op", "contender", "dtype"):
         share = 100 * max(row["spikes_differ"] for row in chosen)
-        yield f"- {name}, {dtype}: up to {share:.2g} % of its spikes differ from the reference's."
+        yield f"- {name}, {op}, {dtype}: up to {share:.2g} % of its spikes differ from the reference's."
+    if any(row["op"] == "bn+lif" for row in rows):
+        limits = (f"{100 * most:g} % in {dtype}" for dtype, (most, *_) in content["limits"].items())
+        yield f"- Of the spikes behind PyTorch's batch norm, which rounds otherwise, may differ: {', '.join(limits)}."
     for (name, reason), chosen in split([row for row in rows if row["reason"]], "contender", "reason"):
         where = ", ".join(f"{row['group']} T = {row['T']}, N = {row['N']:,}" for row in chosen)
         yield f"- {name}: {reason} ({where if len(chosen) < 4 else f'{len(chosen)} workloads'})."

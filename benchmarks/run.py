@@ -1,4 +1,5 @@
-"""``python -m benchmarks.run``: one LIF layer, a layer behind a linear one, whole models, beside their peers.
+"""``python -m benchmarks.run``: a LIF layer, alone, behind a linear one, behind batch norm, and whole models, beside
+their peers.
 
 A contender that differs from the reference gets no time (``check.py``). In every round all contenders run one after the
 other; figures are medians over rounds, ratios medians of the rounds' ratios. Results go to
@@ -30,7 +31,7 @@ from snnkern.runs import RunError, replacing, versions
 
 from . import report
 from .cases import CASES
-from .check import Refused
+from .check import ROUNDED, Refused
 from .contenders import Contender, contenders
 from .measure import Call, clock_for, interleave, peak
 from .pictures import draw
@@ -44,7 +45,8 @@ BLANK = dict.fromkeys(
     (
         *("group", "op", "contender", "backend", "mode", "T", "N", "shape", "dtype", "layout"),
         *("buffers", "rounds", "ms", "ms_min", "ms_max", "over_ours", "over_copy", "GB/s", "percent_of_copy"),
-        *("per_second", "kept_bytes", "peak_bytes", "spike_rate", "spikes_differ", "gradient_error", "reason"),
+        *("steps_out", "over_twin", "per_second", "kept_bytes", "peak_bytes"),
+        *("spike_rate", "spikes_differ", "gradient_error", "reason"),
     )
 )
 
@@ -83,7 +85,7 @@ def machine(device: str, memory: str) -> dict:
 def blank(workload: Workload) -> dict:
     """A row with nothing measured."""
     size = {"T": workload.steps, "N": workload.neurons, "shape": list(workload.shape)}
-    return BLANK | size | {k: getattr(workload, k) for k in ("group", "op", "dtype", "layout")}
+    return BLANK | size | {k: getattr(workload, k) for k in ("group", "op", "dtype", "layout", "steps_out")}
 
 
 def measure(workload: Workload, able: list[Contender], device: str, rounds: int) -> list[dict]:
@@ -106,7 +108,8 @@ def measure(workload: Workload, able: list[Contender], device: str, rounds: int)
         else:
             found[contender.name] = told | facts, memory
             calls += its_calls
-    times = interleave(calls, clock_for(workload, device), rounds, SHARE[device])
+    least = rounds if workload.group == "twin" else 3  # its ratios are the headline
+    times = interleave(calls, clock_for(workload, device), rounds, SHARE[device], least)
     ours = next((name for name in found if name.startswith("snnkern")), None)
     for (name, mode), got in times.items():
         facts, memory = found.get(name, (common | {"contender": name}, {}))
@@ -146,6 +149,7 @@ def figures(case, mode: str, got: list[float], times: dict, ours: str | None) ->
     row["over_copy"] = over(times.get(("Tensor.copy_", "copy")))
     if mode == "step":
         row["per_second"] = case.workload.shape[0] / median
+        row["over_twin"] = over(times.get(("ReLU twin", mode)))
     if streams:
         row["GB/s"] = streams * case.bytes / median / 1e9
         row["percent_of_copy"] = 100 * streams / 2 / row["over_copy"]
@@ -196,6 +200,7 @@ def run(
         "settings": {"rounds": rounds, "threads": torch.get_num_threads()},
         "differs": {contender.name: contender.differs for contender in here if contender.differs},
         "unavailable": unable,
+        "limits": {dtype: list(limits) for dtype, limits in ROUNDED.items()},
         "finished": [],
         "not_reached": [],
         "rows": [],

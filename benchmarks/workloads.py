@@ -12,7 +12,7 @@ class Workload:
 
     ``op`` names an entry of ``cases.CASES``; ``shape`` is that of x without time. ``compiled``: torch.compile takes its
     time for every size, so only these workloads try it. ``only``: the contenders whose names begin so; empty: all.
-    ``hot``: a single input, which stays in the cache.
+    ``hot``: a single input, which stays in the cache. ``steps_out``: groups of steps over which spikes are summed.
     """
 
     group: str
@@ -24,6 +24,7 @@ class Workload:
     compiled: bool = False
     only: tuple[str, ...] = ()
     hot: bool = False
+    steps_out: int | None = None
 
     @property
     def neurons(self) -> int:
@@ -31,7 +32,8 @@ class Workload:
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
-        return f"{self.group}: {self.op} T={self.steps} {shape} {self.dtype} {self.layout}"
+        steps = f"T={self.steps}" + (f" to {self.steps_out}" if self.steps_out else "")
+        return f"{self.group}: {self.op} {steps} {shape} {self.dtype} {self.layout}"
 
 
 FEW = ("snnkern", "plain loop", "SpikingJelly")
@@ -73,8 +75,39 @@ def model(name: str, steps: int, batch: int, dtype: str = "float32") -> Workload
     return Workload("models", name, steps, (batch, *SAMPLES[name]), dtype)
 
 
+def norm(
+    steps: int,
+    batch: int,
+    channels: int,
+    dtype: str = "float32",
+    layout: str = "contiguous",
+    compiled: bool = False,
+) -> Workload:
+    """Batch norm and LIF behind a convolution of ResNet-19, for images of 32 x 32."""
+    side = 32 * 128 // channels
+    return Workload("norm", "bn+lif", steps, (batch, channels, side, side), dtype, layout, compiled)
+
+
+def chain(batch: int, layout: str = "contiguous") -> Workload:
+    """Two convolutions of ResNet-19 and what is between: its memory."""
+    return Workload("chain", "conv+bn+lif+conv", 6, (batch, 128, 32, 32), "bfloat16", layout)
+
+
+def sums(steps: int, steps_out: int, log2: int, dtype: str = "float32") -> Workload:
+    """Spikes summed over groups of steps: 2**log2 neurons."""
+    shape = 2**log2 >> 15, 128, 16, 16
+    return Workload("sums", "lif+ttm", steps, shape, dtype, steps_out=steps_out)
+
+
+def twin(batch: int, dtype: str = "float32", layout: str = "contiguous") -> Workload:
+    """A training step of ResNet-19 and of the same network with ReLU in place of neurons."""
+    return replace(model("ResNet19", 6, batch, dtype), group="twin", only=TWIN, layout=layout)
+
+
+TWIN = ("snnkern", "SpikingJelly", "ReLU twin")
 SAMPLES = {"ResNet19": (3, 32, 32), "VGGSNN": (2, 48, 48), "SpikingMLP": (70,)}
 BOTH = ("float32", "bfloat16")
+LAYOUTS = ("contiguous", "channels last")
 
 CPU = [
     *(image(4, log2, compiled=True) for log2 in (16, 18, 20)),
@@ -93,11 +126,20 @@ CPU = [
     model("VGGSNN", 4, 1),
     *(model("SpikingMLP", steps, 16) for steps in (100, 1000)),
     overhead(compiled=True),
+    *(norm(4, 2, 128, dtype, compiled=True) for dtype in BOTH),
+    *(norm(6, batch, channels, dtype) for batch, channels in ((2, 256), (2, 512), (8, 128)) for dtype in BOTH),
+    *(norm(6, 8, 128, dtype, "channels last") for dtype in BOTH),
+    *(sums(steps, steps_out, 18, dtype) for steps, steps_out in ((6, 3), (16, 4), (16, 1)) for dtype in BOTH),
+    chain(4),
+    *(twin(4, dtype) for dtype in BOTH),
 ]
 
 # The most important first: what the time does not reach is left out and named.
 GPU = [
     *(image(4, log2, dtype) for log2 in (16, 20, 24) for dtype in BOTH),
+    *(norm(4, 64, 128, dtype) for dtype in BOTH),
+    *(twin(64, "bfloat16", layout) for layout in LAYOUTS),
+    chain(64),
     overhead(),
     *(long(1000, neurons, dtype) for neurons in (4096, 2**18) for dtype in BOTH),
     *(
@@ -105,12 +147,18 @@ GPU = [
         for name, steps, batch in (("ResNet19", 4, 64), ("VGGSNN", 10, 32))
         for dtype in BOTH
     ),
+    *(norm(4, 64, 128, dtype, "channels last") for dtype in BOTH),
+    *(norm(6, 64, channels, dtype) for channels in (128, 256, 512) for dtype in BOTH),
+    *(sums(steps, steps_out, 24, dtype) for steps, steps_out in ((6, 3), (16, 4)) for dtype in BOTH),
+    twin(64),
     *(scaling(steps) for steps in (500, 1000, 2000, 5000, 10000)),
     *(model("SpikingMLP", steps, 256) for steps in (100, 1000)),
     *(protocol(neurons) for neurons in (512, 4096, 16384)),
     *(image(4, log2, dtype) for log2 in (18, 26) for dtype in BOTH),
     *(image(4, 22, dtype, "channels last") for dtype in BOTH),
     *(image(4, 22, dtype, compiled=True) for dtype in BOTH),
+    *(norm(4, 64, 256, dtype, compiled=True) for dtype in BOTH),
+    chain(64, "channels last"),
     *(image(10, log2, dtype) for log2 in (16, 20, 24) for dtype in BOTH),
     *(long(steps, neurons) for steps in (128, 500) for neurons in (256, 4096, 2**18)),
     *(long(4000, neurons) for neurons in (256, 4096, 2**18)),
@@ -124,6 +172,7 @@ QUICK = [
     for workload in (
         *(image(4, 16), image(16, 18), image(4, 18, "bfloat16")),
         *(long(128, 4096), long(500, 4096), scaling(1000)),
+        norm(4, 1, 512),
         model("SpikingMLP", 100, 16),
         overhead(),
     )

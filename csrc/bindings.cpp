@@ -5,6 +5,8 @@
 #include <string>
 
 #include "lif.h"
+#include "norm.h"
+#include "pack.h"
 #include "surrogate.h"
 #include "ttm.h"
 
@@ -20,12 +22,30 @@ LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshol
 }
 
 void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
+double* numbers(intptr_t address) { return reinterpret_cast<double*>(address); }
+
+LIFForward forward_of(intptr_t x, intptr_t v, intptr_t spikes, intptr_t v_last, intptr_t saved, intptr_t scratch,
+                      const Norm& norm) {
+  return {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch), norm};
+}
+LIFBackward backward_of(intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes, intptr_t grad_v_last,
+                        intptr_t grad_x, intptr_t grad_v, intptr_t scratch, const Norm& norm, intptr_t pull_push,
+                        intptr_t grad_residual) {
+  return {
+      pointer(x),      pointer(v),       pointer(saved), pointer(grad_spikes), pointer(grad_v_last),  pointer(grad_x),
+      pointer(grad_v), pointer(scratch), norm,           pointer(pull_push),   pointer(grad_residual)};
+}
 
 #ifdef SNN_CUDA
 void check_cuda(int status, const char* call, const LIFShape& s) {
   if (status != 0)
     throw std::runtime_error(std::string(call) + " outer=" + std::to_string(s.outer) + " T=" + std::to_string(s.steps) +
                              " inner=" + std::to_string(s.inner) + ": " + cuda_error_string(status));
+}
+void check_cuda(int status, const char* call, const NormPlan& p) {
+  if (status != 0)
+    throw std::runtime_error(std::string(call) + " channels=" + std::to_string(p.channels) + ": " +
+                             cuda_error_string(status));
 }
 #endif
 
@@ -47,20 +67,46 @@ PYBIND11_MODULE(_C, m) {
   m.attr("surrogates") = surrogates;
   m.def("cpu_isa", &cpu_isa);
 
+  py::class_<Norm>(m, "Norm").def(py::init([](int64_t channels, int64_t period, intptr_t table, intptr_t residual) {
+    return Norm{channels, period, pointer(table), pointer(residual)};
+  }));
+  py::class_<NormPlan>(m, "NormPlan")
+      .def(py::init(
+          [](int dtype, int64_t channels, int64_t parts, double count, double unbiased, double momentum, double eps,
+             double gain) { return NormPlan{DType(dtype), channels, parts, count, unbiased, momentum, eps, gain}; }));
+
   m.def("lif_forward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
-                              intptr_t v_last, intptr_t saved, intptr_t scratch, int threads) {
+                              intptr_t v_last, intptr_t saved, intptr_t scratch, const Norm& n, int threads) {
     py::gil_scoped_release release;
-    lif_forward_cpu(p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch)},
-                    threads);
+    lif_forward_cpu(p, s, forward_of(x, v, spikes, v_last, saved, scratch, n), threads);
   });
-  m.def("lif_backward_cpu",
-        [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
-           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, int threads) {
-          py::gil_scoped_release release;
-          lif_backward_cpu(p, s,
-                           {pointer(x), pointer(v), pointer(saved), pointer(grad_spikes), pointer(grad_v_last),
-                            pointer(grad_x), pointer(grad_v), pointer(scratch)},
-                           threads);
+  m.def("lif_backward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
+                               intptr_t grad_spikes, intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v,
+                               intptr_t scratch, const Norm& n, intptr_t pull_push, intptr_t grad_residual,
+                               int threads) {
+    py::gil_scoped_release release;
+    lif_backward_cpu(
+        p, s, backward_of(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch, n, pull_push, grad_residual),
+        threads);
+  });
+  m.def("norm_parts_cpu", &norm_parts_cpu);
+  m.def("moments_cpu", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, int threads) {
+    py::gil_scoped_release release;
+    moments_cpu(s, n, pointer(x), numbers(moments), threads);
+  });
+  m.def("prepare_cpu", [](const NormPlan& p, intptr_t moments, intptr_t weight, intptr_t bias, intptr_t running_mean,
+                          intptr_t running_var, intptr_t table) {
+    prepare_cpu(p, numbers(moments), {pointer(weight), pointer(bias), pointer(running_mean), pointer(running_var)},
+                pointer(table));
+  });
+  m.def("sums_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
+                       intptr_t grad_spikes, intptr_t grad_v_last, const Norm& n, intptr_t sums, int threads) {
+    py::gil_scoped_release release;
+    sums_cpu(p, s, backward_of(x, v, saved, grad_spikes, grad_v_last, 0, 0, 0, n, 0, 0), numbers(sums), threads);
+  });
+  m.def("gradients_cpu",
+        [](const NormPlan& p, intptr_t table, intptr_t sums, intptr_t all_sums, intptr_t affine, intptr_t pull_push) {
+          gradients_cpu(p, pointer(table), numbers(sums), numbers(all_sums), pointer(affine), pointer(pull_push));
         });
 
   py::class_<TTMShape>(m, "TTMShape")
@@ -73,26 +119,62 @@ PYBIND11_MODULE(_C, m) {
     ttm_cpu(s, pointer(x), pointer(y), threads);
   });
 
+  m.def("pack_cpu", [](int dtype, int64_t n, intptr_t x, intptr_t bits, int threads) {
+    py::gil_scoped_release release;
+    return pack_cpu(DType(dtype), n, pointer(x), static_cast<uint8_t*>(pointer(bits)), threads);
+  });
+  m.def("unpack_cpu", [](int dtype, int64_t n, intptr_t bits, intptr_t x, int threads) {
+    py::gil_scoped_release release;
+    unpack_cpu(DType(dtype), n, static_cast<uint8_t*>(pointer(bits)), pointer(x), threads);
+  });
+
 #ifdef SNN_CUDA
+  m.def("pack_cuda", [](int dtype, int64_t n, intptr_t x, intptr_t bits, intptr_t other, intptr_t stream) {
+    if (const int status = pack_cuda(DType(dtype), n, pointer(x), static_cast<uint8_t*>(pointer(bits)),
+                                     static_cast<int32_t*>(pointer(other)), pointer(stream)))
+      throw std::runtime_error(std::string("pack_cuda: ") + cuda_error_string(status));
+  });
+  m.def("unpack_cuda", [](int dtype, int64_t n, intptr_t bits, intptr_t x, intptr_t stream) {
+    if (const int status =
+            unpack_cuda(DType(dtype), n, static_cast<uint8_t*>(pointer(bits)), pointer(x), pointer(stream)))
+      throw std::runtime_error(std::string("unpack_cuda: ") + cuda_error_string(status));
+  });
   m.def("ttm_cuda", [](const TTMShape& s, intptr_t x, intptr_t y, intptr_t stream) {
     if (const int status = ttm_cuda(s, pointer(x), pointer(y), pointer(stream)))
       throw std::runtime_error(std::string("ttm_cuda: ") + cuda_error_string(status));
   });
   m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
-                               intptr_t v_last, intptr_t saved, intptr_t scratch, intptr_t stream) {
-    check_cuda(lif_forward_cuda(
-                   p, s, {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch)},
-                   pointer(stream)),
+                               intptr_t v_last, intptr_t saved, intptr_t scratch, const Norm& n, intptr_t stream) {
+    check_cuda(lif_forward_cuda(p, s, forward_of(x, v, spikes, v_last, saved, scratch, n), pointer(stream)),
                "lif_forward_cuda", s);
   });
   m.def("lif_backward_cuda",
         [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
-           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, intptr_t stream) {
-          check_cuda(lif_backward_cuda(p, s,
-                                       {pointer(x), pointer(v), pointer(saved), pointer(grad_spikes),
-                                        pointer(grad_v_last), pointer(grad_x), pointer(grad_v), pointer(scratch)},
-                                       pointer(stream)),
-                     "lif_backward_cuda", s);
+           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, const Norm& n, intptr_t pull_push,
+           intptr_t grad_residual, intptr_t stream) {
+          const LIFBackward a =
+              backward_of(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch, n, pull_push, grad_residual);
+          check_cuda(lif_backward_cuda(p, s, a, pointer(stream)), "lif_backward_cuda", s);
         });
+  m.def("norm_parts_cuda", &norm_parts_cuda);
+  m.def("moments_cuda", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, intptr_t stream) {
+    check_cuda(moments_cuda(s, n, pointer(x), numbers(moments), pointer(stream)), "moments_cuda", s);
+  });
+  m.def("prepare_cuda", [](const NormPlan& p, intptr_t moments, intptr_t weight, intptr_t bias, intptr_t running_mean,
+                           intptr_t running_var, intptr_t table, intptr_t stream) {
+    const NormParameters a{pointer(weight), pointer(bias), pointer(running_mean), pointer(running_var)};
+    check_cuda(prepare_cuda(p, numbers(moments), a, pointer(table), pointer(stream)), "prepare_cuda", p);
+  });
+  m.def("sums_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
+                        intptr_t grad_spikes, intptr_t grad_v_last, const Norm& n, intptr_t sums, intptr_t stream) {
+    const LIFBackward a = backward_of(x, v, saved, grad_spikes, grad_v_last, 0, 0, 0, n, 0, 0);
+    check_cuda(sums_cuda(p, s, a, numbers(sums), pointer(stream)), "sums_cuda", s);
+  });
+  m.def("gradients_cuda", [](const NormPlan& p, intptr_t table, intptr_t sums, intptr_t all_sums, intptr_t affine,
+                             intptr_t pull_push, intptr_t stream) {
+    check_cuda(gradients_cuda(p, pointer(table), numbers(sums), numbers(all_sums), pointer(affine), pointer(pull_push),
+                              pointer(stream)),
+               "gradients_cuda", p);
+  });
 #endif
 }

@@ -11,7 +11,7 @@
 namespace snnkern {
 
 enum class DType : int { f32, f64, f16, bf16 };  // of x, spikes and their gradients; the state is f64 for f64, else f32
-enum class Leak : int { decay, tau_input, tau };
+enum class Leak : int { decay, tau_input, tau, tau_input_inverse, tau_inverse };  // the last two: see neuron.h
 enum class Surrogate : int;
 
 // Forward keeps v at the start of every chunk but the first; backward recomputes each chunk from there.
@@ -53,8 +53,8 @@ struct LIFShape {
 SNN_HOST_DEVICE int64_t group_start(int64_t i, int64_t l, int64_t k) { return (2 * i * l + k - 1) / (2 * k); }
 SNN_HOST_DEVICE int64_t group_of(int64_t t, int64_t l, int64_t k) { return (2 * t + 1) * k / (2 * l); }
 
-// Batch norm before the neurons, which then receive (x - mean) * scale + offset, and the residual if there is one. Neuron
-// n of [outer * inner] has channel n / period % channels. See norm.h.
+// Batch norm before the neurons, which then receive (x - mean) * scale + offset, and the residual if there is one.
+// Neuron n of [outer * inner] has channel n / period % channels. See norm.h.
 struct Norm {
   int64_t channels, period;
   const void* table;     // [5, channels] in the dtype of the state; null: no norm

@@ -8,12 +8,12 @@
 //            v = s ? h - threshold : h        soft
 //
 // The order of operations is part of the contract: with contraction off, spikes equal those of the plain loop bit for
-// bit. Dividing by a power of two, tau = 2 above all, is multiplying by its inverse: both round the same number once.
-// h >= threshold is written h > fire_above, fire_above being the next float below the threshold. A fired potential
-// is selected away, never multiplied by zero, so that an infinite input leaves no NaN behind.
+// bit. Dividing by a power of two, tau = 2 above all, is multiplying by its inverse, as both round the same number
+// once: then the form becomes Leak::tau_input_inverse or Leak::tau_inverse, and leak the inverse. h >= threshold is
+// written h > fire_above, fire_above being the next float below the threshold. A fired potential is selected away,
+// never multiplied by zero, so that an infinite input leaves no NaN behind.
 #pragma once
 #include <limits>
-#include <type_traits>
 
 #include "lif.h"
 #include "surrogate.h"
@@ -22,9 +22,10 @@ namespace snnkern {
 namespace {  // every object file its own copy: the CPU kernels are compiled for several instruction sets
 
 template <class S>
-bool is_power_of_two(S x) {
+Leak form_of(Leak form, S leak) {
   int exponent;
-  return std::frexp(x, &exponent) == S(0.5) && std::isnormal(S(1) / x);
+  if (form == Leak::decay || std::frexp(leak, &exponent) != S(0.5) || !std::isnormal(S(1) / leak)) return form;
+  return form == Leak::tau ? Leak::tau_inverse : Leak::tau_input_inverse;
 }
 
 template <class S>
@@ -33,25 +34,21 @@ struct Neuron {
   bool hard;
   Surrogate surrogate;
   S leak, rest, threshold, fire_above, reset, v_start;
-  bool power_of_two;  // the leak, and its inverse a normal number
-  S inverse;
   // Adjoint: dv/dh = (s ? kept : 1) + (pull - push*h) * surrogate'; dx/dh = input_gain, dv[t-1]/dh = state_gain.
   S kept, pull, push, input_gain, state_gain;
   Constants<S> k;
 
   explicit Neuron(const LIFSpec& p)
-      : form(p.form),
+      : form(form_of(p.form, S(p.leak))),
         hard(p.hard),
         surrogate(p.surrogate),
-        leak(S(p.leak)),
+        leak(form == p.form ? S(p.leak) : S(1) / S(p.leak)),
         rest(S(p.hard ? p.reset : 0)),
         threshold(S(p.threshold)),
         fire_above(p.fire_at_threshold ? std::nextafter(S(p.threshold), -std::numeric_limits<S>::infinity())
                                        : S(p.threshold)),
         reset(S(p.reset)),
         v_start(S(p.v_start)),
-        power_of_two(is_power_of_two(leak)),
-        inverse(S(1) / leak),
         kept(p.hard ? S(0) : S(1)),
         pull(p.detach_reset ? S(0) : S(p.hard ? p.reset : -p.threshold)),
         push(p.detach_reset || !p.hard ? S(0) : S(1)),
@@ -61,19 +58,13 @@ struct Neuron {
 };
 
 template <class V, class S>
-SNN_HD V over_tau(const Neuron<S>& n, V x) {
-  if constexpr (std::is_arithmetic_v<V>) {  // a CPU's vectors divide while they wait for memory; a branch costs more
-    if (n.power_of_two) return x * n.inverse;
-  }
-  return x / n.leak;
-}
-
-template <class V, class S>
 SNN_HD V charge(Leak form, const Neuron<S>& n, V v, V x) {
   if (form == Leak::decay) return n.leak * v + x;
   const V above_rest = v - n.rest;
-  const V change = over_tau(n, form == Leak::tau_input ? x - above_rest : above_rest);
-  return form == Leak::tau_input ? v + change : v - change + x;
+  const bool of_input = form == Leak::tau_input || form == Leak::tau_input_inverse;
+  const V drive = of_input ? x - above_rest : above_rest;
+  const V change = form == Leak::tau_input || form == Leak::tau ? drive / n.leak : drive * n.leak;
+  return of_input ? v + change : v - change + x;
 }
 
 template <class V, class S>

@@ -3,10 +3,10 @@
 //   forward    moments -> prepare: the table, running statistics -> lif_forward
 //   backward   sums of gradients -> gradients: those of weight and bias, pull and push -> lif_backward
 //
-// Sums are in double, each over a part of the elements that depends on nothing but the shape, and the parts are added up
-// in their order: the same bits from run to run and for any number of threads. Another backend, with other parts, comes
-// within 1e-15 of the same sums, and the table, which is rounded to the state's dtype, is the same but for one channel in
-// some ten million: so spikes are bit-identical here too, nearly always.
+// Sums are in double, each over a part of the elements that depends on nothing but the shape, and the parts are added
+// up in their order: the same bits from run to run and for any number of threads. Another backend, with other parts,
+// comes within 1e-15 of the same sums, and the table, which is rounded to the state's dtype, is the same but for one
+// channel in some ten million: so spikes are bit-identical here too, nearly always.
 #pragma once
 #include <cmath>
 
@@ -24,7 +24,7 @@ struct NormPlan {
   double gain;  // a constant beside weight
 };
 
-struct NormParameters {  // [channels] in the dtype of the state
+struct NormParameters {              // [channels] in the dtype of the state
   const void *weight, *bias;         // null: 1 and 0
   void *running_mean, *running_var;  // null: none are kept (in training)
 };
@@ -33,11 +33,11 @@ struct NormParameters {  // [channels] in the dtype of the state
 enum NormRow { kMean, kScale, kOffset, kInverseDeviation, kMeanRest, kNormRows };
 
 // moments, [2 * parts + 1, channels]: per part the sums of x - shift and of its square; in the last row the shift, the
-// channel's first element, which saves the digits of a small variance about a large mean. Null: the table is made of the
-// running statistics, and these stay as they are.
+// channel's first element, which saves the digits of a small variance about a large mean. Null: the table is made of
+// the running statistics, and these stay as they are.
 //
-// The mean is rounded to the dtype of the state, so that x - mean is exact where it is small; offset gives back what that
-// takes away.
+// The mean is rounded to the dtype of the state, so that x - mean is exact where it is small; offset gives back what
+// that takes away.
 template <class S>
 SNN_HOST_DEVICE void prepare_channel(int64_t c, const NormPlan& p, const double* moments, const S* weight,
                                      const S* bias, S* running_mean, S* running_var, S* table) {
@@ -69,9 +69,9 @@ SNN_HOST_DEVICE void prepare_channel(int64_t c, const NormPlan& p, const double*
   table[kMeanRest * p.channels + c] = S(mean - double(S(mean)));
 }
 
-// sums, [parts, 2, channels]: per part those of g and of g * (x - mean). all_sums, [2, channels]: those of all processes;
-// null: there is only this one. affine, [2, channels]: the gradients of weight and bias, from this process. pull_push,
-// [2, channels], is null if the statistics were the running ones.
+// sums, [parts, 2, channels]: per part those of g and of g * (x - mean). all_sums, [2, channels]: those of all
+// processes; null: there is only this one. affine, [2, channels]: the gradients of weight and bias, from this process.
+// pull_push, [2, channels], is null if the statistics were the running ones.
 template <class S>
 SNN_HOST_DEVICE void gradients_channel(int64_t c, const NormPlan& p, const S* table, const double* sums,
                                        const double* all_sums, S* affine, S* pull_push) {

@@ -6,6 +6,18 @@ from .backend import backends
 from .backend.cpu import keep_freed_memory
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
+from .ops.pack import packed_spikes
 from .ops.ttm import ttm
 
-__all__ = ["__version__", "backends", "bn_lif", "keep_freed_memory", "lif", "losses", "nn", "surrogate", "ttm"]
+__all__ = [
+    "__version__",
+    "backends",
+    "bn_lif",
+    "keep_freed_memory",
+    "lif",
+    "losses",
+    "nn",
+    "packed_spikes",
+    "surrogate",
+    "ttm",
+]

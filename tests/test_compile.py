@@ -36,4 +36,4 @@ def test_the_library_op_passes_opcheck(backend, device):
     x, v = draw((20, 12), device=device).requires_grad_(), draw((12,), device=device).requires_grad_()
     for state in (None, v):
         neuron = "decay;0.5;1.0;0.0;False;False;" + Triangle().text
-        torch.library.opcheck(torch.ops.snnkern.lif.default, (x, state, neuron, 0, backend))
+        torch.library.opcheck(torch.ops.snnkern.lif.default, (x, state, neuron, 0, 20, backend))

@@ -12,7 +12,7 @@ from snnkern import _C
 from snnkern.ops.split import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
-TESTS = [Path(__file__).parent / name for name in ("test_lif.py", "test_split.py")]
+TESTS = [Path(__file__).parent / name for name in ("test_lif.py", "test_bn_lif.py", "test_split.py", "test_pack.py")]
 
 
 @pytest.mark.parametrize("isa", SETS[: SETS.index(_C.cpu_isa())])

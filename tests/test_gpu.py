@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import BACKENDS, assert_gradients_close
+from test_bn_lif import norm_of
+from test_bn_lif import run as run_norm
 from test_lif import draw, run
 
 import snnkern
@@ -27,6 +29,41 @@ def test_nothing_waits_for_the_device(backend, shape):
         run(x, None, backend, grad)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packing_does_not_wait_either(backend, shape):
+    x, w = draw(shape, device="cuda"), draw(shape, device="cuda", seed=2).requires_grad_()
+
+    def step():
+        with snnkern.packed_spikes(backend=backend):
+            spikes, _ = snnkern.lif(x, backend=backend)
+            loss = (spikes * w).sum()
+        return spikes, torch.autograd.grad(loss, w)[0]
+
+    step()  # compiles what there is to compile
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        spikes, got = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got, spikes)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_users_on_two_streams_pack_twice(backend, shape):
+    x, w = draw(shape, device="cuda"), draw(shape, device="cuda", seed=2).requires_grad_()
+    side = torch.cuda.Stream()
+    with snnkern.packed_spikes(backend=backend):
+        spikes, _ = snnkern.lif(x, backend=backend)
+        side.wait_stream(torch.cuda.current_stream())
+        torch.cuda._sleep(50_000_000)  # were its bits used there, they would not be there yet
+        here = (spikes * w).sum()
+        with torch.cuda.stream(side):
+            there = (spikes * w).sum()
+            (got,) = torch.autograd.grad(there, w)
+    side.synchronize()
+    assert torch.equal(got, spikes) and torch.equal(torch.autograd.grad(here, w)[0], spikes)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -93,3 +130,49 @@ def test_every_width_gives_the_same(backend, dtype):
     for a, b in zip(few[:2], many[:2], strict=True):
         assert torch.equal(a, b[..., :64]) and torch.equal(a, b[..., -64:])
     assert_gradients_close(few[2], many[2][:, -64:])
+
+
+# Normalised
+
+
+def norm_case(shape, dtype=torch.float32):
+    y = draw(shape, dtype, "cuda")
+    return y, norm_of(y), draw(shape, dtype, "cuda", seed=7), (draw(shape, dtype, "cuda", seed=2), None)
+
+
+def flat(found):
+    spikes, v_last, running, gradients = found
+    return spikes, v_last, *running, *gradients
+
+
+def test_norms_do_not_wait_and_use_the_current_stream(backend):
+    y, norm, residual, grads = norm_case((20, 4, 24, 13, 13))
+    wanted = flat(run_norm(y, backend, norm, residual=residual, grads=grads))
+    late, stream = torch.zeros_like(y), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            late.copy_(y)
+            got = flat(run_norm(late, backend, norm, residual=residual, grads=grads))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream.synchronize()
+    assert all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_norms_of_every_width_give_the_same(backend, dtype, last):
+    """From one neuron a thread to as many as fit, which takes a large batch; its copies have the same statistics."""
+    y, norm, _, (grad, _) = norm_case((4, 2, 32, 16, 16), dtype)
+    found = []
+    for copies in (1, 128):
+        x = y.repeat(1, copies, 1, 1, 1)
+        if last:
+            x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+        found.append(run_norm(x, backend, norm, grads=(grad.repeat(1, copies, 1, 1, 1), None)))
+    few, many = found
+    assert torch.equal(few[0], many[0][:, -2:]) and torch.equal(few[1], many[1][-2:])
+    assert_gradients_close(many[3][0][:, -2:], few[3][0])

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from conftest import RUNNABLE
 from torch import nn
 
 import snnkern
-from snnkern.nn import LIF, LIFNode
+from snnkern.models import CNN6
+from snnkern.nn import LIF, LIFNode, SmoothLIF
 from snnkern.surrogate import ATan, Rectangle, Sigmoid, Triangle
 
 backends = pytest.mark.parametrize("backend", [*RUNNABLE, "reference"])
@@ -89,6 +91,40 @@ def test_lif_module_rejects_wrong_parameters_when_made(settings, error, name):
 def test_lif_module_prints_what_differs_from_the_defaults():
     assert repr(LIF()) == "LIF()"
     assert repr(LIF(decay=0.9, reset=None)) == "LIF(decay=0.9, reset=None)"
+
+
+# SmoothLIF
+
+
+@pytest.mark.parametrize("k", [1.0, 10.0])
+@pytest.mark.parametrize("detach_reset", [False, True])
+def test_smooth_lif_is_the_loop_with_a_sigmoid_for_the_spike(k, detach_reset):
+    x = current(5, 3, dtype=torch.float64).requires_grad_()
+    v, wanted = torch.zeros(3, dtype=torch.float64), []
+    for x_t in x:
+        h = 0.25 * v + x_t
+        s = torch.sigmoid(k * (h - 0.7))
+        v = (1 - (s.detach() if detach_reset else s)) * h
+        wanted.append(s)
+    wanted = torch.stack(wanted)
+    found = SmoothLIF(Sigmoid(k), decay=0.25, threshold=0.7, detach_reset=detach_reset)(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+    weight = current(5, 3, seed=1, dtype=torch.float64)
+    gradients = [torch.autograd.grad((s * weight).sum(), x)[0] for s in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("surrogate", [Sigmoid(10.0), ATan(3.0)], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"reset": None, "tau": 2.0, "time_dim": 1}])
+def test_gradient_of_smooth_lif_is_exact(surrogate, settings):
+    x, residual = (current(4, 3, 2, seed=i, dtype=torch.float64).requires_grad_() for i in range(2))
+    assert torch.autograd.gradcheck(SmoothLIF(surrogate, **settings), (x, residual))
+
+
+def test_gradient_of_a_network_of_smooth_lifs_is_exact():
+    with torch.device("cpu"):
+        model = CNN6(2, size=4, neuron=partial(SmoothLIF, Sigmoid(2.0))).double()
+        assert torch.autograd.gradcheck(model, current(2, 1, 4, 4, dtype=torch.float64).requires_grad_())
 
 
 # LIFNode: the neuron

@@ -108,6 +108,7 @@ def test_a_repaired_segment_has_the_next_one_repaired(monkeypatch, force, wide):
 TARGETS = {name: (kind, arch, warp) for name, kind, arch, warp in
            [("sm_80", "cuda", 80, 32), ("sm_90", "cuda", 90, 32), ("gfx942", "hip", "gfx942", 64)]}  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", int: "i32", float: "fp32"}
+NAMES |= {torch.int32: "i32", torch.int16: "i16", torch.uint8: "u8"}
 
 
 def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, **neuron):
@@ -151,6 +152,8 @@ def compile_for(target, kernel, args, options):
             signature[name], constants[name] = "constexpr", None
         else:
             signature[name] = NAMES[type(value)]
+            if type(value) is int and value % 16 == 0 and not kernel.params[i].do_not_specialize:
+                aligned[(i,)] = [["tt.divisibility", 16]]
     for name in kernel.arg_names[len(args) :]:
         signature[name], constants[name] = "constexpr", options.get(name)
     options = {name: value for name, value in options.items() if name not in constants}
@@ -301,6 +304,29 @@ def test_only_split_time_takes_more_launches(monkeypatch):
 
     assert grids((64, SMALL)) == [(128, 1), (128, 1)]
     assert grids(SPLIT) == [(8, 21), (8, 1), (8, 20), (8, 21)]  # forward and repair; map and backward
+
+
+@compiles
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_packing_compiles_and_moves_16_bytes_at_a_time(monkeypatch, tmp_path, target, dtype, check):
+    made, module = [], sys.modules[backends.load("triton").pack.__module__]
+    for name in ("pack_kernel", "unpack_kernel"):
+        kernel = getattr(module, name)
+        recorder = {(32,): lambda *args, kernel=kernel, **options: made.append((kernel, args, options))}
+        monkeypatch.setattr(module, name, recorder)
+    x, bits = torch.empty(65536, dtype=dtype), torch.empty(8192, dtype=torch.uint8)
+    module.pack(x, bits, check)
+    module.unpack(bits, x)
+    for (kernel, args, options), moves in zip(made, ("load", "store"), strict=True):
+        code = compile_for(target, kernel, args, options)
+        assert_nothing_is_spilled(code, tmp_path)
+        if "amdgcn" in code.asm:
+            assert re.findall(rf"\bglobal_{moves}_dwordx\d", code.asm["amdgcn"]).count(f"global_{moves}_dwordx4")
+        else:
+            wide = re.findall(r"\bLDG\.E\S*" if moves == "load" else r"\bSTG\.E\S*", sass(code, tmp_path))
+            assert set(wide) - {"STG.E"} == ({"LDG.E.128"} if moves == "load" else {"STG.E.128"})
 
 
 # The backend

@@ -16,8 +16,20 @@ struct Kernels {
   const char* isa;
   decltype(&baseline::lif_forward) lif_forward;
   decltype(&baseline::lif_backward) lif_backward;
+  decltype(&baseline::norm_parts) norm_parts;
+  decltype(&baseline::moments) moments;
+  decltype(&baseline::prepare) prepare;
+  decltype(&baseline::sums) sums;
+  decltype(&baseline::gradients) gradients;
   decltype(&baseline::ttm) ttm;
+  decltype(&baseline::pack) pack;
+  decltype(&baseline::unpack) unpack;
 };
+#define SNN_KERNELS(isa)                                                                                               \
+  Kernels {                                                                                                            \
+    #isa, isa::lif_forward, isa::lif_backward, isa::norm_parts, isa::moments, isa::prepare, isa::sums, isa::gradients, \
+        isa::ttm, isa::pack, isa::unpack                                                                               \
+  }
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
 const Kernels& kernels() {
@@ -28,11 +40,10 @@ const Kernels& kernels() {
     __builtin_cpu_init();
     if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      return Kernels{"avx512", avx512::lif_forward, avx512::lif_backward, avx512::ttm};
-    if (allows("avx2") && __builtin_cpu_supports("avx2"))
-      return Kernels{"avx2", avx2::lif_forward, avx2::lif_backward, avx2::ttm};
+      return SNN_KERNELS(avx512);
+    if (allows("avx2") && __builtin_cpu_supports("avx2")) return SNN_KERNELS(avx2);
 #endif
-    return Kernels{"baseline", baseline::lif_forward, baseline::lif_backward, baseline::ttm};
+    return SNN_KERNELS(baseline);
   }();
   return chosen;
 }
@@ -40,7 +51,7 @@ const Kernels& kernels() {
 // Whether an output is to be streamed past the cache: if it is larger than what its threads can count on, it would be
 // evicted before anyone reads it. What the system reports as last-level cache may be shared with many other cores, so a
 // modest constant stands for it.
-bool prepare(void* output, DType dtype, int64_t numel, int threads) {
+bool expect(void* output, DType dtype, int64_t numel, int threads) {
   constexpr int64_t cache_per_thread = int64_t(2) << 20;
   const int64_t bytes = numel * (dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2);
 #ifdef __linux__
@@ -59,13 +70,33 @@ bool prepare(void* output, DType dtype, int64_t numel, int threads) {
 const char* cpu_isa() { return kernels().isa; }
 
 void lif_forward_cpu(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads) {
-  kernels().lif_forward(p, s, a, threads, prepare(a.spikes, s.dtype, s.outer * s.steps * s.inner, threads));
+  kernels().lif_forward(p, s, a, threads, expect(a.spikes, s.dtype, s.outer * s.steps_out * s.inner, threads));
 }
 void lif_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads) {
-  kernels().lif_backward(p, s, a, threads, prepare(a.grad_x, s.dtype, s.outer * s.steps * s.inner, threads));
+  kernels().lif_backward(p, s, a, threads, expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner, threads));
+}
+int64_t norm_parts_cpu(const LIFShape& s) { return kernels().norm_parts(s); }
+void moments_cpu(const LIFShape& s, const Norm& n, const void* x, double* moments, int threads) {
+  kernels().moments(s, n, x, moments, threads);
+}
+void prepare_cpu(const NormPlan& p, const double* moments, const NormParameters& of, void* table) {
+  kernels().prepare(p, moments, of, table);
+}
+void sums_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, double* sums, int threads) {
+  kernels().sums(p, s, a, sums, threads);
+}
+void gradients_cpu(const NormPlan& p, const void* table, const double* sums, const double* all_sums, void* affine,
+                   void* pull_push) {
+  kernels().gradients(p, table, sums, all_sums, affine, pull_push);
 }
 void ttm_cpu(const TTMShape& s, const void* x, void* y, int threads) {
-  kernels().ttm(s, x, y, threads, prepare(y, s.dtype, s.outer * s.steps_out * s.inner, threads));
+  kernels().ttm(s, x, y, threads, expect(y, s.dtype, s.outer * s.steps_out * s.inner, threads));
+}
+bool pack_cpu(DType dtype, int64_t n, const void* x, uint8_t* bits, int threads) {
+  return kernels().pack(dtype, n, x, bits, threads);
+}
+void unpack_cpu(DType dtype, int64_t n, const uint8_t* bits, void* x, int threads) {
+  kernels().unpack(dtype, n, bits, x, threads, expect(x, dtype, n, threads));
 }
 
 }  // namespace snnkern

@@ -1,4 +1,5 @@
-// Neurons in tiles: how the CPU kernels walk over an [outer, steps, inner] tensor, and over the channels of its neurons.
+// Neurons in tiles: how the CPU kernels walk over an [outer, steps, inner] tensor, and over the channels of its
+// neurons.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -9,10 +10,10 @@
 namespace snnkern::SNN_ISA {
 namespace {
 
-constexpr int kLanes = 1024;        // neurons in a tile
-constexpr int kStaged = 256;        // neurons in a tile that is gathered
-constexpr int kPitch = 272;         // from row to row of the stage: a power of two would put them all into a few sets
-constexpr int64_t kNarrow = 32;     // inner dimensions below this are gathered into tiles
+constexpr int kLanes = 1024;     // neurons in a tile
+constexpr int kStaged = 256;     // neurons in a tile that is gathered
+constexpr int kPitch = 272;      // from row to row of the stage: a power of two would put them all into a few sets
+constexpr int64_t kNarrow = 32;  // inner dimensions below this are gathered into tiles
 
 struct Tile {
   int64_t first;  // index of its first neuron in [outer * inner]
@@ -137,6 +138,54 @@ void scatter(const Sequence<IO>& to, Tile tile, int64_t t, int steps, const S* s
           for (; l < length; ++l) store(row + l, stage[k * kPitch + j + l], false);
         }
       });
+}
+
+// Sums over channels are made in parts, ranges of tiles, which depend on nothing but the shape.
+constexpr int kMostParts = 16;
+inline int64_t parts_of(const LIFShape& s) { return std::min<int64_t>(kMostParts, Tiling(s, kMostParts).count); }
+
+// Calls run(channel, lane, count) for stretches of a tile's lanes: of one channel each, or, where neighbours have
+// different ones (period 1), of neighbouring channels.
+template <class F>
+inline void by_channel(const Norm& n, const Tile& tile, F&& run) {
+  const int64_t stretch = n.period == 1 ? n.channels : n.period;
+  int64_t channel = tile.first / n.period % n.channels;
+  int64_t left = stretch - (n.period == 1 ? channel : tile.first % n.period);  // of the first stretch
+  for (int j = 0; j < tile.lanes; left = stretch) {
+    const int count = int(std::min<int64_t>(left, tile.lanes - j));
+    run(channel, j, count);
+    j += count;
+    if (n.period == 1 || ++channel == n.channels) channel = 0;
+  }
+}
+
+// A row of numbers per channel, [channels], as one per lane.
+template <class S>
+void spread(const Norm& n, const Tile& tile, const S* channels, S* lanes) {
+  by_channel(n, tile, [&](int64_t c, int j, int count) {
+    if (n.period == 1)
+      std::copy_n(channels + c, count, lanes + j);
+    else
+      std::fill_n(lanes + j, count, channels[c]);
+  });
+}
+
+// And back: adds the lanes' sums to those of their channels.
+inline void fold(const Norm& n, const Tile& tile, const double* lanes, double* channels) {
+  constexpr int width = sizeof(DoubleV) / sizeof(double);
+  by_channel(n, tile, [&](int64_t c, int j, int count) {
+    int l = 0;
+    if (n.period == 1) {
+      for (; l < count; ++l) channels[c + l] += lanes[j + l];
+      return;
+    }
+    DoubleV totals{};
+    for (; l + width <= count; l += width) totals += load<DoubleV>(lanes + j + l);
+    double total = 0;
+    for (int k = 0; k < width; ++k) total += totals[k];
+    for (; l < count; ++l) total += lanes[j + l];
+    channels[c] += total;
+  });
 }
 
 }  // namespace

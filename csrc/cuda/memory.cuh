@@ -1,9 +1,13 @@
-// How kernels move numbers: up to 16 bytes at a time, 16-bit ones as float in registers.
+// Where a thread's numbers lie and how kernels move them: up to 16 bytes at a time, 16-bit ones as float in registers.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <initializer_list>
+
+#include "../lif.h"
 #include "../surrogate.h"
 
 namespace snnkern {
@@ -39,6 +43,32 @@ template <class T, int kVec>
 SNN_HD void write(T* to, const Pack<T, kVec>& pack) {
   *reinterpret_cast<Pack<T, kVec>*>(to) = pack;
 }
+
+template <class IO, int kVec>
+SNN_HD Pack<IO, kVec> rounded(const Pack<float, kVec>& pack) {
+  Pack<IO, kVec> out;
+#pragma unroll
+  for (int e = 0; e < kVec; ++e) out.lane[e] = from_state<IO>(pack.lane[e]);
+  return out;
+}
+
+// Where neuron n of [outer * inner] and the next ones in its row lie: in x, and in contiguous [outer, steps, inner],
+// [outer, steps_out, inner] and [outer, inner].
+struct Place {
+  int64_t x, sequence, spikes, state;
+  int64_t neurons;
+  bool inside;
+
+  SNN_HD Place(const LIFShape& s, int64_t n) {
+    const int64_t outer = s.outer == 1 && n < s.inner ? 0 : n / s.inner, inner = n - outer * s.inner;
+    x = outer * s.x_outer_stride + inner;
+    sequence = outer * s.steps * s.inner + inner;
+    spikes = outer * s.steps_out * s.inner + inner;
+    state = n;
+    neurons = s.outer * s.inner;
+    inside = outer < s.outer;
+  }
+};
 
 bool aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 

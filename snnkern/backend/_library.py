@@ -11,7 +11,9 @@ from functools import lru_cache
 import torch
 
 from .. import surrogate as surrogates
+from ..ops import bn_lif as bn_ops
 from ..ops import lif as ops
+from ..ops.layout import arrange
 from ..ops.ttm import transform
 from . import choose, load
 
@@ -23,6 +25,16 @@ _library.define(
 _library.define(
     "lif_backward(Tensor x, Tensor? v, Tensor saved, Tensor? grad_spikes, Tensor? grad_v_last, str neuron, "
     "int time_dim, int steps_out, str backend) -> (Tensor grad_x, Tensor grad_v)"
+)
+_norm = "Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? v, Tensor? residual"
+_library.define(
+    f"bn_lif(Tensor y, {_norm}, str neuron, str norm, int time_dim, int steps_out, str backend) -> "
+    "(Tensor spikes, Tensor v_last, Tensor saved, Tensor table, Tensor running_mean, Tensor running_var)"
+)
+_library.define(
+    "bn_lif_backward(Tensor y, Tensor? v, Tensor saved, Tensor table, Tensor? residual, Tensor? grad_spikes, "
+    "Tensor? grad_v_last, str neuron, str norm, int time_dim, int steps_out, str backend) -> "
+    "(Tensor grad_y, Tensor affine, Tensor grad_v, Tensor grad_residual)"
 )
 _library.define("ttm(Tensor x, int steps, int time_dim, str backend) -> Tensor")
 
@@ -60,6 +72,32 @@ def neuron(spec: ops.LIFSpec) -> str:
     )
 
 
+def bn_lif(tensors, norm: bn_ops.Batch, spec: ops.LIFSpec, time_dim: int, steps_out: int, backend: str | None):
+    """``snnkern.bn_lif`` of checked arguments; also returns the new running statistics, as nothing changes in place."""
+    if norm.group is not None:
+        raise RuntimeError("bn_lif cannot be compiled with a process_group: leave it out of torch.compile")
+    name = name_for(tensors[0].device.type, tensors[0].dtype, backend)
+    if name == "reference":
+        from .reference import bn_lif as reference
+
+        running = [None if r is None else r.clone() for r in tensors[3:5]]
+        return *reference(*tensors[:3], *running, *tensors[5:], norm, spec, time_dim, steps_out), *running
+    spikes, v_last, _, _, *running = torch.ops.snnkern.bn_lif(
+        *tensors, neuron(spec), batch(norm), time_dim, steps_out, name
+    )
+    return spikes, v_last, *running
+
+
+def batch(norm: bn_ops.Batch) -> str:
+    return f"{norm.training};{norm.momentum};{norm.eps};{norm.scale}"
+
+
+@lru_cache(maxsize=512)
+def _batch(norm: str) -> bn_ops.Batch:
+    training, *numbers = norm.split(";")
+    return bn_ops.Batch(training == "True", *map(float, numbers), None)
+
+
 class _Nothing:
     """A backend that launches nothing: with it, the ops below only allocate, which is what tracing needs."""
 
@@ -67,7 +105,7 @@ class _Nothing:
     def lif_forward(*args):
         pass
 
-    lif_backward = ttm = lif_forward
+    lif_backward = ttm = bn_moments = bn_prepare = bn_sums = bn_gradients = lif_forward
 
 
 def _forward(kernels, x, v, neuron, time_dim, steps_out):
@@ -76,12 +114,49 @@ def _forward(kernels, x, v, neuron, time_dim, steps_out):
 
 
 def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim, steps_out):
-    x, layout = ops.arrange(x, time_dim, steps_out)
+    x, layout = arrange(x, time_dim, steps_out)
     if v is not None:
         v = layout.arrange(v, without=time_dim)
     if layout.steps <= ops.CHUNK:
         saved = None
     return ops.backward(_spec(neuron), layout, x, v, saved, grad_spikes, grad_v_last, time_dim, kernels, want_v=True)
+
+
+def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual, neuron, norm, time_dim, steps_out):
+    running = [None if r is None else r.clone() for r in (running_mean, running_var)]
+    spikes, v_last, (_, _, saved, table, _), *_ = bn_ops.forward(
+        y, weight, bias, *running, v, residual, _batch(norm), _spec(neuron), time_dim, steps_out, kernels, keep=True
+    )
+    return spikes, v_last, *(v_last.new_empty(0) if t is None else t for t in (saved, table, *running))
+
+
+def _bn_backward(kernels, y, v, saved, table, residual, grad_spikes, grad_v_last, neuron, norm, time_dim, steps_out):
+    y, layout = arrange(y, time_dim, steps_out)
+    if v is not None:
+        v = layout.arrange(v, without=time_dim)
+    kept = (
+        y,
+        v,
+        saved if layout.steps > ops.CHUNK else None,
+        table,
+        None if residual is None else layout.arrange(residual),
+    )
+    grads = bn_ops.backward(
+        kept,
+        layout,
+        y.numel() / max(y.shape[2], 1),
+        _batch(norm),
+        _spec(neuron),
+        grad_spikes,
+        grad_v_last,
+        time_dim,
+        kernels,
+        True,
+        True,
+        True,
+    )
+    grad_y, grad_weight, grad_bias, grad_v, grad_residual = grads
+    return grad_y, torch.stack((grad_weight, grad_bias)), grad_v, grad_residual
 
 
 def _implement(name, function):
@@ -94,6 +169,8 @@ def _implement(name, function):
 _implement("snnkern::ttm", lambda kernels, *args: transform(*args, kernels))
 _implement("snnkern::lif", _forward)
 _implement("snnkern::lif_backward", _backward)
+_implement("snnkern::bn_lif", _bn_forward)
+_implement("snnkern::bn_lif_backward", _bn_backward)
 
 
 def _setup(ctx, inputs, output):
@@ -109,6 +186,25 @@ def _grad(ctx, grad_spikes, grad_v_last, _):
 
 
 torch.library.register_autograd("snnkern::lif", _grad, setup_context=_setup, lib=_library)
+
+
+def _setup_bn(ctx, inputs, output):
+    y, _, _, _, _, v, residual, *ctx.rest = inputs
+    ctx.save_for_backward(y, v, output[2], output[3], residual)
+    ctx.set_materialize_grads(False)
+
+
+def _grad_bn(ctx, grad_spikes, grad_v_last, *_):
+    tensors = ctx.saved_tensors
+    grad_y, affine, grad_v, grad_residual = torch.ops.snnkern.bn_lif_backward(
+        *tensors, grad_spikes, grad_v_last, *ctx.rest
+    )
+    weight, bias, _, _, v, residual = ctx.needs_input_grad[1:7]
+    wanted = affine[0] if weight else None, affine[1] if bias else None, None, None
+    return grad_y, *wanted, grad_v if v else None, grad_residual if residual else None, *(None,) * 5
+
+
+torch.library.register_autograd("snnkern::bn_lif", _grad_bn, setup_context=_setup_bn, lib=_library)
 
 
 def _setup_ttm(ctx, inputs, output):

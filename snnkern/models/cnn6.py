@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..ops.layout import positive
-from .layers import Stage, as_frames, neurons
+from .layers import Neurons, Stage, as_frames
 
 
 class CNN6(nn.Module):
@@ -24,6 +24,7 @@ class CNN6(nn.Module):
         classes: number of outputs.
         backend: of the default neurons; see ``snnkern.lif``.
         neuron: makes one module per LIF layer, [T, ...] to spikes of that shape, in place of the default above.
+        fused: run batch norm and LIF in one pass; see ``snnkern.bn_lif``.
 
     Shapes: static images [N, C, H, W], shown unchanged at ``steps`` steps, or frames [T, N, C, H, W], one per step, to
     [T, N, classes].
@@ -42,13 +43,14 @@ class CNN6(nn.Module):
         classes: int = 10,
         backend: str | None = None,
         neuron: Callable[[], nn.Module] | None = None,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if positive("size", size) % 4:
             raise ValueError(f"size must be a multiple of 4, got {size}")
         self.steps = positive("steps", steps)
         self.in_channels, self.size = positive("in_channels", in_channels), size
-        make = neurons(neuron, backend)
+        make = Neurons(neuron, backend, fused)
         inputs = (in_channels, *self.CHANNELS)
         self.stages = nn.ModuleList(
             Stage(inputs[i], inputs[i + 1], make, pooled=i in self.POOLED) for i in range(len(self.CHANNELS))

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..nn import LIF
+from ..nn import BNLIF, LIF, TdBatchNorm
 from ..ops.layout import positive
 from ..surrogate import Triangle
 
@@ -20,63 +20,90 @@ class ConvNorm(nn.Module):
     convolved once for all ``steps``. Channels last stays channels last, and time and batch are folded by views.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
-        self.norm = nn.BatchNorm2d(outputs)
+        self.norm = TdBatchNorm(outputs, scale)
+
+    def convolve(self, x: torch.Tensor, steps: int) -> torch.Tensor:
+        y = self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        # Repeated before batch norm, not after: the unbiased running variance counts every step.
+        return y if y.shape[0] == steps else y.expand(steps, *y.shape[1:])
 
     def forward(self, x: torch.Tensor, steps: int) -> torch.Tensor:
-        y = self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        if y.shape[0] != steps:
-            # Repeated before batch norm, not after: the unbiased running variance counts every step.
-            y = y.expand(steps, *y.shape[1:]).clone()  # flatten would copy too, but out of channels last
-        return self.norm(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+        y = self.convolve(x, steps)
+        if y.stride(0) == 0 and steps > 1:
+            y = y.clone()  # folding time would copy too, but out of channels last
+        return self.norm(y)
 
 
 class Stage(ConvNorm):
     """Convolution, batch norm, neuron and, where ``pooled``, a 2x2 average of the spikes.
 
-    ``shortcut`` [T, N, C, H, W] is added to what the neurons receive.
+    Batch norm and neuron run in one pass if ``neurons`` says so. ``shortcut`` [T, N, C, H, W] is added to what the
+    neurons receive. ``scale`` is tdBN's factor, see ``nn.TdBatchNorm``.
     """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        neuron: Callable[[], nn.Module],
+        neurons: Neurons,
         stride: int = 1,
         pooled: bool = False,
         bias: bool = False,
+        scale: float = 1.0,
     ) -> None:
-        super().__init__(inputs, outputs, stride=stride, bias=bias)
-        self.neuron = neuron()
+        super().__init__(inputs, outputs, stride=stride, bias=bias, scale=scale)
+        self.neuron = neurons()
+        if neurons.fused and isinstance(self.neuron, LIF):
+            self.norm, self.neuron = BNLIF.from_modules(self.norm, self.neuron), nn.Identity()
         self.pool = nn.AvgPool2d(2) if pooled else nn.Identity()
 
     def forward(self, x: torch.Tensor, steps: int, shortcut: torch.Tensor | None = None) -> torch.Tensor:
-        y = super().forward(x, steps)
-        spikes = self.neuron(y if shortcut is None else y + shortcut)
+        if isinstance(self.norm, (BNLIF, LIF)):  # LIF: what is left of BNLIF when the norm is folded away
+            spikes = self.norm(self.convolve(x, steps), shortcut)
+        else:
+            y = super().forward(x, steps)
+            spikes = self.neuron(y if shortcut is None else y + shortcut)
         return self.pool(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
 
 
-def neurons(neuron: Callable[[], nn.Module] | None, backend: str | None, decay: float = 0.5) -> Callable[[], nn.Module]:
-    """The maker of a model's LIF layers: ``neuron``, or that of TET's LIF with this decay on this backend.
+class Neurons:
+    """Makes a model's LIF layers: with ``neuron``, or the default ones on this backend.
+
+    Args:
+        neuron: makes one module per layer, or None for ``LIF`` with ``settings``.
+        backend: of the default neurons.
+        fused: whether batch norm in front of a ``LIF`` runs in one pass with it.
+        settings: keywords of the default ``LIF``; those of TET where not given.
 
     Raises: TypeError, ValueError, which name the argument; TypeError too where ``neuron`` makes something else.
     """
-    if neuron is None:
-        return partial(LIF, decay=decay, threshold=1.0, surrogate=Triangle(1.0), backend=backend)
-    if isinstance(neuron, nn.Module) or not callable(neuron):
-        raise TypeError(f"neuron must be a function that makes a module, got {neuron!r}")
-    if backend is not None:
-        raise ValueError(f"backend is that of the default neuron, give it to your own: got {backend!r} beside neuron")
 
-    def make() -> nn.Module:
-        made = neuron()
+    def __init__(
+        self, neuron: Callable[[], nn.Module] | None, backend: str | None, fused: bool = True, **settings
+    ) -> None:
+        if not isinstance(fused, bool):
+            raise TypeError(f"fused must be True or False, got {fused!r}")
+        if neuron is None:
+            settings = {"decay": 0.5, "threshold": 1.0, "surrogate": Triangle(1.0), **settings}
+            neuron = partial(LIF, **settings, backend=backend)
+        elif isinstance(neuron, nn.Module) or not callable(neuron):
+            raise TypeError(f"neuron must be a function that makes a module, got {neuron!r}")
+        elif backend is not None:
+            raise ValueError(
+                f"backend is that of the default neuron, give it to your own: got {backend!r} beside neuron"
+            )
+        self.neuron, self.fused = neuron, fused
+
+    def __call__(self) -> nn.Module:
+        made = self.neuron()
         if not isinstance(made, nn.Module):
             raise TypeError(f"neuron must make a module, got {made!r} from it")
         return made
-
-    return make
 
 
 def as_frames(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..ops.layout import positive
-from .layers import neurons
+from .layers import Neurons
 
 
 class SpikingMLP(nn.Module):
@@ -47,7 +47,7 @@ class SpikingMLP(nn.Module):
         if not isinstance(hidden, Sequence) or not hidden:
             raise TypeError(f"hidden must be a sequence of one width or more, got {hidden!r}")
         self.inputs = positive("inputs", inputs)
-        make = neurons(neuron, backend, decay)
+        make = Neurons(neuron, backend, decay=decay)
         layers = []
         for before, after in pairwise((inputs, *hidden)):
             layers += nn.Linear(before, positive("hidden", after)), make()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..ops.layout import positive
-from .layers import ConvNorm, Stage, as_frames, neurons
+from .layers import ConvNorm, Neurons, Stage, as_frames
 
 
 class ResNet19(nn.Module):
@@ -31,6 +31,7 @@ class ResNet19(nn.Module):
         steps: default number of time steps T for static images.
         backend: of the default neurons; see ``snnkern.lif``.
         neuron: makes one module per LIF layer, [T, ...] to spikes of that shape, in place of the default above.
+        fused: run batch norm and LIF in one pass; see ``snnkern.bn_lif``.
 
     Shapes: static images [N, C, H, W], shown unchanged at ``steps`` steps, or frames [T, N, C, H, W], one per step, to
     [T, N, classes].
@@ -52,11 +53,12 @@ class ResNet19(nn.Module):
         steps: int = 4,
         backend: str | None = None,
         neuron: Callable[[], nn.Module] | None = None,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.steps = positive("steps", steps)
         self.in_channels = positive("in_channels", in_channels)
-        make = neurons(neuron, backend)
+        make = Neurons(neuron, backend, fused)
         self.stem = Stage(in_channels, positive("stem", stem), make)
         self.blocks = nn.ModuleList()
         width = stem
@@ -79,10 +81,10 @@ class ResNet19(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, neuron: Callable[[], nn.Module]) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, neurons: Neurons) -> None:
         super().__init__()
-        self.first = Stage(inputs, outputs, neuron, stride)
-        self.second = Stage(outputs, outputs, neuron)
+        self.first = Stage(inputs, outputs, neurons, stride)
+        self.second = Stage(outputs, outputs, neurons)
         identity = stride == 1 and inputs == outputs
         self.shortcut = None if identity else ConvNorm(inputs, outputs, kernel=1, stride=stride)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..ops.layout import positive
-from .layers import Stage, as_frames, neurons
+from .layers import Neurons, Stage, as_frames
 
 
 class VGGSNN(nn.Module):
@@ -27,6 +27,7 @@ class VGGSNN(nn.Module):
         steps: default number of time steps T for static images.
         backend: of the default neurons; see ``snnkern.lif``.
         neuron: makes one module per LIF layer, [T, ...] to spikes of that shape, in place of the default above.
+        fused: run batch norm and LIF in one pass; see ``snnkern.bn_lif``.
 
     Shapes: frames [T, N, C, H, W], one per step, or static images [N, C, H, W], shown unchanged at ``steps`` steps, to
     [T, N, classes].
@@ -48,6 +49,7 @@ class VGGSNN(nn.Module):
         steps: int = 10,
         backend: str | None = None,
         neuron: Callable[[], nn.Module] | None = None,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if positive("size", size) % 16:
@@ -56,7 +58,7 @@ class VGGSNN(nn.Module):
             raise TypeError(f"pooling must be True or False, got {pooling!r}")
         self.steps = positive("steps", steps)
         self.in_channels, self.size = positive("in_channels", in_channels), size
-        make = neurons(neuron, backend)
+        make = Neurons(neuron, backend, fused)
         self.stages = nn.ModuleList()
         width = in_channels
         for i, channels in enumerate(self.CHANNELS):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from ..backend import choose
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .layout import arrange, check_x, state_dtype
 from .lif import LIFSpec, _check_state, _number, gradients, make_spec, outputs, plan_steps
+from .pack import note
 from .ttm import ttm
 
 ROWS = 5  # of the table; csrc/norm.h's kNormRows
@@ -106,6 +106,8 @@ def bn_lif(
         kernels = choose(y.device.type, y.dtype, backend)
         if kernels.differentiable:
             spikes, v_last = kernels.bn_lif(*tensors, norm, spec, time_dim, steps_out)
+            if steps_out == y.shape[time_dim]:
+                note(spikes)
         elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             spikes, v_last = _BNLIF.apply(*tensors, norm, spec, time_dim, steps_out, kernels)
         else:
@@ -180,7 +182,8 @@ def _check_norm(y, weight, bias, running_mean, running_var, training, momentum, 
             raise TypeError(f"{name} must be {state} for y of {y.dtype}, got {p.dtype}")
         if p.shape != (channels,) or p.device != y.device:
             raise ValueError(
-                f"{name} must be one number per channel, ({channels},) on {y.device}, got {tuple(p.shape)} on {p.device}"
+                f"{name} must be one number per channel, ({channels},) on {y.device}, "
+                f"got {tuple(p.shape)} on {p.device}"
             )
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var belong together: give both or neither")
@@ -213,7 +216,8 @@ def forward(
     kernels,
     keep,
 ):
-    """Allocates and launches. Returns spikes, v_last, the tensors that backward needs, and the rest that it needs."""
+    """Allocates and launches. Returns spikes, v_last, the tensors that backward needs, the layout and the elements in a
+    channel, of all processes."""
     y, layout = arrange(y, time_dim, steps_out)
     if v is not None:
         v = layout.arrange(v, without=time_dim)
@@ -233,12 +237,15 @@ def forward(
     kernels.bn_prepare(plan, moments, weight, bias, running_mean, running_var, table)
     spikes, v_last, saved = outputs(y, layout, time_dim, keep)
     kernels.lif_forward(spec, layout, y, v, spikes, v_last, saved, shape)
-    return spikes, v_last, (y, v, saved, table, residual), (layout, plan._replace(count=count), shape.period)
+    if steps_out == layout.steps:
+        note(spikes)
+    return spikes, v_last, (y, v, saved, table, residual), layout, count
 
 
 def backward(
     kept,
-    rest,
+    layout,
+    count,
     norm: Batch,
     spec: LIFSpec,
     grad_spikes,
@@ -250,8 +257,8 @@ def backward(
     want_residual,
 ):
     """The adjoint of ``forward``: gradients of y, weight, bias, v and the residual, where wanted."""
-    (y, v, saved, table, residual), (layout, plan, period) = kept, rest
-    shape = Norm(y.shape[2], period, table, residual)
+    y, v, saved, table, residual = kept
+    shape = Norm(y.shape[2], layout.period(y.shape, 2, time_dim), table, residual)
     grad_spikes, grad_v_last, grad_y, grad_v = gradients(y, layout, grad_spikes, grad_v_last, time_dim, want_v)
     affine = pull_push = None
     if norm.training or want_affine:
@@ -259,6 +266,7 @@ def backward(
         if norm.group is not None and norm.training:
             all_sums = _gather(sums.view(-1, 2, y.shape[2]).sum(0), norm.group).sum(0)
         affine, pull_push = torch.empty_like(table[:2]), torch.empty_like(table[:2]) if norm.training else None
+        plan = Plan(count, 1.0, norm.momentum, norm.eps, norm.scale)
         kernels.bn_gradients(plan, table, sums, all_sums, affine, pull_push)
     grad_residual = layout.empty(y.shape, y.dtype, y.device) if want_residual else None
     kernels.lif_backward(
@@ -292,7 +300,7 @@ def _of_all(moments: torch.Tensor, seen: float, count: float, group):
 class _BNLIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        spikes, v_last, kept, ctx.rest = forward(*arguments, keep=True)
+        spikes, v_last, kept, ctx.layout, ctx.count = forward(*arguments, keep=True)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         ctx.norm, ctx.spec, ctx.time_dim, _, ctx.kernels = arguments[7:]
@@ -308,7 +316,8 @@ class _BNLIF(torch.autograd.Function):
         _, want_weight, want_bias, _, _, want_v, want_residual = ctx.needs_input_grad[:7]
         grad_y, grad_weight, grad_bias, grad_v, grad_residual = backward(
             ctx.saved_tensors,
-            ctx.rest,
+            ctx.layout,
+            ctx.count,
             ctx.norm,
             ctx.spec,
             grad_spikes,

@@ -10,7 +10,8 @@ import torch
 
 from ..backend import choose
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
-from .layout import DTYPES, Layout, arrange, check_x, positive, state_dtype
+from .layout import Layout, arrange, check_x, positive, state_dtype
+from .pack import note
 from .split import CHUNK
 from .ttm import ttm
 
@@ -93,6 +94,8 @@ def lif(
     kernels = choose(x.device.type, x.dtype, backend)
     if kernels.differentiable:
         spikes, v_last = kernels.lif(x, v, spec, time_dim, steps_out)
+        if steps_out == x.shape[time_dim]:
+            note(spikes)
     elif torch.is_grad_enabled() and (x.requires_grad or (v is not None and v.requires_grad)):
         spikes, v_last = _LIF.apply(x, v, spec, time_dim, steps_out, kernels)
     else:
@@ -267,6 +270,8 @@ def forward(x, v, spec: LIFSpec, time_dim: int, steps_out: int, kernels, keep: b
         v = layout.arrange(v, without=time_dim)
     spikes, v_last, saved = outputs(x, layout, time_dim, keep)
     kernels.lif_forward(spec, layout, x, v, spikes, v_last, saved)
+    if steps_out == layout.steps:
+        note(spikes)
     return spikes, v_last, (x, v, saved), layout
 
 

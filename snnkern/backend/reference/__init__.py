@@ -2,6 +2,7 @@
 
 from .bn_lif import bn_lif  # noqa: F401
 from .lif import lif  # noqa: F401
+from .pack import pack, unpack  # noqa: F401
 from .ttm import ttm  # noqa: F401
 
 differentiable = True

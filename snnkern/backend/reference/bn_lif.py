@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed
 
 from .lif import lif
 
 
 def bn_lif(y, weight, bias, running_mean, running_var, v, residual, norm, spec, time_dim, steps_out, smooth=False):
     """``snnkern.bn_lif``; arguments checked by the caller. ``smooth``: see ``lif``."""
+    x = normalise(y, weight, bias, running_mean, running_var, norm)
+    if residual is not None:
+        x = x + residual.to(x.dtype)
+    spikes, v_last = lif(x, v, spec, time_dim, steps_out, smooth)
+    return spikes.to(y.dtype), v_last
+
+
+def normalise(y, weight, bias, running_mean, running_var, norm):
+    """``(y - mean) * (norm.scale * weight / sqrt(var + norm.eps)) + bias`` in the dtype of the state."""
     state = torch.float64 if y.dtype == torch.float64 else torch.float32
     if norm.training:
         mean, var, count = statistics(y, norm.group)
@@ -26,11 +36,7 @@ def bn_lif(y, weight, bias, running_mean, running_var, v, residual, norm, spec, 
     if bias is not None:
         offset = bias.double() + offset
     channel = [-1 if i == 2 else 1 for i in range(y.dim())]
-    x = (y.to(state) - rounded.view(channel)) * scale.view(channel) + offset.to(state).view(channel)
-    if residual is not None:
-        x = x + residual.to(state)
-    spikes, v_last = lif(x, v, spec, time_dim, steps_out, smooth)
-    return spikes.to(y.dtype), v_last
+    return (y.to(state) - rounded.view(channel)) * scale.view(channel) + offset.to(state).view(channel)
 
 
 def statistics(y, group):

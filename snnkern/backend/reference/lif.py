@@ -9,7 +9,7 @@ import torch
 from .ttm import ttm
 
 
-def lif(x, v, spec, time_dim, steps_out, smooth=False):
+def lif(x, v, spec, time_dim, steps_out=None, smooth=False):
     """``snnkern.lif`` in PyTorch operations; arguments checked by the caller.
 
     ``smooth=True`` replaces the spike H(h - threshold) by the surrogate's antiderivative. Then the surrogate is the
@@ -41,7 +41,7 @@ def lif(x, v, spec, time_dim, steps_out, smooth=False):
     if not spikes:
         return torch.empty_like(x), v.clone()
     spikes = torch.stack(spikes, time_dim)
-    return (spikes if steps_out == len(steps) else ttm(spikes, steps_out, time_dim)), v
+    return (spikes if steps_out in (None, len(steps)) else ttm(spikes, steps_out, time_dim)), v
 
 
 def _spike(h, spec, smooth):

@@ -40,17 +40,18 @@ def refuses(device_type: str, dtype: torch.dtype) -> str | None:
     return None if device_type in ("cuda", "xpu") else f"the tensor is on {device_type}, which Triton does not serve"
 
 
-LAUNCHERS = {  # and their files
+_LAUNCHERS = {  # and their files
     **dict.fromkeys(("lif_forward", "lif_backward"), "lif"),
     **dict.fromkeys(("bn_moments", "bn_prepare", "bn_sums", "bn_gradients"), "bn_lif"),
+    **dict.fromkeys(("pack", "unpack"), "pack"),
     "ttm": "ttm",
 }
 
 
 def __getattr__(name: str):
     """The launchers: Triton is imported when one is first asked for."""
-    if name not in LAUNCHERS:
+    if name not in _LAUNCHERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".{LAUNCHERS[name]}", __name__)
+    module = importlib.import_module(f".{_LAUNCHERS[name]}", __name__)
     globals()[name] = getattr(module, name)
     return globals()[name]

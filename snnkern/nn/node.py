@@ -1,9 +1,8 @@
-"""Modules around the ops: they hold parameters and state, and no mathematics of their own."""
+"""A drop-in for SpikingJelly's node: state that lives from call to call, around the op."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,81 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .backend import ORDER, load
-from .ops.layout import positive, state_dtype
-from .ops.lif import _check_alive, _number, lif, make_spec
-from .ops.ttm import ttm
-from .surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
-
-__all__ = ["LIF", "TTM", "LIFNode"]
+from ..backend import ORDER
+from ..ops.layout import state_dtype
+from ..ops.lif import _check_alive, _number, lif, make_spec
+from ..surrogate import Sigmoid, Surrogate, from_spikingjelly
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
 _BACKENDS = {None: None, "torch": None, "cupy": None, "inductor": None, **{name: name for name in ORDER}}
-
-
-class LIF(nn.Module):
-    """Leaky integrate-and-fire neurons in the papers' terms, without state: every call starts at rest.
-
-    ``forward(x) -> spikes``, both of one shape and dtype. Arguments, equations, dtypes and errors are those of
-    ``snnkern.lif``, which is there for whoever wants the potential too. ``settings`` holds its keywords.
-    """
-
-    def __init__(
-        self,
-        decay: float | None = None,
-        tau: float | None = None,
-        decay_input: bool = True,
-        threshold: float = 1.0,
-        reset: float | None = 0.0,
-        surrogate: Surrogate = Triangle(),
-        detach_reset: bool = False,
-        fire_at_threshold: bool = False,
-        time_dim: int = 0,
-        backend: str | None = None,
-    ):
-        super().__init__()
-        neuron = {
-            "decay": decay,
-            "tau": tau,
-            "decay_input": decay_input,
-            "threshold": threshold,
-            "reset": reset,
-            "surrogate": from_spikingjelly(surrogate),
-            "detach_reset": detach_reset,
-            "fire_at_threshold": fire_at_threshold,
-        }
-        make_spec(**neuron)
-        if backend is not None:
-            load(backend)
-        # Not attributes: networks are reset by calling whatever is named `reset` on their modules.
-        self.settings = {**neuron, "time_dim": time_dim, "backend": backend}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return lif(x, **self.settings)[0]
-
-    def extra_repr(self) -> str:
-        defaults = inspect.signature(lif).parameters
-        return ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default)
-
-
-class TTM(nn.Module):
-    """Temporal transformation of [T, N, ...] to ``steps`` time steps, without parameters; see ``snnkern.ttm``.
-
-    ``steps`` is an attribute and may change between calls.
-    """
-
-    def __init__(self, steps: int, time_dim: int = 0, backend: str | None = None):
-        super().__init__()
-        positive("steps", steps)
-        if backend is not None:
-            load(backend)
-        self.steps, self.time_dim, self.backend = steps, time_dim, backend
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ttm(x, self.steps, self.time_dim, self.backend)
-
-    def extra_repr(self) -> str:
-        return f"steps={self.steps}, time_dim={self.time_dim}"
 
 
 class LIFNode(nn.Module):

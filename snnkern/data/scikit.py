@@ -1,10 +1,13 @@
-"""Data sets, as tensors ready for training."""
+"""scikit-learn's digits."""
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
-__all__ = ["digits"]
+import torch
+from torch.utils.data import TensorDataset
+
+from .base import Data
 
 TEST = 597  # the last of the 1797 images; the other 1200 are there for training
 
@@ -42,3 +45,9 @@ def digits(
     x += noise * torch.randn(x.shape, generator=generator)
     x = (x - x[:train].mean()) / x[:train].std()
     return (x[:train], y[:train]), (x[available:], y[available:])
+
+
+def load_digits_data(root: Path | None = None, seed: int = 0, *, noise: float = 0.4, train: int = 600) -> Data:
+    """``digits`` as data sets. ``root`` is not needed: the images come with scikit-learn."""
+    training, test = digits(seed, noise, train)
+    return Data(TensorDataset(*training), TensorDataset(*test), 10, tuple(training[0].shape[1:]), False)

@@ -1,0 +1,26 @@
+"""What the papers measure on a trained network, as plain data; ``pictures`` draws it and ``report`` writes it all.
+
+Networks are taken as ``snnkern.models`` makes them: static images [N, C, H, W], shown at ``steps`` steps, or frames
+[T, N, ...], of which the first ``steps`` are used, to outputs [T, N, classes]. They run in eval mode, in parts of
+``batch`` samples on the device of their parameters, and are left as they were.
+"""
+
+from .accuracy import accuracy_over_steps, moments, outputs
+from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
+from .landscape import Landscape, landscape, rise
+from .report import report
+
+__all__ = [
+    "Energy",
+    "Landscape",
+    "accuracy_over_energy",
+    "accuracy_over_steps",
+    "energy",
+    "joules",
+    "landscape",
+    "moments",
+    "outputs",
+    "report",
+    "rise",
+    "sparsity",
+]

@@ -1,0 +1,121 @@
+"""Layers without state between calls."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import nn
+
+from ..backend import load
+from ..backend.reference import lif as reference
+from ..ops.layout import check_x, positive
+from ..ops.lif import lif, make_spec
+from ..ops.ttm import ttm
+from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
+
+
+class LIF(nn.Module):
+    """Leaky integrate-and-fire neurons in the papers' terms, without state: every call starts at rest.
+
+    ``forward(x, residual=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are those of x, but
+    for ``steps_out``. Arguments, equations, dtypes and errors are those of ``snnkern.lif``, which is there for whoever
+    wants the potential too. ``settings`` holds its keywords.
+    """
+
+    def __init__(
+        self,
+        decay: float | None = None,
+        tau: float | None = None,
+        decay_input: bool = True,
+        threshold: float = 1.0,
+        reset: float | None = 0.0,
+        surrogate: Surrogate = Triangle(),
+        detach_reset: bool = False,
+        fire_at_threshold: bool = False,
+        steps_out: int | None = None,
+        time_dim: int = 0,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        neuron = {
+            "decay": decay,
+            "tau": tau,
+            "decay_input": decay_input,
+            "threshold": threshold,
+            "reset": reset,
+            "surrogate": from_spikingjelly(surrogate),
+            "detach_reset": detach_reset,
+            "fire_at_threshold": fire_at_threshold,
+        }
+        make_spec(**neuron)
+        if steps_out is not None:
+            positive("steps_out", steps_out)
+        if backend is not None:
+            load(backend)
+        # Not attributes: networks are reset by calling whatever is named `reset` on their modules.
+        self.settings = {**neuron, "steps_out": steps_out, "time_dim": time_dim, "backend": backend}
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        return lif(x if residual is None else x + residual, **self.settings)[0]
+
+    def extra_repr(self) -> str:
+        defaults = inspect.signature(lif).parameters
+        return ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default)
+
+
+class SmoothLIF(nn.Module):
+    """LIF neurons without a step: the output is ``surrogate.primitive(h - threshold)``, between 0 and 1.
+
+    The gradient is then exact, which tells what the surrogate of a spike costs: Sigmoid(k) gives ``sigmoid(k x)`` and
+    the experiment of its source. The reset takes this output for the spike: ``v = reset s + (1 - s) h`` (hard).
+
+    ``forward(x, residual=None)``, as ``LIF``; a loop of PyTorch operations, as the kernels know spikes only. Arguments
+    are those of ``LIF``. As the ``neuron`` of a model: ``partial(SmoothLIF, Sigmoid(10.0))``.
+
+    Source: Deng et al., ICLR 2022, section 5.1 and table 2 (k = 1, 10, 20).
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate = Sigmoid(10.0),
+        decay: float | None = None,
+        tau: float | None = None,
+        decay_input: bool = True,
+        threshold: float = 1.0,
+        reset: float | None = 0.0,
+        detach_reset: bool = False,
+        time_dim: int = 0,
+    ):
+        super().__init__()
+        surrogate = from_spikingjelly(surrogate)
+        self.spec = make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, False)
+        self.time_dim = time_dim
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        x = x if residual is None else x + residual
+        time_dim = check_x(x, self.time_dim)
+        return reference(x, None, self.spec, time_dim, x.shape[time_dim], smooth=True)[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.spec.surrogate!r}, {self.spec.form}={self.spec.leak}, threshold={self.spec.threshold}"
+
+
+class TTM(nn.Module):
+    """Temporal transformation of [T, N, ...] to ``steps`` time steps, without parameters; see ``snnkern.ttm``.
+
+    ``steps`` is an attribute and may change between calls.
+    """
+
+    def __init__(self, steps: int, time_dim: int = 0, backend: str | None = None):
+        super().__init__()
+        positive("steps", steps)
+        if backend is not None:
+            load(backend)
+        self.steps, self.time_dim, self.backend = steps, time_dim, backend
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ttm(x, self.steps, self.time_dim, self.backend)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, time_dim={self.time_dim}"

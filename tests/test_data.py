@@ -1,0 +1,530 @@
+"""The data sets. torchvision and tonic read files that the tests write, in the formats of the real ones.
+
+Where torchvision has no compiled library for this torch, or a package that tonic imports for sounds is missing, the
+package's own ``__init__`` fails; its readers and transformations, which are Python, are then imported without it.
+"""
+
+import importlib
+import itertools
+import math
+import os
+import pickle
+import random
+import re
+import struct
+import sys
+import types
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+import snnkern.data.events as events
+from snnkern.data import digits, load
+from snnkern.data.images import NORMS, Cutout
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@contextmanager
+def importable(name, **attributes):
+    """``name`` can be imported within; what that left in sys.modules is gone afterwards.
+
+    Args:
+        attributes: what the package's ``__init__`` would define and its modules need.
+    """
+
+    def forget():
+        for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+            del sys.modules[module]
+
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        pytest.skip(f"{name} is not installed")
+    try:
+        importlib.import_module(name)
+    except (ImportError, RuntimeError):
+        forget()
+        package = types.ModuleType(name)
+        vars(package).update(attributes, __path__=list(spec.submodule_search_locations), __spec__=spec)
+        sys.modules[name] = package
+    yield
+    forget()
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    with importable("torchvision", get_image_backend=lambda: "PIL"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tonic():
+    pytest.importorskip("aedat")
+    with importable("tonic"):
+        yield
+
+
+def code_of(error):
+    """The Python that an error about missing files says to run."""
+    code = re.search(r'python -c "(.*)"$', str(error.value))[1]
+    compile(code, "command", "exec")
+    return code
+
+
+def raw(x, name):
+    """An image before its normalisation, as whole numbers 0 to 255."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMS[name])
+    return (x * std + mean).mul(255).round().int()
+
+
+def assert_only_torch_draws(data, index=0):
+    def draw(seed, other, count=8):
+        torch.manual_seed(seed)
+        random.seed(other)
+        np.random.seed(other)
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        drawn = torch.stack([data[index][0] for _ in range(count)])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+        return drawn
+
+    first = draw(1, 1)
+    assert torch.equal(first, draw(1, 2))
+    assert not torch.equal(first, draw(2, 1))
+    assert not torch.equal(first[0], first[1]) or not torch.equal(first[0], first[2])
+    torch.manual_seed(1)
+    assert torch.equal(pickle.loads(pickle.dumps(data))[index][0], first[0])
+
+
+# The registry
+
+
+def test_pixels_are_normalised_as_published():
+    assert NORMS == {
+        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+
+
+def test_names_and_options_are_checked():
+    with pytest.raises(ValueError, match=r"name must be one of digits, .*dvs-cifar10, got 'mnist'"):
+        load("mnist")
+    with pytest.raises(ValueError, match="digits has no option 'augment'; it has noise, train"):
+        load("digits", augment="crop-flip")
+    with pytest.raises(ValueError, match=r"augment must be one of 'crop-flip', .*'none', got 'mixup'"):
+        load("cifar10", augment="mixup")
+    with pytest.raises(ValueError, match="augment must be one of 'crop-flip', 'none', got 'autoaugment-cutout'"):
+        load("imagenet", augment="autoaugment-cutout")
+    with pytest.raises(ValueError, match="by must be one of 'time', 'count', got 'events'"):
+        load("dvs-cifar10", by="events")
+    with pytest.raises(TypeError, match=r"frames must be an int, got 2\.5"):
+        load("dvs-cifar10", frames=2.5)
+
+
+def test_root_may_be_in_the_home_folder(torchvision, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"is not in {tmp_path}/sets, or"):
+        load("cifar10", "~/sets")
+
+
+def test_digits_are_those_of_digits():
+    pytest.importorskip("sklearn")
+    data = load("digits", seed=3, noise=0.1, train=50)
+    (x, y), (test_x, test_y) = digits(seed=3, noise=0.1, train=50)
+    assert (data.classes, data.shape, data.events) == (10, (1, 8, 8), False)
+    assert all(map(torch.equal, data.train.tensors + data.test.tensors, (x, y, test_x, test_y)))
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("cifar100", "torchvision", "vision"),
+        ("imagenet", "torchvision", "vision"),
+        ("dvs-cifar10", "tonic", "events"),
+        ("dvs-cifar10", "aedat", "events"),
+    ],
+)
+def test_missing_package_is_named_with_its_extra(monkeypatch, name, package, extra):
+    monkeypatch.setitem(sys.modules, "tonic", types.ModuleType("tonic"))
+    monkeypatch.setitem(sys.modules, "tonic.io", types.SimpleNamespace(read_aedat4=None))
+    monkeypatch.setitem(sys.modules, "aedat", types.ModuleType("aedat"))
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.io", None)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs? .*{package}.*pip install 'snnkern\[{extra}\]'"):
+        load(name)
+
+
+def test_torchvision_of_another_torch(monkeypatch, tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(ImportError, match=r"torchvision does not go with torch .*\(operator torchvision::nms does"):
+        load("cifar10")
+
+
+# CIFAR
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes as the strings of Python 2, in which the real files are."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_string(self, value):
+        value = value.encode("latin1") if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+        self.memoize(object())
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def dump(content, path):
+    with open(path, "wb") as file:
+        Python2Pickler(file, protocol=2).dump(content)
+
+
+def rows_and_columns():
+    """An image that says where each of its pixels was: 7 row + 1, 7 column + 1, 200. Zero is none of them."""
+    rows, columns = np.mgrid[:32, :32]
+    return np.stack([7 * rows + 1, 7 * columns + 1, np.full((32, 32), 200)]).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory, torchvision):
+    """A folder with a small CIFAR-10 and a small CIFAR-100, and the images of both: [12, 3, 32, 32], 10 to train."""
+    root = tmp_path_factory.mktemp("cifar")
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), np.uint8)
+    images[0] = rows_and_columns()
+    rows = images.reshape(12, 3072)  # red, then green, then blue, each row by row
+    ten, hundred = root / "cifar-10-batches-py", root / "cifar-100-python"
+    ten.mkdir()
+    hundred.mkdir()
+    parts = [(f"data_batch_{part + 1}", slice(2 * part, 2 * part + 2)) for part in range(5)]
+    for name, part in [*parts, ("test_batch", slice(10, 12))]:
+        labels = [index % 10 for index in range(12)][part]
+        names = [f"image_{index}.png" for index in range(12)][part]
+        dump({"batch_label": name, "labels": labels, "data": rows[part], "filenames": names}, ten / name)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    dump({"num_cases_per_batch": 2, "label_names": names, "num_vis": 3072}, ten / "batches.meta")
+    for name, part in [("train", slice(10)), ("test", slice(10, 12))]:
+        fine = [9 * (index % 10) for index in range(12)][part]
+        coarse = [index // 5 for index in fine]
+        dump({"batch_label": name, "fine_labels": fine, "coarse_labels": coarse, "data": rows[part]}, hundred / name)
+    dump({"fine_label_names": [f"class{index}" for index in range(100)], "coarse_label_names": []}, hundred / "meta")
+    with pytest.MonkeyPatch.context() as patch:  # the checksums are those of the real files
+        module = importlib.import_module("torchvision.datasets.cifar")
+        patch.setattr(module, "check_integrity", lambda path, md5: os.path.isfile(path))
+        yield root, torch.from_numpy(images)
+
+
+@pytest.mark.parametrize(("name", "classes", "scale"), [("cifar10", 10, 1), ("cifar100", 100, 9)])
+def test_cifar_reads_the_python_files(cifar, name, classes, scale):
+    root, images = cifar
+    data = load(name, root, augment="none")
+    assert (len(data.train), len(data.test)) == (10, 2)
+    assert (data.classes, data.shape, data.events) == (classes, (3, 32, 32), False)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMS[name])
+    for index, (x, y) in enumerate([*map(data.train.__getitem__, range(10)), *map(data.test.__getitem__, range(2))]):
+        assert x.dtype == torch.float32 and isinstance(y, int)
+        torch.testing.assert_close(x, (images[index] / 255 - mean) / std)
+        assert y == scale * (index % 10)
+    for augment in ("crop-flip", "autoaugment-cutout"):
+        assert torch.equal(load(name, str(root), augment=augment).test[0][0], data.test[0][0])
+
+
+def test_crop_flip_moves_by_up_to_four_pixels(cifar):
+    train, seen = load("cifar10", cifar[0]).train, set()
+    torch.manual_seed(0)
+    padded = torch.nn.functional.pad(cifar[1][0].int(), (4, 4, 4, 4))
+    for _ in range(600):
+        image = raw(train[0][0], "cifar10")
+        flipped = bool(image[1, 16, 10] > image[1, 16, 20])
+        image = image.flip(-1) if flipped else image
+        down, right = (int((image[channel, 16, 16] - 1) // 7 - 16) + 4 for channel in (0, 1))
+        assert torch.equal(image, padded[:, down : down + 32, right : right + 32])
+        seen.add((down, right, flipped))
+    assert {down for down, _, _ in seen} == {right for _, right, _ in seen} == set(range(9))
+    assert 0.4 < sum(flipped for _, _, flipped in seen) / len(seen) < 0.6
+    assert len(seen) > 140  # of 162: nothing is tied to anything else
+
+
+def test_autoaugment_cutout_is_in_the_order_of_the_published_code(cifar):
+    for name in NORMS.keys() - {"imagenet"}:
+        train = load(name, cifar[0], augment="autoaugment-cutout").train
+        steps = train.transform.transforms
+        order = ["RandomCrop", "RandomHorizontalFlip", "AutoAugment", "ToTensor", "Cutout", "Normalize"]
+        assert [type(step).__name__ for step in steps] == order
+        assert steps[2].policy.value == "cifar10" and steps[2].fill == [128, 128, 128] and steps[4].length == 16
+        torch.manual_seed(0)
+        for _ in range(20):
+            assert (raw(train[1][0], name) == 0).all(0).sum() >= 64  # the hole, cut off at most to a quarter
+
+
+def test_cutout_blackens_a_square_about_any_pixel():
+    torch.manual_seed(0)
+    image, seen = torch.ones(3, 20, 32), set()
+    for _ in range(3000):
+        x = Cutout(6)(image)
+        rows, columns = (x[0] == 0).any(1).nonzero().flatten(), (x[0] == 0).any(0).nonzero().flatten()
+        expected = image.clone()
+        expected[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 0
+        assert torch.equal(x, expected)
+        seen.add((int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])))
+    assert image.all()
+    spans = [{(max(at - 3, 0), min(at + 2, extent - 1)) for at in range(extent)} for extent in (20, 32)]
+    assert {span[:2] for span in seen} == spans[0] and {span[2:] for span in seen} == spans[1]
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "autoaugment-cutout"])
+def test_cifar_draws_from_torch_alone(cifar, augment):
+    assert_only_torch_draws(load("cifar100", cifar[0], augment=augment).train)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_missing_cifar_says_how_to_get_it(torchvision, tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=f"{name.upper()} is not in .*, or not whole") as error:
+        load(name, tmp_path)
+    assert f"import {name.upper()} as C; C({str(tmp_path)!r}, download=True)" in code_of(error)
+
+
+# ImageNet
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory, torchvision):
+    """Two classes. Red rises from left to right, green from top to bottom; 320 x 256 pixels, and larger ones."""
+    root = tmp_path_factory.mktemp("imagenet")
+    rows, columns = np.mgrid[:256, :320]
+    image = Image.fromarray(np.stack([columns * 4 // 5, rows, 0 * rows], -1).astype(np.uint8))
+    for part, name in itertools.product(("train", "val"), ("n01440764", "n01443537")):
+        folder = root / part / name
+        folder.mkdir(parents=True)
+        image.save(folder / f"{name}_0.png")
+        image.resize((640, 512)).save(folder / f"{name}_1.JPEG", quality=95)
+    return root, torch.from_numpy(np.array(image)).permute(2, 0, 1).int()
+
+
+def test_imagenet_reads_folders(imagenet):
+    root, image = imagenet
+    data = load("imagenet", root, augment="none")
+    assert (len(data.train), len(data.test)) == (4, 4)
+    assert (data.classes, data.shape, data.events) == (2, (3, 224, 224), False)
+    assert [data.test[index][1] for index in range(4)] == [0, 0, 1, 1]
+    for part in (data.train, data.test):
+        assert torch.equal(raw(part[0][0], "imagenet"), image[:, 16:240, 48:272])
+        difference = raw(part[1][0], "imagenet") - image[:, 16:240, 48:272]
+        assert difference[:2].abs().max() <= 4  # JPEG, and scaled from twice the size
+
+
+def test_imagenet_training_images_are_cut_scaled_and_flipped(imagenet):
+    train = load("imagenet", imagenet[0]).train
+    torch.manual_seed(0)
+    widths, heights, flips = [], [], []
+    for _ in range(40):
+        x = raw(train[0][0], "imagenet")
+        assert x.shape == (3, 224, 224)
+        right, down = x[0, 112, -1] - x[0, 112, 0], x[1, -1, 112] - x[1, 0, 112]
+        flips.append(bool(right < 0))
+        widths.append(abs(int(right)) / 256)
+        heights.append(int(down) / 256)
+    assert 10 < sum(flips) < 30
+    areas = [width * height for width, height in zip(widths, heights, strict=True)]
+    assert min(areas) < 0.25 and max(areas) > 0.6 and min(heights) > 0
+    assert_only_torch_draws(train)
+
+
+def test_missing_imagenet_says_how_to_get_it(torchvision, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"ImageNet is not in .*train/CLASS/\*.JPEG and .*image-net.org"
+    ) as error:
+        load("imagenet", tmp_path)
+    assert f"[I({str(tmp_path)!r}, s) for s in ('train', 'val')]" in code_of(error)
+
+
+def test_imagenet_with_unequal_classes(torchvision, tmp_path):
+    for folder in ("train/cat", "train/dog", "val/cat"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
+    with pytest.raises(ValueError, match="train and val must have the same classes; dog is in one of them alone"):
+        load("imagenet", tmp_path)
+
+
+# DVS-CIFAR10
+
+EVENT = np.dtype(
+    {"names": ["t", "x", "y", "on"], "formats": ["<i8", "<i2", "<i2", "?"], "offsets": [0, 8, 10, 12], "itemsize": 16}
+)
+STREAMS = (
+    b'<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
+    b'<node name="0" path="/mainloop/Recorder/outInfo/0/"><attr key="compression" type="string">NONE</attr>'
+    b'<attr key="originalOutputName" type="string">events</attr><attr key="typeIdentifier" type="string">EVTS</attr>'
+    b'<node name="info" path="/mainloop/Recorder/outInfo/0/info/"><attr key="sizeX" type="int">128</attr>'
+    b'<attr key="sizeY" type="int">128</attr></node></node></node></dv>'
+)
+
+
+def write_aedat4(path, t, x, y, on, packets=1):
+    """An uncompressed AEDAT 4.0 file: a header and ``packets``, flatbuffers all, each after its length.
+
+    A flatbuffer: where its table starts, its identifier, the table's layout, the table, then what the table points to.
+    https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-4.0.html
+    """
+    table = np.zeros(len(t), EVENT)
+    table["t"], table["x"], table["y"], table["on"] = t, x, y, on
+    # layout: own size, table's size, offsets of compression, position of the index of packets, description of streams
+    header = struct.pack("<I4s5H2x", 20, b"IOHE", 10, 20, 4, 8, 16) + struct.pack("<iiqII", 12, 0, -1, 4, len(STREAMS))
+    header += STREAMS + b"\0" + b"\0" * (-(len(header) + len(STREAMS) + 1) % 4)
+    with open(path, "wb") as file:
+        file.write(b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header)
+        for part in np.array_split(table, packets):
+            # layout: own size, table's size, offset of the vector of events, which starts 8 after its pointer
+            packet = struct.pack("<I4s3H2xiI4xI", 16, b"EVTS", 6, 8, 4, 8, 8, len(part)) + part.tobytes()
+            file.write(struct.pack("<iiI", 0, len(packet) + 4, len(packet)) + packet)
+
+
+def recording(place, count=400):
+    """Events in 0 to 1.2 s at any pixel; then 5 at row ``place`` of column 7, darker, in the last microsecond."""
+    drawn = np.random.default_rng(place)
+    t = np.sort(drawn.integers(0, 1_200_000, count))
+    x, y, on = drawn.integers(0, 128, count), drawn.integers(0, 128, count), drawn.integers(0, 2, count)
+    tail = np.ones(5, int)
+    return [np.append(a, b) for a, b in ((t, 1_200_000 * tail), (x, 7 * tail), (y, place * tail), (on, 0 * tail))]
+
+
+@pytest.fixture(scope="module")
+def dvs(tmp_path_factory, tonic):
+    """The folder: 10 000 names, of which the first and last of both splits of every class have their own recording."""
+    root = tmp_path_factory.mktemp("dvs")
+    write_aedat4(root / "any", *recording(127))
+    for target, name in enumerate(events.CLASSES):
+        folder = root / "CIFAR10DVS" / name
+        folder.mkdir(parents=True)
+        for number in range(1000):
+            path = folder / f"cifar10_{name}_{number}.aedat4"
+            if number in (0, 899, 900, 999):
+                write_aedat4(path, *recording(4 * target + [0, 899, 900, 999].index(number)), packets=3)
+            else:
+                os.link(root / "any", path)
+    return root
+
+
+def test_frames_by_time_and_by_count():
+    t = np.array([100, 101, 109, 110, 119, 120, 129], np.uint64)  # 30 us: blocks from 100, 110 and 120
+    x, y = np.array([0, 0, 1, 2, 3, 3, 3], np.uint16), np.array([2, 2, 0, 1, 3, 3, 3], np.uint16)
+    on = np.array([1, 1, 0, 1, 0, 1, 1], bool)
+    expected = torch.zeros(3, 2, 4, 4)
+    expected[0, 1, 2, 0], expected[0, 0, 0, 1] = 2, 1
+    expected[1, 1, 1, 2], expected[1, 0, 3, 3] = 1, 1
+    expected[2, 1, 3, 3] = 2
+    assert torch.equal(events.to_frames(t, x, y, on, 3, sensor=4), expected)
+    counted = events.to_frames(t, x, y, on, 3, by="count", sensor=4)
+    assert counted.sum((1, 2, 3)).tolist() == [3, 2, 2]
+    assert torch.equal(counted[0], expected[0]) and torch.equal(counted[2], expected[2])
+    few = events.to_frames(t[:2], x[:2], y[:2], on[:2], 4, by="count", sensor=4)
+    assert few.sum((1, 2, 3)).tolist() == [1, 0, 1, 0]
+    assert events.to_frames(t[:1], x[:1], y[:1], on[:1], 2, sensor=4)[0, 1, 2, 0] == 1
+
+
+def test_dvs_splits_by_the_number_of_a_recording(dvs):
+    data = load("dvs-cifar10", dvs, augment="none", size=128)
+    assert (len(data.train), len(data.test)) == (9000, 1000)
+    assert (data.classes, data.shape, data.events) == (10, (10, 2, 128, 128), True)
+    assert data.train.targets == [target for target in range(10) for _ in range(900)]
+    for target in range(10):
+        found = (data.train[900 * target], data.train[900 * target + 899], data.test[100 * target])
+        for order, (x, y) in enumerate((*found, data.test[100 * target + 99])):
+            expected = recording(4 * target + order)
+            assert x.dtype == torch.float32 and y == target
+            assert torch.equal(x, events.to_frames(*expected, 10))
+            assert x[-1, 0, 4 * target + order, 7] >= 5
+    assert torch.equal(data.train[1][0], events.to_frames(*recording(127), 10))
+
+
+def test_dvs_options(dvs):
+    whole = load("dvs-cifar10", dvs, augment="none", size=128).test[0][0]
+    default = load("dvs-cifar10", dvs).test[0][0]
+    for frame, scaled in zip(whole.flatten(0, 1), default.flatten(0, 1), strict=True):
+        pillow = Image.fromarray(frame.numpy()).resize((48, 48), Image.Resampling.BILINEAR)
+        torch.testing.assert_close(scaled, torch.from_numpy(np.array(pillow)), rtol=1e-4, atol=1e-5)
+    binary = load("dvs-cifar10", dvs, values="binary", resize="nearest", frames=4, size=32)
+    assert binary.shape == binary.train[0][0].shape == (4, 2, 32, 32)
+    x = binary.test[0][0]
+    assert torch.equal(x, events.to_frames(*recording(2), 4)[..., ::4, ::4].clamp(max=1))
+    assert load("dvs-cifar10", dvs, values="binary", size=128).test[0][0].unique().tolist() == [0, 1]
+    counted = load("dvs-cifar10", dvs, by="count", size=128).test[0][0]
+    assert set(counted.sum((1, 2, 3)).tolist()) == {40.0, 41.0} and counted.sum() == whole.sum() == 405
+
+
+@pytest.mark.parametrize("augment", ["flip-roll", "nda"])
+def test_dvs_draws_from_torch_alone(dvs, augment):
+    assert_only_torch_draws(load("dvs-cifar10", dvs, augment=augment).train)
+
+
+def places():
+    """Frames [3, 2, 48, 48] that differ from pixel to pixel, and from frame to frame by 10 000."""
+    return torch.arange(48 * 48.0).view(48, 48) + 10_000 * torch.arange(6.0).view(3, 2, 1, 1)
+
+
+def test_flip_roll_moves_all_frames_alike():
+    torch.manual_seed(0)
+    frames, seen = places(), set()
+    for _ in range(1500):
+        x = events.flip_roll(frames)
+        flipped = bool(x[0, 0, 24, 20] > x[0, 0, 24, 21])
+        at = int((x == 0).nonzero()[0][2]), int((x == 0).nonzero()[0][3])
+        down, right = ((at[0] + 24) % 48 - 24, (at[1] + 24 + flipped) % 48 - 24)
+        assert torch.equal(x, (frames.flip(-1) if flipped else frames).roll((down, right), (2, 3)))
+        seen.add((down, right, flipped))
+    assert {down for down, _, _ in seen} == {right for _, right, _ in seen} == set(range(-5, 6))
+    assert len(seen) > 230  # of 242
+
+
+def test_nda_rolls_turns_or_shears(monkeypatch):
+    frames = places()
+    monkeypatch.setattr(events, "angle_within", lambda degrees: math.radians(3 * degrees))
+    assert torch.equal(events.turn(frames), frames.rot90(1, (-2, -1)))
+    monkeypatch.setattr(events, "angle_within", lambda degrees: math.atan(2))
+    sheared = events.shear(frames)
+    assert torch.equal(sheared[..., 24, :-1], frames[..., 24, 1:])  # half a pixel below the middle: 1 to the left
+    assert torch.equal(sheared[..., 29, :-11], frames[..., 29, 11:]) and not sheared[..., 29, -11:].any()
+    assert torch.equal(sheared[..., 18, 11:], frames[..., 18, :-11])
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    angles = [math.degrees(events.angle_within(30)) for _ in range(500)]
+    assert -30 <= min(angles) < -29 and 29 < max(angles) <= 30
+    called = []
+    for name in ("roll", "turn", "shear"):
+        monkeypatch.setattr(events, name, lambda frames, name=name: called.append(name))
+    for _ in range(300):
+        events.nda(frames)
+    assert all(70 < called.count(name) < 130 for name in ("roll", "turn", "shear"))
+
+
+def test_missing_dvs_says_how_to_get_it(tonic, dvs, tmp_path):
+    with pytest.raises(FileNotFoundError, match="CIFAR10DVS/airplane has 0 recordings") as error:
+        load("dvs-cifar10", tmp_path)
+    assert f"C({str(tmp_path)!r})" in code_of(error)
+    path = dvs / "CIFAR10DVS" / "frog" / "cifar10_frog_17.aedat4"
+    path.rename(dvs / "hidden")
+    with pytest.raises(FileNotFoundError, match="CIFAR10DVS/frog has 999 recordings, not those numbered 0 to 999"):
+        load("dvs-cifar10", dvs)
+    (dvs / "hidden").rename(path)
+
+
+@pytest.mark.parametrize("problem", ["empty", "cut", "outside"])
+def test_damaged_recording_is_named(tonic, tmp_path, problem):
+    path, columns = tmp_path / "cifar10_cat_1.aedat4", recording(0)
+    if problem == "outside":
+        columns[1][3] = 128
+    write_aedat4(path, *([] if problem == "empty" else column for column in columns))
+    if problem == "cut":
+        path.write_bytes(path.read_bytes()[:-700])
+    data = events.Recordings([path], [0], 10, "time", "counts", 48, "bilinear", None)
+    with pytest.raises(ValueError, match=r"cifar10_cat_1.aedat4 is not a recording of 128 x 128 pixels: "):
+        data[0]
