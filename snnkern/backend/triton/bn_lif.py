@@ -270,7 +270,7 @@ def bn_moments(layout, norm, y):
     work = _share(layout, norm, MOMENTS)
     moments = torch.empty((2 * work.parts + 1, norm.channels), dtype=torch.float64, device=y.device)
     line = norm.channels if norm.period == 1 else norm.period
-    unit, sizes = _sizes_of(layout, line)
+    unit, sizes = _sizes_of(layout, MOMENTS.per_thread, line)
     channels, period = (norm.channels // unit, 1) if norm.period == 1 else (norm.channels, norm.period // unit)
     with on(y.device):
         bn_moments_kernel[(work.columns, work.parts)](

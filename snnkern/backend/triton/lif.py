@@ -134,13 +134,15 @@ def _channel(inner, per_row, channels, period, SPAN: tl.constexpr, FLAT: tl.cons
         first = (tl.program_id(0) // per_row) * inner + (tl.program_id(0) % per_row).to(tl.int64) * BLOCK
     channel = (first // period % channels).to(tl.int32)
     lane = tl.arange(0, BLOCK)
-    if SPAN == "one":  # period = 1
-        channel += lane
-    elif SPAN == "block":  # period >= BLOCK: they have two channels at most
-        channel += (first % period + lane >= period).to(tl.int32)
-    elif SPAN == "any":
-        channel += ((first % period).to(tl.int32) + lane) // period
-    return channel % channels
+    if SPAN == "any":
+        channel = (channel + ((first % period).to(tl.int32) + lane) // period) % channels
+    else:
+        if SPAN == "one":  # period = 1, channels >= BLOCK
+            channel += lane
+        elif SPAN == "two":  # period >= BLOCK: no more than two channels
+            channel += (first % period + lane >= period).to(tl.int32)
+        channel = tl.where(channel >= channels, channel - channels, channel)
+    return channel
 
 
 @triton.jit
@@ -326,7 +328,7 @@ def _retrace(
             rs = ()
             upstream = ()
             if residual is not None:
-                r_t = residual + t * inner
+                r_at = t * inner
             if grad_spikes is not None:
                 if groups is None:
                     u_t = grad_spikes + t * inner
@@ -338,8 +340,8 @@ def _retrace(
                 xs += (tl.load(x_t, exists, other=0.0),)
                 x_t += x_step if WHOLE else tl.where(t + k + 1 < end, x_step, 0)
                 if residual is not None:
-                    rs += (tl.load(r_t, exists, other=0.0),)
-                    r_t += inner if WHOLE else tl.where(t + k + 1 < end, inner, 0)
+                    rs += (tl.load(residual + r_at, exists, other=0.0),)  # a scalar grows: fewer registers
+                    r_at += inner if WHOLE else tl.where(t + k + 1 < end, inner, 0)
                 if grad_spikes is not None:
                     upstream += (tl.load(u_t, exists, other=0.0),)
                     if groups is None:
@@ -357,8 +359,6 @@ def _retrace(
                 hs += (h,)
             if WANTED == "gradients":
                 g_t = grad_x + (t + K) * inner
-                if grad_residual is not None:
-                    gr_t = grad_residual + (t + K) * inner
             elif WANTED == "sums":
                 total = tl.zeros([BLOCK], tl.float32)
                 moment = tl.zeros([BLOCK], tl.float32)
@@ -388,8 +388,7 @@ def _retrace(
                 else:
                     received = grad_h * input_gain
                     if grad_residual is not None:
-                        gr_t -= inner
-                        tl.store(gr_t, received.to(grad_residual.dtype.element_ty), now)
+                        tl.store(grad_residual + (t + k) * inner, received.to(grad_residual.dtype.element_ty), now)
                     if mean is not None:
                         received = scale * received
                         if pull is not None:
@@ -513,6 +512,7 @@ WIDE = 1 << 18  # neurons
 # The first is limited by registers in backward, where K is at most CHUNK; else a thread takes 16 bytes of float32.
 FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
 BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
+BACKWARD_NORM = _Tile(1, 4, 4, maxnreg=255), _Tile(1, 1, 4)  # of many steps, which x and the residual stay for
 
 
 def _split(layout, x, norm, shortest, warm=0):
@@ -526,12 +526,12 @@ def _split(layout, x, norm, shortest, warm=0):
     return split.segments, split.scratch(layout, torch.float32, x.device), split.steps, split.warmup
 
 
-def _sizes_of(layout, *others):
-    """neurons, inner, x_outer and x_step, and the unit they are in: from 16 elements Triton knows that rows are aligned,
-    and loads 16 bytes. So it is 16 if all of them can be, and all others."""
+def _sizes_of(layout, unit=16, *others):
+    """neurons, inner, x_outer and x_step, and the unit they are in: ``unit`` if all of them can be, and all others. From
+    it Triton knows that rows are aligned, and loads 16 bytes."""
     _, outer, steps, inner, x_outer, x_step, _ = layout
     sizes = (outer * inner, inner, x_outer if outer > 1 else 0, x_step if steps > 1 else 0)
-    unit = 16 if all(size % 16 == 0 for size in (*sizes, *others)) else 1
+    unit = unit if all(size % unit == 0 for size in (*sizes, *others)) else 1
     return unit, [size // unit for size in sizes]
 
 
@@ -562,7 +562,8 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
     if tile.maxnreg and machine == "cuda":
         options["maxnreg"] = tile.maxnreg
     if norm is not None:
-        options["SPAN"] = "one" if norm.period == 1 else "block" if norm.period >= block else "any"
+        one, two = norm.period == 1 and norm.channels >= block, norm.period >= block
+        options["SPAN"] = "two" if two else "one" if one else "any"
     unit, sizes = _sizes_of(layout)
     per_row = triton.cdiv(inner, block)
     with on(tensors[0].device):
@@ -599,11 +600,12 @@ def lif_backward(
 ):
     segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
     of_norm = *_of_norm(norm), pull_push, grad_residual
+    tiles = BACKWARD if norm is None or layout.steps <= 8 else BACKWARD_NORM
     curve = _compiled(type(spec.surrogate)._triton)
 
     def launch(segments, *gradients):
         tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps, *of_norm, _groups(layout)
-        _launch(lif_backward_kernel, BACKWARD, segments, spec, layout, norm, tensors, _numbers(spec),
+        _launch(lif_backward_kernel, tiles, segments, spec, layout, norm, tensors, _numbers(spec),
                 DETACH=spec.detach_reset, CURVE=curve)  # fmt: skip
 
     if segments > 1:
