@@ -17,8 +17,9 @@ Where neurons are few, time is split into segments, program_id(1):
 
 See ``csrc/cuda/lif.cu``, too. Where scratch, [2, segments, neurons], is None, all of this compiles away.
 
-Likewise only where they are not None: ``table`` and ``residual``, the norm before the neurons; ``groups``, the steps out,
-fewer than the steps. Neither is met with split time: a group could lie in two segments, and a norm's sums are not split.
+So does what is None of ``table`` and ``residual``, the norm before the neurons, and ``groups``, the steps out where
+they are fewer than the steps. With either, time is not split: a group could lie in two segments, and with a norm the
+sums of its gradients would have to be split as well.
 """
 
 from __future__ import annotations
@@ -412,7 +413,10 @@ def lif_backward_kernel(
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
     DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None,
 ):  # fmt: skip
-    """With grad_x None, finds gain and carry of each segment but the first: dL/dv before it = gain dL/dv after it + carry"""
+    """With grad_x None, finds gain and carry of each segment but the first:
+
+    dL/dv before it = gain dL/dv after it + carry
+    """
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
     n, i, limit, row, column = _place(neurons, inner, per_row, FLAT, BLOCK)
@@ -527,8 +531,8 @@ def _split(layout, x, norm, shortest, warm=0):
 
 
 def _sizes_of(layout, unit=16, *others):
-    """neurons, inner, x_outer and x_step, and the unit they are in: ``unit`` if all of them can be, and all others. From
-    it Triton knows that rows are aligned, and loads 16 bytes."""
+    """The unit that sizes go in, and neurons, inner, x_outer and x_step: it is ``unit`` if all of them can, and all
+    others. From it Triton knows that rows are aligned, and loads 16 bytes."""
     _, outer, steps, inner, x_outer, x_step, _ = layout
     sizes = (outer * inner, inner, x_outer if outer > 1 else 0, x_step if steps > 1 else 0)
     unit = unit if all(size % unit == 0 for size in (*sizes, *others)) else 1
