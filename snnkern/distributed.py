@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .nn import BNLIF, TdBatchNorm
+from .runs import RunError
 
 __all__ = ["World", "working", "world"]
 
@@ -82,7 +83,7 @@ def world(device: str = "auto") -> Iterator[World]:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be one that PyTorch can use here, got {device!r}: {reason}") from error
+        raise RunError(f"device must be one that PyTorch can use here, got {device!r}: {reason}") from error
     if size == 1:
         yield World(place)
         return

@@ -41,7 +41,11 @@ class Show(Watch):
 
     def __init__(self, total: float, brief: bool = False, console: Console | None = None) -> None:
         self.total, self.brief, self.console = total, brief, console or Console()
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} % {task.fields[text]}")
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} % {task.fields[text]}"),
+        )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=total, text="")
         self.began = time.monotonic()
@@ -84,7 +88,9 @@ class Show(Watch):
         done = self.done + cost
         ours = done - self.skipped
         seconds = (time.monotonic() - self.began) * (self.total - done) / ours if ours > 0 else None
-        return "?" if seconds is None else f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f}:{seconds % 60 // 1:02.0f}"
+        return (
+            "?" if seconds is None else f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f}:{seconds % 60 // 1:02.0f}"
+        )
 
 
 def _place(recipe: Recipe, stage: int, epoch: int) -> str:

@@ -24,8 +24,9 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import torch
 
 from . import data, losses, models, nn, surrogate
+from .backend import choose
 
-__all__ = ["FOLDER", "Loss", "Recipe", "RecipeError", "Stage", "Temperature", "load", "read", "recipes"]
+__all__ = ["FOLDER", "Loss", "Recipe", "RecipeError", "Stage", "Temperature", "load", "override", "read", "recipes"]
 
 FOLDER = Path(__file__).parent / "recipes"
 OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -120,7 +121,7 @@ class Recipe:
 
     Args:
         data: ``name``, ``root`` and the options of ``snnkern.data.load``.
-        model: ``name`` in ``snnkern.models.MODELS`` and keywords of that class.
+        model: ``name`` in ``snnkern.models.MODELS`` and keywords of that class; ``"none"`` stands for None.
         neuron: keywords of ``nn.LIF`` (``reset = "soft"`` for None) with ``surrogate = {name = ..., ...}``; ``kind``
             names another class. Left out: the model's own.
         batch: samples for one update, of all processes together.
@@ -201,6 +202,12 @@ class Recipe:
         except (TypeError, ValueError) as error:
             raise RecipeError(f"data: {error}") from error
 
+    def check_backend(self, device_type: str) -> None:
+        try:
+            choose(device_type, torch.float32, self.backend)
+        except (RuntimeError, ValueError) as error:
+            raise RecipeError(f"backend: {error}") from error
+
     def make_model(self, index: int, classes: int, shape: tuple[int, ...]) -> torch.nn.Module:
         """The network of a stage, for ``classes`` and samples of this shape: [C, H, W], or [T, C, H, W]."""
         stage, allowed = self.stage[index], self._model_options()
@@ -211,7 +218,8 @@ class Recipe:
             options["neuron"] = self.make_neuron()
         else:
             options["backend"] = self.backend
-        options |= {"fused": self.fused} | {key: value for key, value in self.model.items() if key != "name"}
+        given = _without_name(self.model)
+        options |= {"fused": self.fused} | {key: None if value == "none" else value for key, value in given.items()}
         try:
             return models.MODELS[self.model["name"]](**{k: v for k, v in options.items() if k in allowed})
         except (TypeError, ValueError, RuntimeError) as error:
@@ -261,6 +269,23 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from error
+    _override_all(table, overrides)
+    return read(table)
+
+
+def read(table: dict) -> Recipe:
+    """The recipe in a table as TOML, or ``Recipe.settings``, gives it."""
+    return _read(Recipe, table, "")
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with ``key=value`` overrides, as ``load`` takes them."""
+    table = recipe.settings()
+    _override_all(table, overrides)
+    return read(table)
+
+
+def _override_all(table: dict, overrides: Iterable[str]) -> None:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not (key and equals):
@@ -270,12 +295,6 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         except tomllib.TOMLDecodeError:
             pass
         _override(table, key.split("."), value, key)
-    return read(table)
-
-
-def read(table: dict) -> Recipe:
-    """The recipe in a table as TOML, or ``Recipe.settings``, gives it."""
-    return _read(Recipe, table, "")
 
 
 def _override(table, keys: list[str], value, where: str) -> None:
@@ -357,7 +376,12 @@ def _try(where: str, make: Callable):
 
 def _check_stage(where: str, index: int, stage: Stage) -> None:
     name = _choice(f"{where}.optimiser.name", stage.optimiser.get("name"), OPTIMISERS)
-    _keywords(f"{where}.optimiser", _without_name(stage.optimiser), inspect.signature(OPTIMISERS[name]).parameters, ("params",))
+    _keywords(
+        f"{where}.optimiser",
+        _without_name(stage.optimiser),
+        inspect.signature(OPTIMISERS[name]).parameters,
+        ("params",),
+    )
     _read(Positive, stage.optimiser.get("lr"), f"{where}.optimiser.lr")
     _try(f"{where}.optimiser", lambda: stage.make_optimiser([torch.nn.Parameter(torch.zeros(1))]))
     starts = [loss.from_epoch for loss in stage.loss]

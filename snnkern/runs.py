@@ -51,7 +51,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Request:
-    """Turns Ctrl-C and SIGTERM into the wish to stop. Signals reach the main thread alone: elsewhere it does nothing."""
+    """Turns Ctrl-C and SIGTERM into the wish to stop. They reach the main thread; elsewhere it does nothing."""
 
     def __enter__(self) -> Request:
         self.stop, self.before = False, {}
@@ -168,7 +168,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         with safetensors().safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["snnkern"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, about
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing") from error
     except Exception as error:

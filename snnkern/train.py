@@ -76,6 +76,7 @@ class _Training:
         self.whole = math.inf  # steps of an epoch
 
     def run(self) -> nn.Module:
+        self.recipe.check_backend(self.where.device.type)
         if self.where.first:
             runs.safetensors()
             runs.claim(self.folder, self.recipe.settings())
@@ -97,7 +98,9 @@ class _Training:
         recipe, state, where, data = self.recipe, self.state, self.where, self.data
         self.stage = stage = recipe.stage[state.stage]
         if data.events and stage.steps > data.shape[0]:
-            raise RecipeError(f"stage.{state.stage}.steps must be at most the {data.shape[0]} frames, got {stage.steps}")
+            raise RecipeError(
+                f"stage.{state.stage}.steps must be at most the {data.shape[0]} frames, got {stage.steps}"
+            )
         torch.manual_seed(recipe.seed)
         self.model = recipe.make_model(state.stage, data.classes, data.shape).to(where.device)
         if recipe.channels_last:
@@ -134,11 +137,11 @@ class _Training:
         plan = Epoch.of((recipe.seed, state.stage, epoch), samples, recipe.batch, least)
         if not plan.batches:
             raise RecipeError(f"accumulate must be at most {samples // where.size} here, got {recipe.accumulate}")
-        self.began, self.before, self.whole = time.monotonic(), state.seconds, len(plan.batches)
         sums = torch.tensor(state.sums, dtype=torch.float64, device=where.device)
         self.sums = sums if where.first else torch.zeros_like(sums)
         if self.stage.temperature and not state.step:
             self._search(criterion, plan)
+        self.began, self.before, self.whole = time.monotonic(), state.seconds, len(plan.batches)
         self.net.train()
         mine = [batch[where.rank :: where.size].tensor_split(recipe.accumulate) for batch in plan.batches[state.step :]]
         parts = fetch(self.data.train, [part for parts in mine for part in parts], plan.sample_seeds, recipe.workers)
@@ -155,8 +158,8 @@ class _Training:
         self.optimiser.zero_grad()
         for part in range(1, recipe.accumulate + 1):
             x, y = self._to_device(*next(parts))
-            local = where.size > 1 and part < recipe.accumulate
-            with self.net.no_sync() if local else nullcontext(), _packing(recipe):
+            alone = self.net.no_sync() if where.size > 1 and part < recipe.accumulate else nullcontext()
+            with alone, snnkern.packed_spikes() if recipe.packed else nullcontext():
                 with where.autocast(recipe.amp):
                     outputs = self.net(x, None if self.data.events else self.stage.steps)
                     loss = criterion(outputs, y)
@@ -229,7 +232,7 @@ class _Training:
 
     def _search(self, criterion, plan: Epoch) -> None:
         """Dspike's algorithm 1, before every epoch, on the epoch's first samples; the same in every process."""
-        state, settings = self.state, self.stage.temperature
+        state, settings, began = self.state, self.stage.temperature, time.monotonic()
         parts = fetch(self.data.train, [torch.cat(plan.batches)[: settings.batch]], plan.sample_seeds)
         x, y = self._to_device(*next(parts))
 
@@ -245,6 +248,7 @@ class _Training:
         found = dspike.search(self.model, x, y, criterion, **options)
         state.b = found.b
         state.found = {"b": found.b, "cosines": list(found.cosines.items()), "evaluations": found.evaluations}
+        state.found["search_seconds"] = time.monotonic() - began
         self._set_temperature()
 
     def _set_temperature(self) -> None:
@@ -286,10 +290,6 @@ def _surrogate(model: nn.Module, stage: int) -> Dspike:
         if isinstance(module, snnkern.nn.LIF) and isinstance(module.settings["surrogate"], Dspike):
             return module.settings["surrogate"]
     raise RecipeError(f"stage.{stage}.temperature needs neurons of kind LIF with surrogate Dspike")
-
-
-def _packing(recipe: Recipe):
-    return snnkern.packed_spikes() if recipe.packed else nullcontext()
 
 
 def _memory(device: torch.device) -> float:
