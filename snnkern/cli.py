@@ -154,7 +154,7 @@ def evaluate(
     forms = "d", ".2f", ".2f", ".4f", ".4f"
     cells = [(row["T"], 100 * row["accuracy"], 100 * row["moment"], row["sdt"], row["tet"]) for row in rows]
     lines = [[format(value, form) for value, form in zip(line, forms, strict=True)] for line in cells]
-    title = f"{recipe.title}: stage {about['stage']} after epoch {about['epoch']}, {found.samples} test samples"
+    title = f"{recipe.title}\nstage {about['stage']} after epoch {about['epoch']}, {found.samples} test samples"
     Console().print(_table(header, lines, title))
 
 
@@ -282,7 +282,7 @@ def _errors(folder: Path):
         _fail(
             f"interrupted; what the last checkpoint holds is safe in {folder}. The same command goes on from it.", 130
         )
-    except (RunError, ModuleNotFoundError, FileNotFoundError) as error:
+    except (RunError, ImportError, FileNotFoundError) as error:
         _fail(str(error), 1)
 
 

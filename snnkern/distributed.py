@@ -78,8 +78,8 @@ def world(device: str = "auto") -> Iterator[World]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    place = torch.device("cuda", local) if device == "cuda" else torch.device(device)
     try:
+        place = torch.device("cuda", local) if device == "cuda" else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -359,8 +359,8 @@ def _keywords(where: str, given: dict, allowed: Iterable[str], but: Iterable[str
     for key in given:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, 1)
-            hint = f", did you mean {near[0]}?" if near else "; there are"
-            raise RecipeError(f"{_join(where, key)} is no key{hint} {near[0] if near else ', '.join(allowed)}")
+            hint = f", did you mean {near[0]}?" if near else f"; there are {', '.join(allowed)}"
+            raise RecipeError(f"{_join(where, key)} is no key{hint}")
 
 
 def _without_name(table: dict) -> dict:

@@ -146,18 +146,18 @@ class _Training:
         mine = [batch[where.rank :: where.size].tensor_split(recipe.accumulate) for batch in plan.batches[state.step :]]
         parts = fetch(self.data.train, [part for parts in mine for part in parts], plan.sample_seeds, recipe.workers)
         for step in range(state.step, self.whole):
-            torch.manual_seed(plan.step_seeds[step])
-            self._step(criterion, parts, len(plan.batches[step]))
+            self._step(criterion, parts, len(plan.batches[step]), plan.step_seeds[step])
             state.step = step + 1
             self._pause()
         self._finish(epoch, lr, criterion)
 
-    def _step(self, criterion, parts, size: int) -> None:
+    def _step(self, criterion, parts, size: int, seed: int) -> None:
         """One update. The gradients of a batch's parts add up and DDP averages over processes; hence the weights."""
         recipe, where = self.recipe, self.where
         self.optimiser.zero_grad()
         for part in range(1, recipe.accumulate + 1):
             x, y = self._to_device(*next(parts))
+            torch.manual_seed(seed + where.rank * recipe.accumulate + part)  # after the samples, which have their own
             alone = self.net.no_sync() if where.size > 1 and part < recipe.accumulate else nullcontext()
             with alone, snnkern.packed_spikes() if recipe.packed else nullcontext():
                 with where.autocast(recipe.amp):
