@@ -1,54 +1,66 @@
-"""The same training with several losses, compared seed by seed.
+"""Recipes trained with the same seeds, and compared seed by seed.
 
-Between seeds accuracy spreads more than two losses differ. But a seed gives both the same split, noise, initial weights
-and batches, so the differences per seed can tell.
+Between seeds accuracy spreads more than two methods differ. But a seed gives all recipes the same split, noise, initial
+weights and batches, so the differences per seed can tell.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .data import digits
+from .distributed import world
+from .evaluation import test
+from .progress import Watch
+from .recipe import Recipe, RecipeError
 from .runs import claim, read_metrics, replacing, versions, write_json
-from .train import Settings, evaluate, fit, using_threads
+from .train import fit
 
-__all__ = ["TEST_STEPS", "compare", "table"]
-
-TEST_STEPS = (1, 2, 3, 4, 6, 8, 16, 32)
+__all__ = ["compare", "run_folder", "table"]
 
 
-def compare(
-    runs: Sequence[Settings], folder: str | Path, on_epoch: Callable[[Settings, dict], None] | None = None
-) -> dict:
-    """Fits every run, each in its own folder inside ``folder``, and tests it at T and at the other ``TEST_STEPS``.
+def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | None = None) -> dict | None:
+    """Fits every recipe with each of its seeds, each in a folder inside ``folder``, and tests them at ``test_steps``.
 
     Args:
-        runs: settings that differ in ``loss`` and ``seed`` alone, with the same seeds for every loss.
-        on_epoch: see ``fit``.
+        recipes: by name; all with the same seeds. One is only trained and tested.
 
     Returns:
-        What it also writes to ``results.json`` (``rows``, ``runs``, settings and versions) and, as a table, to
-        ``results.md``. With two losses, rows have their paired difference: the second minus the first.
+        What it also writes to ``results.json`` (``rows``, ``runs``, recipes and versions) and, as a table, to
+        ``results.md``. Every recipe but the first has its paired difference to the first in the rows. None in
+        processes of torchrun other than the first.
     """
-    folder = Path(folder)
-    names, seeds = list(dict.fromkeys(run.loss for run in runs)), sorted({run.seed for run in runs})
-    common = [{k: v for k, v in asdict(run).items() if k not in ("loss", "seed")} for run in runs]
-    pairs = sorted((run.loss, run.seed) for run in runs)
-    if not runs or pairs != sorted((n, s) for n in names for s in seeds) or any(c != common[0] for c in common):
-        raise ValueError("runs must differ in loss and seed alone, and hold each loss once with each seed")
-    claim(folder, common[0])
-    fitted = [_fit_and_test(run, folder / f"{run.loss}-seed{run.seed}", on_epoch) for run in runs]
+    folder, names = Path(folder), list(recipes)
+    runs = {name: recipe.runs() for name, recipe in recipes.items()}
+    seeds = [run.seed for run in runs[names[0]]]
+    for name in names:
+        if [run.seed for run in runs[name]] != seeds:
+            raise RecipeError(f"seeds must be the same for all recipes, got {recipes[names[0]].seeds} for {names[0]} "
+                              f"and {recipes[name].seeds} for {name}")  # fmt: skip
+    with world(recipes[names[0]].device) as where:
+        if where.first and len(names) > 1:
+            claim(folder, {name: recipe.settings() for name, recipe in recipes.items()})
+        at = sorted({t for recipe in recipes.values() for t in _test_steps(recipe)})
+        fitted = [
+            _fit_and_test(name, run, run_folder(folder, name, run.seed, len(names)), at[-1], watch)
+            for name in names
+            for run in runs[name]
+        ]
+        if not where.first:
+            return None
+    for run in fitted:
+        epochs = read_metrics(run_folder(folder, run["name"], run["seed"], len(names)))
+        run["seconds"] = sum(epoch["seconds"] + epoch.get("search_seconds", 0.0) for epoch in epochs)
     results = {
-        "settings": common[0],
+        "recipes": {name: recipe.settings() for name, recipe in recipes.items()},
         "versions": versions(),
-        "losses": names,
+        "names": names,
         "seeds": seeds,
-        "rows": _rows(fitted, names, seeds, runs[0].steps),
+        "test_steps": [t for t in at if t <= len(fitted[0]["accuracy"])],
         "runs": fitted,
     }
+    results["rows"] = _rows(results)
     write_json(folder / "results.json", results)
     header, lines = table(results)
     rule = ["---"] + ["---:"] * (len(header) - 1)
@@ -57,54 +69,67 @@ def compare(
     return results
 
 
+def run_folder(folder: Path, name: str, seed: int, recipes: int) -> Path:
+    return folder / name / f"seed{seed}" if recipes > 1 else folder / f"seed{seed}"
+
+
 def table(results: dict) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of ``compare``'s results, as text."""
-    names, count = results["losses"], len(results["seeds"])
-    header = [f"mean ± sd, {count} seeds" if count > 1 else "1 seed", *map(str.upper, names)]
-    if len(names) == 2:
-        header += [f"{names[1].upper()} - {names[0].upper()}", "> 0 in"]
+    (first, *others), count = results["names"], len(results["seeds"])
+    header = [f"mean ± sd, {count} seeds" if count > 1 else "1 seed", first]
+    for name in others:
+        header += [name, f"{name} - {first}" if len(others) > 1 else "difference", "> 0 in"]
     lines = []
     for row in results["rows"]:
         places = 1 if row["measure"].endswith("%") else 2
-        cells = [_text(row[name], count, f".{places}f") for name in names]
-        if len(names) == 2:
-            cells += [_text(row["difference"], count, f"+.{places}f"), f"{row['difference']['positive']} of {count}"]
-        lines.append([row["measure"], *cells])
+        cells = [row["measure"], _text(row[first], count, f".{places}f")]
+        for name in others:
+            difference = row["differences"][name]
+            cells += [_text(row[name], count, f".{places}f"), _text(difference, count, f"+.{places}f")]
+            cells.append(f"{difference['positive']} of {count}")
+        lines.append(cells)
     return header, lines
 
 
-def _fit_and_test(run: Settings, folder: Path, on_epoch) -> dict:
-    model = fit(run, folder, on_epoch)
-    with using_threads(run.threads):
-        _, test = digits(run.seed, run.noise, run.train)
-        tested = evaluate(model, test, max(*TEST_STEPS, 2 * run.steps))
-    epochs = read_metrics(folder)
+def _test_steps(recipe: Recipe) -> list[int]:
+    last = recipe.stage[-1]
+    return list(recipe.test_steps or range(1, 2 * last.steps + 1 if last.network == "snn" else 2))
+
+
+def _fit_and_test(name: str, run: Recipe, folder: Path, steps: int, watch: Watch | None) -> dict:
+    model, trained = fit(run, folder, watch), run.stage[-1].steps
+    tested = test(run, model, run.load_data(), max(steps, trained))
     return {
-        "loss": run.loss,
+        "name": name,
         "seed": run.seed,
-        "seconds": sum(epoch["seconds"] for epoch in epochs),
-        "test_sdt": epochs[-1]["test_sdt"],
-        "test_tet": epochs[-1]["test_tet"],
+        "steps": trained,
+        "cost": run.total_cost,
         "accuracy": tested.accuracy,
         "moments": tested.moments,
+        "test_sdt": tested.sdt[trained - 1],
+        "test_tet": tested.tet[trained - 1],
     }
 
 
-def _rows(fitted: list[dict], names: list[str], seeds: list[int], steps: int) -> list[dict]:
+def _rows(results: dict) -> list[dict]:
     measures: dict[str, Callable[[dict], float]] = {}
-    for t in sorted({*TEST_STEPS, steps}):
+    for t in results["test_steps"]:
         measures[f"accuracy at T = {t}, %"] = lambda run, t=t: 100 * run["accuracy"][t - 1]
-    measures["at a single step, %"] = lambda run: 100 * statistics.mean(run["moments"][:steps])
+    measures["at a single step, %"] = lambda run: 100 * statistics.mean(run["moments"][: run["steps"]])
     measures["SDT loss, test"] = lambda run: run["test_sdt"]
     measures["TET loss, test"] = lambda run: run["test_tet"]
-    found = {(run["loss"], run["seed"]): run for run in fitted}
+    if len({run["cost"] for run in results["runs"]}) > 1:
+        measures["cost: epochs times T"] = lambda run: run["cost"]
+    (first, *others), seeds = results["names"], results["seeds"]
+    found = {(run["name"], run["seed"]): run for run in results["runs"]}
     rows = []
     for measure, value in measures.items():
-        values = [[value(found[name, seed]) for seed in seeds] for name in names]
-        row = {"measure": measure} | {name: _mean_sd(v) for name, v in zip(names, values, strict=True)}
-        if len(names) == 2:
-            differences = [after - before for before, after in zip(*values, strict=True)]
-            row["difference"] = {**_mean_sd(differences), "positive": sum(d > 0 for d in differences)}
+        values = {name: [value(found[name, seed]) for seed in seeds] for name in results["names"]}
+        row = {"measure": measure} | {name: _mean_sd(v) for name, v in values.items()}
+        row["differences"] = {}
+        for name in others:
+            differences = [after - before for before, after in zip(values[first], values[name], strict=True)]
+            row["differences"][name] = {**_mean_sd(differences), "positive": sum(d > 0 for d in differences)}
         rows.append(row)
     return rows
 

@@ -1,113 +1,101 @@
-"""Pictures of a comparison: accuracy over epochs, over the number of steps at test time, and at single steps."""
+"""Pictures of a run, and of a comparison of recipes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from .compare import TEST_STEPS
+from .analysis.pictures import curves
+from .compare import run_folder
 from .runs import RunError, read_metrics
 
 __all__ = ["plot"]
 
-# Blue and vermilion of Okabe and Ito; the marker repeats what the colour says.
-STYLES = {"sdt": {"color": "#0072B2", "marker": "o"}, "tet": {"color": "#D55E00", "marker": "s"}}
+ACCURACY = "test accuracy, %"
 
 
 def plot(folder: str | Path) -> list[Path]:
-    """Draws the three pictures of a finished ``compare`` into its folder, as PNG; returns their paths."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("pictures need matplotlib: pip install 'snnkern[train]'") from error
+    """Draws what a folder of ``snnkern train`` or ``compare`` holds, as PNG into that folder; returns the paths.
+
+    A run has its losses and accuracies over the epochs, what it does at test time at every T and step, and Dspike's
+    temperature if that was searched. A comparison, or several seeds, have their mean and range.
+    """
     folder = Path(folder)
-    path = folder / "results.json"
-    if not path.exists():
-        raise RunError(f"{path} is missing: {folder} is not the folder of a finished `snnkern train`")
-    results = json.loads(path.read_text())
-    matplotlib.use("Agg")
-    style = {
-        "axes.grid": True,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "figure.dpi": 150,
-        "figure.figsize": (6, 4),
-        "figure.constrained_layout.use": True,
-        "font.size": 11,
-        "grid.alpha": 0.3,
-        "legend.framealpha": 0.9,
-        "legend.edgecolor": "none",
-        "lines.markersize": 5,
-    }
-    pictures = {"epochs": _epochs, "steps": _steps, "moments": _moments}
-    with matplotlib.rc_context(style):
-        return [_save(folder, name, draw, results) for name, draw in pictures.items()]
+    if (folder / "results.json").exists():
+        return _comparison(folder, json.loads((folder / "results.json").read_text()))
+    if (folder / "metrics.jsonl").exists():
+        return _run(folder, read_metrics(folder))
+    raise RunError(f"{folder} has neither metrics.jsonl nor results.json: it holds no run with a finished epoch")
 
 
-def _save(folder: Path, name: str, draw, results: dict) -> Path:
-    from matplotlib import pyplot as plt
+def _run(folder: Path, metrics: list[dict]) -> list[Path]:
+    epochs = range(1, len(metrics) + 1)
+    starts = [i for i in range(1, len(metrics)) if metrics[i]["stage"] != metrics[i - 1]["stage"]]
+    ends = [*starts, len(metrics)]
+    marks = [(end, f"{metrics[end - 1]['network']}, T = {metrics[end - 1]['steps']}") for end in ends] if starts else []
+    switches = [
+        (i, f"to {metrics[i]['criterion'].upper()}")
+        for i in range(1, len(metrics))
+        if i not in starts and metrics[i]["criterion"] != metrics[i - 1]["criterion"]
+    ]
 
-    seeds = len(results["seeds"])
-    figure, axes = plt.subplots()
-    draw(axes, results, folder)
-    axes.set_ylabel("test accuracy, %")
-    axes.legend(loc="lower right", title=f"mean and range of {seeds} seeds" if seeds > 1 else None, title_fontsize=9)
-    path = folder / f"accuracy_{name}.png"
-    figure.savefig(path)
-    plt.close(figure)
-    return path
+    def over(*keys: str, scale: float = 1.0) -> dict:
+        names = {"loss": "training", "train_accuracy": "training", "test_accuracy": "test"}
+        names |= {"test_sdt": "test, SDT", "test_tet": "test, TET"}
+        return {names[key]: (epochs, [[scale * line[key] for line in metrics]]) for key in keys}
 
-
-def _epochs(axes, results: dict, folder: Path) -> None:
-    settled = []
-    for name in results["losses"]:
-        folders = [folder / f"{name}-seed{seed}" for seed in results["seeds"]]
-        runs = [[metrics["test_accuracy"] for metrics in read_metrics(place)] for place in folders]
-        _line(axes, name, range(1, len(runs[0]) + 1), runs, marker="")
-        settled += [100 * accuracy for run in runs for accuracy in run[len(run) // 4 :]]
-    axes.set_ylim(bottom=min(settled) - 2)  # the climb from chance in the first epochs would squeeze all the rest
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="epoch", title=f"Training with T = {results['settings']['steps']}")
-
-
-def _steps(axes, results: dict, folder: Path) -> None:
-    steps = results["settings"]["steps"]
-    at = sorted({*TEST_STEPS, steps})
-    for name in results["losses"]:
-        _line(axes, name, at, [[run["accuracy"][t - 1] for t in at] for run in _of(results, name)])
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(at, labels=map(str, at))
-    axes.minorticks_off()
-    _mark(axes, steps, "T in training")
-    axes.set(xlabel="time steps T at test time", title=f"Trained with T = {steps}, tested with fewer and more steps")
-
-
-def _moments(axes, results: dict, folder: Path) -> None:
-    steps = results["settings"]["steps"]
-    at = range(1, 2 * steps + 1)
-    for name in results["losses"]:
-        _line(axes, name, at, [run["moments"][: len(at)] for run in _of(results, name)])
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    _mark(axes, steps, "last step in training")
-    axes.set(xlabel="time step t", title="Prediction from the output of a single step, O(t)")
+    marks += switches
+    last = metrics[-1]
+    title = f"{last['network'].upper()} trained with T = {last['steps']}"
+    losses, accuracies = over("loss", "test_sdt", "test_tet"), over("train_accuracy", "test_accuracy", scale=100)
+    drawn = [
+        curves(folder / "loss.png", losses, "epoch", "loss", "Loss", mark=marks, floor=0.0),
+        curves(folder / "accuracy.png", accuracies, "epoch", "accuracy, %", "Accuracy", mark=marks),
+    ]
+    if last["steps"] > 1:
+        at = range(1, last["steps"] + 1)
+        lines = {"mean of the first t steps": last["accuracy_over_steps"], "step t alone": last["moments"]}
+        lines = {label: (at, [[100 * v for v in values]]) for label, values in lines.items()}
+        path = folder / "accuracy_steps.png"
+        drawn.append(curves(path, lines, "time step t", ACCURACY, title, ticks=at if len(at) <= 16 else None))
+    searched = [(epoch, line["b"]) for epoch, line in zip(epochs, metrics, strict=True) if "b" in line]
+    if searched:
+        x, b = zip(*searched, strict=True)
+        path = folder / "temperature.png"
+        drawn.append(curves(path, {"": (x, [b])}, "epoch", "temperature b", "The temperature that the search chose",
+                            mark=[mark for mark in marks if mark[0] >= x[0]]))  # fmt: skip
+    return drawn
 
 
-def _line(axes, name: str, x, runs: list[list[float]], **style) -> None:
-    """The mean over seeds, and a band from the lowest to the highest."""
-    import numpy as np
+def _comparison(folder: Path, results: dict) -> list[Path]:
+    names, at = results["names"], results["test_steps"]
+    trained = {run["steps"] for run in results["runs"]}
 
-    values = 100 * np.array(runs)
-    style = STYLES[name] | style
-    axes.plot(x, values.mean(0), label=name.upper(), **style)
-    if len(runs) > 1:
-        axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, linewidth=0)
+    def lines(values: Callable[[dict], list[float]]) -> dict:
+        found = {
+            name: [[100 * v for v in values(run)] for run in results["runs"] if run["name"] == name] for name in names
+        }
+        return {name: (range(1, len(runs[0]) + 1), runs) for name, runs in found.items()}
 
+    def epochs(run: dict) -> list[float]:
+        place = run_folder(folder, run["name"], run["seed"], len(names))
+        return [metrics["test_accuracy"] for metrics in read_metrics(place)]
 
-def _mark(axes, x: float, text: str) -> None:
-    axes.axvline(x, color="0.4", linestyle="--", linewidth=1, zorder=0)
-    place = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "bottom", "rotation": 90}
-    axes.annotate(text, (x, 0.03), xycoords=("data", "axes fraction"), color="0.3", fontsize=9, **place)
-
-
-def _of(results: dict, name: str) -> list[dict]:
-    return [run for run in results["runs"] if run["loss"] == name]
+    over = lines(epochs)
+    # The climb from chance in the first epochs would squeeze all the rest.
+    floor = min(v for _, runs in over.values() for run in runs for v in run[len(run) // 4 :]) - 2
+    steps = {name: (at, runs) for name, (_, runs) in lines(lambda run: [run["accuracy"][t - 1] for t in at]).items()}
+    moments = lines(lambda run: run["moments"][: 2 * max(trained)])
+    mark = [(t, "T in training") for t in trained] if len(trained) == 1 and max(at) > 1 else None
+    wide, title = max(at) > 16, "Tested with fewer and more steps"
+    drawn = [curves(folder / "accuracy_epochs.png", over, "epoch", ACCURACY, "Training", floor=floor)]
+    if max(at) > 1:
+        x = "time steps T at test time"
+        drawn += [
+            curves(folder / "accuracy_steps.png", steps, x, ACCURACY, title, 2 if wide else None, mark, at),
+            curves(folder / "accuracy_moments.png", moments, "time step t", ACCURACY,
+                   "Prediction from the output of a single step, O(t)",
+                   mark=[(t, "last step in training") for t in trained] if mark else None),
+        ]  # fmt: skip
+    return drawn

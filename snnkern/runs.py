@@ -1,11 +1,14 @@
 """The folder of a training run.
 
-- ``settings.json``: its settings, and the versions of what it was started with;
+- ``settings.json``: the recipe with everything filled in, and the versions of what it was started with;
 - ``metrics.jsonl``: one line per finished epoch;
-- ``checkpoint.pt``: everything that training needs to go on after the last finished epoch;
-- ``model.safetensors``: the weights, once it is finished.
+- ``checkpoint.pt``: everything that training needs to go on: at which step of which stage it is, weights, optimiser,
+  loss scale, temperature. There is no state of a random generator: see ``batches.py``;
+- ``stage0-last.safetensors``, ``stage0-best.safetensors``, ...: a stage's weights after its last epoch, and after the
+  one with the best test accuracy; each file says what it is, see ``load_weights``;
+- ``tensorboard/``, if the recipe asks for it.
 
-A file takes its name only when it is complete, so an interruption at any moment costs the epoch under way and no more.
+A file takes its name only when it is complete, so an interruption at any moment leaves all of them readable.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,11 +25,48 @@ import torch
 
 from ._version import __version__
 
-__all__ = ["RunError", "claim", "read_metrics", "replacing", "resume", "save_epoch", "versions", "write_json"]
+__all__ = [
+    "Interrupted",
+    "Request",
+    "RunError",
+    "claim",
+    "load_weights",
+    "read_metrics",
+    "read_settings",
+    "replacing",
+    "save_weights",
+    "versions",
+    "write_json",
+]
+
+FREE = {"title", "source", "seeds", "workers", "tensorboard", "checkpoint_minutes"}  # settings that change no number
 
 
 class RunError(RuntimeError):
     """The run cannot start or go on as asked; the message says why and what to do. Nothing was overwritten."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training stopped on request, and a checkpoint holds all that it did; the message says where it is."""
+
+
+class Request:
+    """Turns Ctrl-C and SIGTERM into the wish to stop. They reach the main thread; elsewhere it does nothing."""
+
+    def __enter__(self) -> Request:
+        self.stop, self.before = False, {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame) -> None:
+        if self.stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop = True
 
 
 def claim(folder: Path, settings: dict) -> None:
@@ -32,12 +74,10 @@ def claim(folder: Path, settings: dict) -> None:
     path = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        try:
-            held = json.loads(path.read_text())["settings"]
-            changed = [f"{k} {held.get(k)!r} there, {v!r} here" for k, v in settings.items() if held.get(k) != v]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise RunError(f"{path} cannot be read: {error!r}") from error
-        if changed or len(held) != len(settings):
+        ours, held = _flat(settings), _flat(read_settings(folder))
+        keys = [key for key in {**held, **ours} if key.partition(".")[0] not in FREE]
+        changed = [f"{k} {held.get(k)!r} there, {ours.get(k)!r} here" for k in keys if held.get(k) != ours.get(k)]
+        if changed:
             raise RunError(f"{folder} holds a run with other settings ({'; '.join(changed)}); choose another folder")
     elif any(p.suffix != ".part" for p in folder.iterdir()):
         raise RunError(f"{folder} is not empty and is not a run's folder; choose another")
@@ -45,40 +85,102 @@ def claim(folder: Path, settings: dict) -> None:
         write_json(path, {"settings": settings, "versions": versions()})
 
 
-def save_epoch(folder: Path, metrics: dict, parts: dict, shuffle: torch.Generator) -> None:
-    """Adds a finished epoch: its line of metrics, then the state of ``parts`` (name to object) and of the generator."""
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(metrics) + "\n")
-    state = {name: part.state_dict() for name, part in parts.items()}
+def read_settings(folder: Path) -> dict:
+    path = folder / "settings.json"
+    try:
+        return dict(json.loads(path.read_text())["settings"])
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing: {folder} is not the folder of a run") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error!r}") from error
+
+
+def _flat(value, key: str = "") -> dict:
+    if not isinstance(value, (dict, list)) or not value:
+        return {key: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for name, item in items for k, v in _flat(item, f"{key}.{name}" if key else name).items()}
+
+
+def save_checkpoint(folder: Path, state: dict) -> None:
     with replacing(folder / "checkpoint.pt") as file:
-        torch.save({**state, "shuffle": shuffle.get_state(), "epoch": metrics["epoch"]}, file)
+        torch.save(state, file)
 
 
-def resume(folder: Path, parts: dict, shuffle: torch.Generator) -> int:
-    """Puts ``parts`` and the generator where ``save_epoch`` left them; returns how many epochs are finished."""
-    path, done = folder / "checkpoint.pt", 0
+def read_checkpoint(folder: Path) -> dict | None:
+    """What ``save_checkpoint`` wrote last; None in a new folder. Lines of metrics after it are dropped."""
+    path = folder / "checkpoint.pt"
+    state = None
     if path.exists():
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            shuffle.set_state(state["shuffle"])
-            done = state["epoch"]
+            lines = state["state"]["lines"]
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), "")
-            raise RunError(
-                f"{path} is damaged and was left as it is; move it away to train this run from the start "
-                f"({type(error).__name__}: {reason})"
-            ) from error
+            raise damaged(folder, error) from error
     metrics = folder / "metrics.jsonl"
-    if metrics.exists():  # a line is written before its checkpoint: drop those without
+    if metrics.exists():  # a line is written before its checkpoint
         with replacing(metrics) as file:
-            file.writelines(metrics.read_bytes().splitlines(keepends=True)[:done])
-    return done
+            file.writelines(metrics.read_bytes().splitlines(keepends=True)[: lines if state else 0])
+    return state
+
+
+def damaged(folder: Path, error: Exception) -> RunError:
+    reason = next(iter(str(error).splitlines()), "")
+    return RunError(
+        f"{folder / 'checkpoint.pt'} is damaged and was left as it is; move it away to train this run from the start "
+        f"({type(error).__name__}: {reason})"
+    )
+
+
+def board(folder: Path, lines: int):
+    """TensorBoard's writer, for what comes after so many lines of metrics."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("tensorboard = true needs tensorboard: pip install tensorboard") from error
+    return SummaryWriter(folder / "tensorboard", purge_step=lines + 1)
+
+
+def show_on(board, metrics: dict, line: int) -> None:
+    for name, value in metrics.items():
+        if isinstance(value, (int, float)):
+            board.add_scalar(name, value, line)
+
+
+def add_metrics(folder: Path, metrics: dict) -> None:
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(metrics) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def save_weights(path: Path, model: torch.nn.Module, about: dict) -> None:
+    """As safetensors, with ``about`` as JSON in its metadata."""
+    with replacing(path) as file:
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        file.write(safetensors().save(weights, {"snnkern": json.dumps(about)}))
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The state_dict and what was said about it."""
+    try:
+        with safetensors().safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["snnkern"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing") from error
+    except Exception as error:
+        raise RunError(f"{path} is not a file of weights that `snnkern train` wrote: {error!r}") from error
+
+
+def safetensors():
+    try:
+        import safetensors.torch as module
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("training needs safetensors: pip install 'snnkern[train]'") from error
+    return module
 
 
 def versions() -> dict[str, str]:

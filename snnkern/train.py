@@ -1,174 +1,298 @@
-"""Training of the digits recipe.
+"""Training a recipe, stage by stage, in a folder that survives interruption.
 
-A run lives in a folder (``runs.py``) and survives interruption: on the CPU, with the same versions, one that is resumed
-ends in the same weights, bit for bit, as one that was never interrupted.
+On the CPU, with the same versions and number of threads, a run that was interrupted, by Ctrl-C in the middle of an
+epoch or by a power cut, and started again ends in the same weights, bit for bit, as one that was not: what is random in
+a step is a function of the seed and of the step's place (``batches.py``), and a checkpoint holds the rest.
 """
 
 from __future__ import annotations
 
 import math
+import resource
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from . import losses
-from .data import digits
-from .models import CNN6
-from .runs import RunError, claim, replacing, resume, save_epoch
+import snnkern
 
-__all__ = ["LOSSES", "Evaluation", "Settings", "evaluate", "fit", "train_epoch", "using_threads"]
+from . import dspike, runs
+from .batches import Epoch, fetch, to_device
+from .distributed import World, working
+from .evaluation import test
+from .progress import Watch
+from .recipe import Recipe, RecipeError
+from .runs import Interrupted, Request, RunError
+from .surrogate import Dspike
 
-LOSSES = ("sdt", "tet")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One run. ``lamb`` is the weight of TET's second term; ``noise`` and ``train`` belong to ``data.digits``.
-
-    ``threads`` is 1: a network this small gains little from more and, on a busy machine, loses much, because
-    threads that have finished their part of an operation spin while others wait for a core.
-    """
-
-    loss: str = "tet"
-    seed: int = 0
-    steps: int = 4
-    epochs: int = 40
-    batch: int = 100
-    lr: float = 2e-3
-    lamb: float = 0.0
-    noise: float = 0.4
-    train: int = 600
-    threads: int = 1
-    device: str = "cpu"
-    backend: str | None = None
-
-    def __post_init__(self) -> None:
-        rules = [("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")]
-        for name, least in (("seed", 0), ("steps", 1), ("epochs", 1), ("batch", 1), ("train", 1), ("threads", 1)):
-            value = getattr(self, name)
-            rules.append((name, isinstance(value, int) and value >= least, f"a whole number from {least} up"))
-        rules.append(("lr", 0 < self.lr < math.inf, "positive and finite"))
-        rules.append(("lamb", 0 <= self.lamb <= 1, "in [0, 1]"))
-        rules.append(("noise", 0 <= self.noise < math.inf, "finite and not negative"))
-        for name, kept, wanted in rules:
-            if not kept:
-                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
-
-    def criterion(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return losses.sdt(outputs, target) if self.loss == "sdt" else losses.tet(outputs, target, self.lamb)
+__all__ = ["State", "fit"]
 
 
-def fit(settings: Settings, folder: str | Path, on_epoch: Callable[[Settings, dict], None] | None = None) -> CNN6:
-    """Trains in ``folder``, or goes on where an earlier call stopped there. Adam; cosine to 0, stepped per epoch.
+def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Module:
+    """Trains in ``folder``, or goes on where an earlier call stopped there; under torchrun, with the other processes.
+
+    Ctrl-C and SIGTERM are obeyed after the step under way, with a checkpoint; a second Ctrl-C at once, without.
 
     Args:
-        on_epoch: called after each epoch, when its checkpoint is on disk, with the settings and the line of metrics.
+        recipe: with a seed.
+
+    Returns: the network of the last stage, after its last epoch.
 
     Raises:
         RunError: the folder holds something else, its checkpoint is damaged, or the loss is no longer finite.
+        RecipeError: the recipe does not go with its data, or with what is installed.
+        Interrupted: on request.
     """
-    try:
-        from safetensors.torch import save
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("training needs safetensors: pip install 'snnkern[train]'") from error
-    folder = Path(folder)
-    with using_threads(settings.threads):
-        model = _fit(settings, folder, on_epoch)
-    with replacing(folder / "model.safetensors") as file:
-        file.write(save({name: value.contiguous() for name, value in model.state_dict().items()}))
-    return model
+    if recipe.seed is None:
+        raise ValueError("recipe must have a seed: Recipe.runs gives one recipe per seed")
+    with working(recipe.device, recipe.threads, recipe.deterministic) as where, Request() as request:
+        return _Training(recipe, Path(folder), where, request, watch or Watch()).run()
 
 
-def _fit(settings: Settings, folder: Path, on_epoch) -> CNN6:
-    (x, y), test = digits(settings.seed, settings.noise, settings.train)
-    x, y = x.to(settings.device), y.to(settings.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = CNN6(settings.steps, backend=settings.backend).to(settings.device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
-    shuffle = torch.Generator().manual_seed(settings.seed)
-    parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
+@dataclass
+class State:
+    """Where a training is: ``epoch`` epochs of ``stage`` are finished, and ``step`` steps of the next."""
 
-    claim(folder, asdict(settings))
-    for epoch in range(resume(folder, parts, shuffle) + 1, settings.epochs + 1):
-        started = time.perf_counter()
-        order = torch.randperm(len(x), generator=shuffle)
-        loss, accuracy = train_epoch(model, optimiser, settings.criterion, x, y, order.split(settings.batch))
-        schedule.step()
-        seconds = time.perf_counter() - started
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, right, samples in this epoch,
+    seconds: float = 0.0  # and the time that it took
+    found: dict = field(default_factory=dict)  # by the temperature search of this epoch
+    b: float | None = None  # Dspike's temperature
+    accuracy: float = 0.0  # on the test data, after the last epoch,
+    best: float = -1.0  # and the best of this stage
+    lines: int = 0  # of metrics
+
+
+class _Training:
+    def __init__(self, recipe: Recipe, folder: Path, where: World, request: Request, watch: Watch) -> None:
+        self.recipe, self.folder, self.where, self.request, self.watch = recipe, folder, where, request, watch
+        self.data, self.board, self.saved, self.state = recipe.load_data(), None, None, State()
+        self.shown = self.kept = time.monotonic()
+        self.whole = math.inf  # steps of an epoch
+
+    def run(self) -> nn.Module:
+        self.recipe.check_backend(self.where.device.type)
+        if self.where.first:
+            runs.safetensors()
+            runs.claim(self.folder, self.recipe.settings())
+            self.saved = runs.read_checkpoint(self.folder)
+        self.saved = self.where.share(self.saved)
+        if self.saved:
+            self.state = State(**self.saved["state"])
+        if self.where.first and self.recipe.tensorboard:
+            self.board = runs.board(self.folder, self.state.lines)
+        self.watch.start(self.recipe, self.folder, self._cost())
+        with self.board or nullcontext():
+            for stage in range(self.state.stage, len(self.recipe.stage)):
+                if stage > self.state.stage:
+                    self.state = State(stage, b=self.state.b, lines=self.state.lines)
+                self._stage()
+        return self.model
+
+    def _stage(self) -> None:
+        recipe, state, where, data = self.recipe, self.state, self.where, self.data
+        self.stage = stage = recipe.stage[state.stage]
+        if data.events and stage.steps > data.shape[0]:
+            raise RecipeError(
+                f"stage.{state.stage}.steps must be at most the {data.shape[0]} frames, got {stage.steps}"
+            )
+        torch.manual_seed(recipe.seed)
+        self.model = recipe.make_model(state.stage, data.classes, data.shape).to(where.device)
+        if recipe.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if state.stage and not self.saved:
+            source = state.stage - 1 if stage.inherit is None else stage.inherit
+            weights = runs.load_weights(self._path(source, "last"))[0] if where.first else None
+            self.model.load_state_dict(where.share(weights))
+        self.optimiser = stage.make_optimiser(self.model.parameters())
+        self.scaler = torch.amp.GradScaler(where.device.type, enabled=recipe.amp == "float16")
+        if self.saved:
+            try:
+                for name in ("model", "optimiser", "scaler"):
+                    getattr(self, name).load_state_dict(self.saved[name])
+            except Exception as error:
+                raise runs.damaged(self.folder, error) from error
+        elif stage.temperature and stage.temperature.start is not None:
+            state.b = stage.temperature.start
+        self.saved = None
+        self._set_temperature()
+        self.net = where.parallel(self.model)
+        if recipe.compile:
+            self.net = torch.compile(self.net)
+        for epoch in range(state.epoch, stage.epochs):
+            self._epoch(epoch)
+        self._save_weights("last")
+
+    def _epoch(self, epoch: int) -> None:
+        recipe, state, where, samples = self.recipe, self.state, self.where, len(self.data.train)
+        lr, criterion = self.stage.lr(epoch), self.stage.criterion(epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        least = where.size * recipe.accumulate  # so that no process gets an empty part
+        plan = Epoch.of((recipe.seed, state.stage, epoch), samples, recipe.batch, least)
+        if not plan.batches:
+            raise RecipeError(f"accumulate must be at most {samples // where.size} here, got {recipe.accumulate}")
+        sums = torch.tensor(state.sums, dtype=torch.float64, device=where.device)
+        self.sums = sums if where.first else torch.zeros_like(sums)
+        if self.stage.temperature and not state.step:
+            self._search(criterion, plan)
+        self.began, self.before, self.whole = time.monotonic(), state.seconds, len(plan.batches)
+        self.net.train()
+        mine = [batch[where.rank :: where.size].tensor_split(recipe.accumulate) for batch in plan.batches[state.step :]]
+        parts = fetch(self.data.train, [part for parts in mine for part in parts], plan.sample_seeds, recipe.workers)
+        for step in range(state.step, self.whole):
+            self._step(criterion, parts, len(plan.batches[step]), plan.step_seeds[step])
+            state.step = step + 1
+            self._pause()
+        self._finish(epoch, lr, criterion)
+
+    def _step(self, criterion, parts, size: int, seed: int) -> None:
+        """One update. The gradients of a batch's parts add up and DDP averages over processes; hence the weights."""
+        recipe, where = self.recipe, self.where
+        self.optimiser.zero_grad()
+        for part in range(1, recipe.accumulate + 1):
+            x, y = self._to_device(*next(parts))
+            torch.manual_seed(seed + where.rank * recipe.accumulate + part)  # after the samples, which have their own
+            alone = self.net.no_sync() if where.size > 1 and part < recipe.accumulate else nullcontext()
+            with alone, snnkern.packed_spikes() if recipe.packed else nullcontext():
+                with where.autocast(recipe.amp):
+                    outputs = self.net(x, None if self.data.events else self.stage.steps)
+                    loss = criterion(outputs, y)
+                self.scaler.scale(loss * (len(y) * where.size / size)).backward()
+            right = (outputs.detach().float().mean(0).argmax(-1) == y).sum()
+            loss = loss.detach().double()
+            self.sums += torch.stack((loss * len(y), right.double(), torch.full_like(loss, len(y))))
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+    def _pause(self) -> None:
+        """Between two steps: whether to save, to stop, to show something."""
+        now, state = time.monotonic(), self.state
+        stop, save = self.where.any(self.request.stop, now - self.kept > 60 * self.recipe.checkpoint_minutes)
+        if stop or save:
+            self._save()
+        if stop:
+            raise Interrupted(f"stage {state.stage}, epoch {state.epoch + 1}, after step {state.step} of {self.whole}")
+        if now - self.shown > self.watch.interval:
+            self.shown = now
+            loss, right, samples = self.sums.tolist()
+            rate = min(state.step * self.recipe.batch, len(self.data.train)) / (self.before + now - self.began)
+            numbers = {"loss": loss / samples, "accuracy": right / samples, "images_per_second": rate}
+            self.watch.step(self.recipe, state, self._cost(), numbers | {"memory": _memory(self.where.device)})
+
+    def _finish(self, epoch: int, lr: float, criterion) -> None:
+        state, stage, where = self.state, self.stage, self.where
+        seconds = self.before + time.monotonic() - self.began
+        loss, right, samples = where.sum(self.sums.clone()).tolist()
         if not math.isfinite(loss):
-            raise RunError(f"the loss of epoch {epoch} is {loss}; try a smaller lr (the checkpoint before it is kept)")
-        tested = evaluate(model, test, settings.steps)
+            raise RunError(
+                f"the loss of epoch {epoch + 1} of stage {state.stage} is {loss / samples}; try a smaller lr "
+                "(the checkpoint before it is kept)"
+            )
+        check = self._pause if where.size == 1 else lambda: None  # processes have unequal numbers of test batches
+        tested = test(self.recipe, self.model, self.data, stage.steps, where, check)
+        state.accuracy = tested.accuracy[-1]
         metrics = {
-            "epoch": epoch,
-            "loss": loss,
-            "test_sdt": tested.sdt,
-            "test_tet": tested.tet,
-            "train_accuracy": accuracy,
-            "test_accuracy": tested.accuracy[-1],
-            "images_per_second": len(x) / seconds,
+            "stage": state.stage,
+            "epoch": epoch + 1,
+            "network": stage.network,
+            "steps": stage.steps,
+            "lr": lr,
+            "criterion": criterion.name,
+            "loss": loss / samples,
+            "train_accuracy": right / samples,
+            "test_accuracy": state.accuracy,
+            "test_sdt": tested.sdt[-1],
+            "test_tet": tested.tet[-1],
+            "accuracy_over_steps": tested.accuracy,
+            "moments": tested.moments,
+            **state.found,
+            "images_per_second": samples / seconds,
             "seconds": seconds,
+            "memory": _memory(where.device),
         }
-        save_epoch(folder, metrics, parts, shuffle)
-        if on_epoch is not None:
-            on_epoch(settings, metrics)
-    return model
+        best = max(state.best, state.accuracy)
+        if state.accuracy > state.best:
+            self._save_weights("best", epoch + 1)
+        if where.first:
+            runs.add_metrics(self.folder, metrics)
+            if self.board:
+                runs.show_on(self.board, metrics, state.lines + 1)
+        done = {"b": state.b, "accuracy": state.accuracy, "best": best, "lines": state.lines + 1}
+        self.state = State(state.stage, epoch + 1, **done)
+        self.sums.zero_()
+        self.before, self.began = 0.0, time.monotonic()
+        self._save()
+        self.watch.epoch(self.recipe, metrics, self._cost())
+
+    def _search(self, criterion, plan: Epoch) -> None:
+        """Dspike's algorithm 1, before every epoch, on the epoch's first samples; the same in every process."""
+        state, settings, began = self.state, self.stage.temperature, time.monotonic()
+        parts = fetch(self.data.train, [torch.cat(plan.batches)[: settings.batch]], plan.sample_seeds)
+        x, y = self._to_device(*next(parts))
+
+        def progress(done: int, total: int) -> None:
+            if self.request.stop and self.where.size == 1:
+                raise Interrupted(f"stage {state.stage}, epoch {state.epoch + 1}, before its first step")
+            if time.monotonic() - self.shown > self.watch.interval:
+                self.shown = time.monotonic()
+                self.watch.step(self.recipe, state, self._cost(), {"search": done / total})
+
+        width = _surrogate(self.model, state.stage).width
+        options = {"b": state.b, "step": settings.step, "eps": settings.eps, "width": width, "progress": progress}
+        found = dspike.search(self.model, x, y, criterion, **options)
+        state.b = found.b
+        state.found = {"b": found.b, "cosines": list(found.cosines.items()), "evaluations": found.evaluations}
+        state.found["search_seconds"] = time.monotonic() - began
+        self._set_temperature()
+
+    def _set_temperature(self) -> None:
+        if self.stage.temperature and self.state.b is None:
+            self.state.b = _surrogate(self.model, self.state.stage).temperature
+        if self.state.b is not None and self.stage.network == "snn":
+            width = _surrogate(self.model, self.state.stage).width
+            dspike.set_surrogate(self.model, Dspike(self.state.b, width))
+
+    def _to_device(self, x, y):
+        options = self.where.device, self.stage.steps, self.data.events, self.recipe.channels_last
+        return to_device(x, y, *options)
+
+    def _cost(self) -> float:
+        return self.recipe.cost(self.state.stage, self.state.epoch + self.state.step / self.whole)
+
+    def _save(self) -> None:
+        """A checkpoint; all processes call it."""
+        self.kept = time.monotonic()
+        self.state.sums = self.where.sum(self.sums.clone()).tolist()
+        self.state.seconds = self.before + self.kept - self.began if self.state.step else 0.0
+        if self.where.first:
+            parts = {name: getattr(self, name).state_dict() for name in ("model", "optimiser", "scaler")}
+            runs.save_checkpoint(self.folder, {"state": asdict(self.state), **parts})
+
+    def _save_weights(self, which: str, epoch: int | None = None) -> None:
+        state, data = self.state, self.data
+        about = {"stage": state.stage, "epoch": epoch or state.epoch, "test_accuracy": state.accuracy}
+        about |= {"classes": data.classes, "shape": list(data.shape), "recipe": self.recipe.settings()}
+        if self.where.first:
+            runs.save_weights(self._path(state.stage, which), self.model, about)
+
+    def _path(self, stage: int, which: str) -> Path:
+        return self.folder / f"stage{stage}-{which}.safetensors"
 
 
-def train_epoch(model, optimiser, criterion, x, y, batches) -> tuple[float, float]:
-    """One pass over the batches (tensors of indices into x and y). Returns the mean loss and accuracy on the way."""
-    model.train()
-    total, right = 0.0, 0
-    for index in batches:
-        outputs = model(x[index])
-        loss = criterion(outputs, y[index])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        total += loss.item() * len(index)
-        right += (outputs.detach().mean(0).argmax(-1) == y[index]).sum().item()
-    return total / len(x), right / len(x)
+def _surrogate(model: nn.Module, stage: int) -> Dspike:
+    for module in model.modules():
+        if isinstance(module, snnkern.nn.LIF) and isinstance(module.settings["surrogate"], Dspike):
+            return module.settings["surrogate"]
+    raise RecipeError(f"stage.{stage}.temperature needs neurons of kind LIF with surrogate Dspike")
 
 
-class Evaluation(NamedTuple):
-    """What a model does in ``steps`` steps; accuracies as fractions."""
-
-    accuracy: list[float]  # of the argmax of the mean over the first 1, 2, ... steps; the last is the model's accuracy
-    moments: list[float]  # of the argmax at each single step
-    sdt: float
-    tet: float
-
-
-@torch.no_grad()
-def evaluate(model: CNN6, data: tuple[torch.Tensor, torch.Tensor], steps: int) -> Evaluation:
-    """Tests on (x, y) of static images. Stopping after fewer steps is the same as running fewer: see ``accuracy``."""
-    x, y = data
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    outputs = torch.cat([model(part.to(device), steps) for part in x.split(256)], dim=1).cpu()
-    model.train(training)
-
-    def right(scores: torch.Tensor) -> list[float]:
-        return (scores.argmax(-1) == y).double().mean(1).tolist()
-
-    return Evaluation(
-        right(outputs.cumsum(0)), right(outputs), losses.sdt(outputs, y).item(), losses.tet(outputs, y).item()
-    )
-
-
-@contextmanager
-def using_threads(threads: int):
-    """PyTorch, and with it the cpu backend, on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _memory(device: torch.device) -> float:
+    """The most that was in use until now, in GiB: of the GPU, or of this process."""
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return (1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if used is None else used) / 2**30

@@ -36,7 +36,7 @@ def curves(
     ylabel: str,
     title: str,
     log: int | None = None,
-    mark: tuple[float, str] | None = None,
+    mark: tuple[float, str] | Sequence[tuple[float, str]] | None = None,
     ticks: Sequence[float] | None = None,
     floor: float | None = None,
 ) -> Path:
@@ -45,7 +45,7 @@ def curves(
     Args:
         lines: label to (x, runs), each run as long as x.
         log: base of a logarithmic x axis.
-        mark: (x, what is there), a dashed line.
+        mark: (x, what is there), a dashed line, or several of them.
         ticks: on the x axis.
         floor: where the y axis begins.
     """
@@ -67,8 +67,8 @@ def curves(
             axes.xaxis.get_major_locator().set_params(integer=True)
         if floor is not None:
             axes.set_ylim(bottom=floor)
-        if mark is not None:
-            _mark(axes, *mark)
+        for place in [mark] if isinstance(mark, tuple) else mark or ():
+            _mark(axes, *place)
         most = max(len(runs) for _, runs in lines.values())
         if len(lines) > 1 or most > 1:
             axes.legend(title=f"mean and range of {most} seeds" if most > 1 else None, title_fontsize=9)

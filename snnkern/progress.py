@@ -1,0 +1,113 @@
+"""What a training shows while it runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .train import State
+
+__all__ = ["Show", "Watch"]
+
+
+class Watch:
+    """What looks on while a recipe trains. Costs are those of ``Recipe.cost``: passes over the samples times T."""
+
+    interval = 0.5  # seconds between two calls of ``step``
+
+    def start(self, recipe: Recipe, folder: Path, cost: float) -> None:
+        """Training starts, or goes on where it had this cost."""
+
+    def step(self, recipe: Recipe, state: State, cost: float, numbers: dict[str, float]) -> None:
+        """A step is done, or some passes of a search; ``numbers`` are those of the epoch under way."""
+
+    def epoch(self, recipe: Recipe, metrics: dict, cost: float) -> None:
+        """An epoch is done and on disk."""
+
+
+class Show(Watch):
+    """Several runs, one after another: a line for every epoch or, with ``brief``, for every run; and in a terminal a
+    bar for all of them, with what the step under way gives.
+
+    ``total``: the cost of all runs.
+    """
+
+    def __init__(self, total: float, brief: bool = False, console: Console | None = None) -> None:
+        self.total, self.brief, self.console = total, brief, console or Console()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} % {task.fields[text]}"),
+        )
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("", total=total, text="")
+        self.began = time.monotonic()
+        self.done = self.skipped = 0.0  # the cost of finished runs; what was done before we looked on
+
+    def __enter__(self) -> Show:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.stop()
+
+    def start(self, recipe: Recipe, folder: Path, cost: float) -> None:
+        self.name = str(folder)
+        self.skipped += cost
+        if cost >= recipe.total_cost:
+            self.done += recipe.total_cost
+        if cost:
+            self.console.print(f"{self.name}: goes on after {100 * cost / recipe.total_cost:.0f} %", highlight=False)
+
+    def step(self, recipe: Recipe, state: State, cost: float, numbers: dict[str, float]) -> None:
+        self._show(_place(recipe, state.stage, state.epoch + 1), cost, numbers)
+
+    def epoch(self, recipe: Recipe, metrics: dict, cost: float) -> None:
+        place = _place(recipe, metrics["stage"], metrics["epoch"])
+        ended = cost >= recipe.total_cost
+        numbers = metrics | {"accuracy": metrics["train_accuracy"]}
+        self._show(place, cost, numbers)
+        if ended:
+            self.done += recipe.total_cost
+            cost = 0.0
+        if ended or not self.brief:
+            self.console.print(f"{self.name}: {place}: {_text(numbers)}, left {self._left(cost)}", highlight=False)
+
+    def _show(self, place: str, cost: float, numbers: dict[str, float]) -> None:
+        text = f"left {self._left(cost)}, {_text(numbers)}"
+        self.bar.update(self.task, completed=self.done + cost, description=f"{self.name}: {place}", text=text)
+
+    def _left(self, cost: float) -> str:
+        done = self.done + cost
+        ours = done - self.skipped
+        seconds = (time.monotonic() - self.began) * (self.total - done) / ours if ours > 0 else None
+        return (
+            "?" if seconds is None else f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f}:{seconds % 60 // 1:02.0f}"
+        )
+
+
+def _place(recipe: Recipe, stage: int, epoch: int) -> str:
+    current = recipe.stage[stage]
+    which = f"stage {stage + 1}/{len(recipe.stage)}, " if len(recipe.stage) > 1 else ""
+    return f"{which}{current.network} T={current.steps}, epoch {epoch}/{current.epochs}"
+
+
+def _text(numbers: dict[str, float]) -> str:
+    """What there is of the numbers, in one order."""
+    forms = {
+        "search": lambda v: f"temperature search {100 * v:.0f} %",
+        "loss": lambda v: f"loss {v:.3f}",
+        "accuracy": lambda v: f"train {100 * v:.1f} %",
+        "test_accuracy": lambda v: f"test {100 * v:.1f} %",
+        "b": lambda v: f"b {v:.1f}",
+        "images_per_second": lambda v: f"{v:,.0f} images/s",
+        "memory": lambda v: f"{v:.2f} GiB",
+    }
+    return ", ".join(form(numbers[name]) for name, form in forms.items() if name in numbers)

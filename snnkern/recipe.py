@@ -1,0 +1,393 @@
+"""Recipes: a training as a TOML file, read into frozen dataclasses.
+
+A recipe names its data, model and neurons and lists its stages, which run one after another with the weights passed on.
+An SNN that starts from one with fewer steps (TET's time inheritance training), with more (Dspike's) or from an ANN is
+therefore nothing but a list of stages. The published ones are in the folder ``recipes``.
+
+A mistake is a RecipeError, whose message begins with the key as one would override it: ``stage.0.epochs must be ...``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import math
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import torch
+
+from . import data, losses, models, nn, surrogate
+from .backend import choose
+
+__all__ = ["FOLDER", "Loss", "Recipe", "RecipeError", "Stage", "Temperature", "load", "override", "read", "recipes"]
+
+FOLDER = Path(__file__).parent / "recipes"
+OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+NEURONS = ("LIF", "SmoothLIF")  # of snnkern.nn
+
+
+class RecipeError(ValueError):
+    """The recipe, or an override of it, is wrong; the message names the key, what it got and what it expects."""
+
+
+class Rule(NamedTuple):
+    wanted: str
+    kept: Callable[[Any], bool]
+
+
+def _one_of(*values: str) -> Rule:
+    return Rule(f"one of {', '.join(values)}", lambda value: value in values)
+
+
+Whole = Annotated[int, Rule("a whole number from 0 up", lambda v: v >= 0)]
+Count = Annotated[int, Rule("a whole number from 1 up", lambda v: v >= 1)]
+Positive = Annotated[float, Rule("a positive, finite number", lambda v: 0 < v < math.inf)]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of ``snnkern.losses`` and the first epoch, counted from 1, that uses it."""
+
+    name: Annotated[str, _one_of("sdt", "tet")]
+    lamb: Annotated[float, Rule("a number in [0, 1]", lambda v: 0 <= v <= 1)] = 0.0
+    phi: Annotated[float, Rule("a finite number", math.isfinite)] = 1.0
+    from_epoch: Count = 1
+
+    def __call__(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return losses.sdt(outputs, target) if self.name == "sdt" else losses.tet(outputs, target, self.lamb, self.phi)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Dspike's search before every epoch; see ``snnkern.dspike.search``.
+
+    ``start``: the first b; None: the one that the stage before ended with, else that of the neuron's surrogate.
+    """
+
+    start: Positive | None = None
+    step: Positive = 0.2
+    eps: Positive = 0.1
+    batch: Count = 100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Training with one number of steps, from an earlier stage's last weights or, if it is the first, from scratch.
+
+    Args:
+        epochs: passes over the training samples.
+        optimiser: ``name`` (SGD, Adam, AdamW), ``lr`` and the other keywords of PyTorch's class.
+        loss: those of the stage, by ``from_epoch``; one table or a list of them.
+        network: ``snn``; ``ann`` is the same model with ReLU for the neurons.
+        steps: T; 1 for an ANN. Frames are cut off after as many.
+        schedule: of the learning rate from epoch to epoch: ``cosine`` or ``linear``, to 0, or ``constant``.
+        inherit: the number, from 0, of the stage whose weights to start from; None: the one before.
+        temperature: search Dspike's temperature before every epoch.
+    """
+
+    epochs: Count
+    optimiser: dict
+    loss: tuple[Loss, ...]
+    network: Annotated[str, _one_of("snn", "ann")] = "snn"
+    steps: Count = 1
+    schedule: Annotated[str, _one_of("cosine", "linear", "constant")] = "cosine"
+    inherit: Whole | None = None
+    temperature: Temperature | None = None
+
+    def lr(self, epoch: int) -> float:
+        """The learning rate after ``epoch`` epochs: a function of nothing else, so that resuming needs no state."""
+        done = epoch / self.epochs
+        factor = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[self.schedule]
+        return self.optimiser["lr"] * factor
+
+    def criterion(self, epoch: int) -> Loss:
+        return [loss for loss in self.loss if loss.from_epoch <= epoch + 1][-1]
+
+    def make_optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        options = dict(self.optimiser)
+        return OPTIMISERS[options.pop("name")](parameters, **options)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training. ``seed`` sets everything random; None stands for each of ``range(seeds)`` in turn.
+
+    Args:
+        data: ``name``, ``root`` and the options of ``snnkern.data.load``.
+        model: ``name`` in ``snnkern.models.MODELS`` and keywords of that class; ``"none"`` stands for None.
+        neuron: keywords of ``nn.LIF`` (``reset = "soft"`` for None) with ``surrogate = {name = ..., ...}``; ``kind``
+            names another class. Left out: the model's own.
+        batch: samples for one update, of all processes together.
+        seeds: how many seeds make the result.
+        test_steps: T at which the trained network is tested; default: 1 to the last stage's T.
+        amp: ``bfloat16`` or ``float16``: autocast, for float16 with a scaled loss.
+        accumulate: a batch is computed in so many parts, whose gradients add up. Batch norm sees one part at a time.
+        packed: spikes kept for backward take 1 bit each.
+        fused: batch norm and neurons run in one pass; false: one after the other.
+        device: ``auto`` is the GPU, if there is one.
+        backend: of the neurons; see ``snnkern.lif``.
+        deterministic: only deterministic algorithms on a GPU, where equal runs otherwise differ in the last bits.
+        threads: of the processor; 0: PyTorch's choice. The result depends on it in the last bits.
+        workers: processes that load data. The result does not depend on it.
+        checkpoint_minutes: between checkpoints within an epoch; there is one after each epoch anyway.
+    """
+
+    title: str
+    source: str
+    data: dict
+    model: dict
+    stage: tuple[Stage, ...]
+    batch: Count
+    neuron: dict = field(default_factory=dict)
+    seed: Whole | None = None
+    seeds: Count = 1
+    test_steps: tuple[Count, ...] = ()
+    amp: Annotated[str, _one_of("off", "bfloat16", "float16")] = "off"
+    channels_last: bool = False
+    compile: bool = False
+    accumulate: Count = 1
+    packed: bool = False
+    fused: bool = True
+    device: str = "auto"
+    backend: str | None = None
+    deterministic: bool = False
+    threads: Whole = 0
+    workers: Whole = 0
+    tensorboard: bool = False
+    checkpoint_minutes: Positive = 10.0
+
+    def __post_init__(self) -> None:
+        for name, kept in (("data", data.SETS), ("model", models.MODELS)):
+            _choice(f"{name}.name", getattr(self, name).get("name"), kept)
+        ours = "classes", "in_channels", "size", "steps", "neuron", "backend", "fused"
+        _keywords("model", _without_name(self.model), self._model_options(), ours)
+        if not self.fused and "fused" not in self._model_options():
+            raise RecipeError(f"fused must be true, as {self.model['name']} has no fused layers, got False")
+        _try("neuron", self.make_neuron())
+        if self.accumulate > self.batch:
+            raise RecipeError(f"accumulate must be at most batch, {self.batch}, got {self.accumulate}")
+        if not self.stage:
+            raise RecipeError("stage must be one [[stage]] table or more, got none")
+        for index, stage in enumerate(self.stage):
+            _check_stage(f"stage.{index}", index, stage)
+        if self.test_steps != tuple(sorted(set(self.test_steps))):
+            raise RecipeError(f"test_steps must be increasing, got {list(self.test_steps)}")
+
+    def runs(self) -> list[Recipe]:
+        """One recipe per seed."""
+        return [replace(self, seed=seed) for seed in (range(self.seeds) if self.seed is None else [self.seed])]
+
+    def cost(self, index: int, epoch: int) -> float:
+        """Passes times steps, over the training samples, before that epoch of that stage."""
+        return sum(stage.epochs * stage.steps for stage in self.stage[:index]) + epoch * self.stage[index].steps
+
+    @property
+    def total_cost(self) -> float:
+        return self.cost(len(self.stage) - 1, self.stage[-1].epochs)
+
+    def settings(self) -> dict:
+        """As JSON has it: lists, not tuples."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def load_data(self) -> data.Data:
+        try:
+            return data.load(**{"seed": self.seed or 0, **self.data})
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"data: {error}") from error
+
+    def check_backend(self, device_type: str) -> None:
+        try:
+            choose(device_type, torch.float32, self.backend)
+        except (RuntimeError, ValueError) as error:
+            raise RecipeError(f"backend: {error}") from error
+
+    def make_model(self, index: int, classes: int, shape: tuple[int, ...]) -> torch.nn.Module:
+        """The network of a stage, for ``classes`` and samples of this shape: [C, H, W], or [T, C, H, W]."""
+        stage, allowed = self.stage[index], self._model_options()
+        options = {"classes": classes, "in_channels": shape[-3], "size": shape[-1], "steps": stage.steps}
+        if stage.network == "ann":
+            options["neuron"] = torch.nn.ReLU
+        elif self.neuron:
+            options["neuron"] = self.make_neuron()
+        else:
+            options["backend"] = self.backend
+        given = _without_name(self.model)
+        options |= {"fused": self.fused} | {key: None if value == "none" else value for key, value in given.items()}
+        try:
+            return models.MODELS[self.model["name"]](**{k: v for k, v in options.items() if k in allowed})
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RecipeError(f"model: {error}") from error
+
+    def make_neuron(self) -> Callable[[], torch.nn.Module]:
+        options = dict(self.neuron)
+        kind = _choice("neuron.kind", options.pop("kind", "LIF"), NEURONS)
+        if "surrogate" in options:
+            chosen = options["surrogate"]
+            if not isinstance(chosen, dict):
+                raise RecipeError(f"neuron.surrogate must be a table with a name, got {chosen!r}")
+            names = [name for name in surrogate.__all__ if name[0].isupper() and name != "Surrogate"]
+            cls = getattr(surrogate, _choice("neuron.surrogate.name", chosen.get("name"), names))
+            _keywords("neuron.surrogate", _without_name(chosen), inspect.signature(cls).parameters)
+            options["surrogate"] = _try("neuron.surrogate", partial(cls, **_without_name(chosen)))
+        if options.get("reset") == "soft":
+            options["reset"] = None
+        cls = getattr(nn, kind)
+        allowed = inspect.signature(cls).parameters
+        _keywords("neuron", options, allowed, ("time_dim", "steps_out", "backend"))
+        if "backend" in allowed:
+            options["backend"] = self.backend
+        return partial(cls, **options)
+
+    def _model_options(self):
+        return inspect.signature(models.MODELS[self.model["name"]]).parameters
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come along, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of this name, or in the file of this path, with ``key=value`` overrides.
+
+    Keys are dotted, as in ``stage.0.epochs=3``; without a number, as in ``stage.epochs=3``, it is all stages. Values
+    are TOML; what is not TOML is taken as a string.
+    """
+    path = recipes().get(name, Path(name))
+    if path.suffix != ".toml" or not path.is_file():
+        near = difflib.get_close_matches(name, recipes(), 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "snnkern train --list shows them"
+        raise RecipeError(f"recipe must be the name of one or the path of a .toml file, got {name!r}; {hint}")
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+    _override_all(table, overrides)
+    return read(table)
+
+
+def read(table: dict) -> Recipe:
+    """The recipe in a table as TOML, or ``Recipe.settings``, gives it."""
+    return _read(Recipe, table, "")
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with ``key=value`` overrides, as ``load`` takes them."""
+    table = recipe.settings()
+    _override_all(table, overrides)
+    return read(table)
+
+
+def _override_all(table: dict, overrides: Iterable[str]) -> None:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise RecipeError(f"an override must be key=value, got {text!r}")
+        try:
+            value = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            pass
+        _override(table, key.split("."), value, key)
+
+
+def _override(table, keys: list[str], value, where: str) -> None:
+    first, *rest = keys
+    if isinstance(table, list) and not first.isdigit():
+        for item in table:
+            _override(item, keys, value, where)
+        return
+    if isinstance(table, list):
+        if int(first) >= len(table):
+            raise RecipeError(f"{where}: there are {len(table)}, counted from 0, got {first}")
+        first = int(first)
+    elif not isinstance(table, dict):
+        raise RecipeError(f"{where} must be a key of the recipe: {table!r} has no key {first!r}")
+    if rest:
+        _override(table.setdefault(first, {}) if isinstance(table, dict) else table[first], rest, value, where)
+    else:
+        table[first] = value
+
+
+def _read(kind, value, where: str):
+    """``value``, as TOML or JSON gives it, as a ``kind``: a type hint of the dataclasses above."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        kind, rule = arguments
+        value = _read(kind, value, where)
+        return value if rule.kept(value) else _wrong(where, rule.wanted, value)
+    if NoneType in arguments:
+        return None if value is None else _read(arguments[0], value, where)
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_read(arguments[0], item, _join(where, i)) for i, item in enumerate(items))
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            _wrong(where, "a table", value)
+        hints = get_type_hints(kind, include_extras=True)
+        _keywords(where, value, hints)
+        for each in fields(kind):
+            if each.name not in value and each.default is MISSING and each.default_factory is MISSING:
+                raise RecipeError(f"{_join(where, each.name)} is missing")
+        return kind(**{key: _read(hints[key], item, _join(where, key)) for key, item in value.items()})
+    if kind is float and type(value) is int:
+        return float(value)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table"}
+    return value if type(value) is kind else _wrong(where, names[kind], value)
+
+
+def _wrong(where: str, wanted: str, value):
+    raise RecipeError(f"{where} must be {wanted}, got {value!r}")
+
+
+def _join(where: str, key) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _choice(where: str, value, allowed: Iterable[str]) -> str:
+    return value if value in allowed else _wrong(where, f"one of {', '.join(allowed)}", value)
+
+
+def _keywords(where: str, given: dict, allowed: Iterable[str], but: Iterable[str] = ()) -> None:
+    allowed = [key for key in allowed if key not in but]
+    for key in given:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, 1)
+            hint = f", did you mean {near[0]}?" if near else f"; there are {', '.join(allowed)}"
+            raise RecipeError(f"{_join(where, key)} is no key{hint}")
+
+
+def _without_name(table: dict) -> dict:
+    return {key: value for key, value in table.items() if key != "name"}
+
+
+def _try(where: str, make: Callable):
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _check_stage(where: str, index: int, stage: Stage) -> None:
+    name = _choice(f"{where}.optimiser.name", stage.optimiser.get("name"), OPTIMISERS)
+    _keywords(
+        f"{where}.optimiser",
+        _without_name(stage.optimiser),
+        inspect.signature(OPTIMISERS[name]).parameters,
+        ("params",),
+    )
+    _read(Positive, stage.optimiser.get("lr"), f"{where}.optimiser.lr")
+    _try(f"{where}.optimiser", lambda: stage.make_optimiser([torch.nn.Parameter(torch.zeros(1))]))
+    starts = [loss.from_epoch for loss in stage.loss]
+    if starts[:1] != [1] or starts != sorted(set(starts)):
+        raise RecipeError(f"{where}.loss must begin with one from_epoch = 1 and go up, got {starts}")
+    if stage.inherit is not None and stage.inherit >= index:
+        raise RecipeError(f"{where}.inherit must be the number of a stage before, got {stage.inherit}")
+    if stage.network == "ann" and stage.temperature is not None:
+        raise RecipeError(f"{where}.temperature must be left out: an ann has no surrogate")

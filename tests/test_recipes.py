@@ -1,0 +1,223 @@
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("safetensors")
+
+from snnkern.data import SETS
+from snnkern.nn import BNLIF, LIF, SmoothLIF
+from snnkern.recipe import RecipeError, load, override, read, recipes
+from snnkern.runs import read_metrics
+from snnkern.surrogate import Dspike, Sigmoid, Triangle
+from snnkern.train import fit
+
+# classes and shape of a sample
+DATA = {
+    "digits": (10, (1, 8, 8)),
+    "cifar10": (10, (3, 32, 32)),
+    "cifar100": (100, (3, 32, 32)),
+    "imagenet": (1000, (3, 224, 224)),
+    "dvs-cifar10": (10, (10, 2, 48, 48)),
+}
+DIGITS = [name for name in recipes() if name.startswith("digits-")]
+
+
+def network(recipe, stage=0):
+    with torch.device("meta"):
+        return recipe.make_model(stage, *DATA[recipe.data["name"]])
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipe_is_short_and_makes_its_networks(name):
+    assert len(recipes()[name].read_text().splitlines()) <= 40
+    recipe = load(name)
+    assert recipe.data["name"] in SETS and re.search(r"(Deng|Li) et al., (ICLR 2022|NeurIPS 2021)", recipe.source)
+    names = [set(network(recipe, stage).state_dict()) for stage in range(len(recipe.stage))]
+    assert all(each == names[0] for each in names)  # so that weights can be passed on
+    for stage in recipe.stage:
+        stage.make_optimiser([torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_settings_read_back_are_the_recipe(name):
+    recipe = load(name)
+    assert read(recipe.settings()) == recipe
+
+
+def stages(name):
+    """T (ANN: 0), epochs, learning rate of every stage."""
+    return [(s.steps * (s.network == "snn"), s.epochs, s.optimiser["lr"]) for s in load(name).stage]
+
+
+# Deng et al., appendix A.1; Li et al., sections 5.2 and 5.3
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("tet-cifar10", [(2, 300, 0.01), (4, 50, 1e-4), (6, 50, 1e-4)]),
+        ("tet-cifar100", [(2, 300, 0.01), (4, 50, 1e-4), (6, 50, 1e-4)]),
+        ("tet-imagenet-sew34", [(4, 120, 0.1)]),
+        ("tet-imagenet-resnet34", [(4, 90, 0.1), (6, 30, 1e-4)]),
+        ("tet-dvs", [(10, 300, 1e-3)]),
+        ("tet-dvs-plain", [(10, 300, 1e-3)]),
+        ("dspike-cifar10", [(0, 300, 0.01), (6, 300, 0.01), (4, 50, 0.004), (2, 50, 0.004)]),
+        ("dspike-cifar100", [(0, 300, 0.01), (6, 300, 0.01), (4, 50, 0.004), (2, 50, 0.004)]),
+        ("dspike-cifar10-scratch", [(2, 300, 0.01)]),
+        ("dspike-imagenet-resnet34", [(6, 100, 0.04)]),
+        ("dspike-imagenet-vgg16", [(5, 100, 0.04)]),
+        ("dspike-dvs", [(10, 300, 0.01)]),
+    ],
+)
+def test_published_stages(name, wanted):
+    assert stages(name) == wanted
+
+
+def test_published_numbers():
+    lamb = {name: {loss.lamb for s in load(name).stage for loss in s.loss} for name in recipes() if "tet-" in name[:4]}
+    assert lamb["tet-cifar10"] == lamb["tet-cifar100"] == {0.05}
+    assert (
+        lamb["tet-dvs"]
+        == lamb["tet-dvs-plain"]
+        == lamb["tet-imagenet-sew34"]
+        == lamb["tet-imagenet-resnet34"]
+        == {0.001}
+    )
+    assert lamb["tet-table1-tet"] == {0.0}
+    for name in ("tet-imagenet-sew34", "tet-imagenet-resnet34"):
+        assert load(name).stage[0].optimiser == {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 4e-5}
+    assert load("tet-dvs-plain").stage[0].optimiser["weight_decay"] == 5e-4
+    assert "weight_decay" not in load("tet-dvs").stage[0].optimiser
+    for name in recipes():
+        if name.startswith("dspike-"):
+            decay = {s.optimiser["weight_decay"] for s in load(name).stage}
+            assert decay == ({4e-5} if "imagenet" in name else {1e-4})
+            searched = [s.temperature for s in load(name).stage if s.network == "snn"]
+            assert all((t.step, t.eps) == (0.2, 0.1) for t in searched) and searched[0].start == 1.0
+    assert load("dspike-imagenet-vgg16").batch == load("dspike-imagenet-resnet34").batch == 320
+    # A T = 6 network by inheritance costs half of one from scratch: 900 of 1800.
+    recipe = load("tet-cifar100")
+    assert [s.inherit for s in recipe.stage] == [None, 0, 0]
+    assert recipe.total_cost - recipe.stage[1].epochs * recipe.stage[1].steps == 900
+
+
+def neurons(recipe, stage=0):
+    kinds = LIF, SmoothLIF
+    return [module for module in network(recipe, stage).modules() if isinstance(module, kinds)]
+
+
+def test_neurons_are_those_of_the_recipe():
+    for name, decay, threshold, surrogate in (
+        ("tet-cifar10", 0.5, 1.0, Triangle(1.0)),
+        ("tet-imagenet-sew34", 1.0, 1.0, Triangle(1.0)),
+        ("dspike-cifar10-scratch", 0.25, 0.5, Dspike(1.0)),
+    ):
+        for lif in neurons(load(name)):
+            assert (lif.settings["decay"], lif.settings["threshold"]) == (decay, threshold)
+            assert lif.settings["surrogate"] == surrogate
+    assert {lif.spec.surrogate for lif in neurons(load("tet-table2-smooth"))} == {Sigmoid(10.0)}
+    assert {lif.settings["reset"] for lif in neurons(load("digits-tet", ["neuron.reset=soft"]))} == {None}
+    assert {lif.settings["backend"] for lif in neurons(load("digits-tet", ["backend=reference"]))} == {"reference"}
+    fused = [sum(isinstance(m, BNLIF) for m in network(load("digits-tet", [f"fused={flag}"])).modules())
+             for flag in ("true", "false")]  # fmt: skip
+    assert fused == [6, 0]
+    assert not neurons(load("dspike-cifar10"), 0) and len(neurons(load("dspike-cifar10"), 1)) == 19
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_digits_recipes_run(tmp_path, name):
+    recipe = load(name, ["seed=0", "stage.epochs=1", "data.train=40", "batch=20"])
+    recipe = override(recipe, [f"stage.{i}.temperature.batch=4" for i, s in enumerate(recipe.stage) if s.temperature])
+    fit(recipe, tmp_path)
+    metrics = read_metrics(tmp_path)
+    assert [line["stage"] for line in metrics] == list(range(len(recipe.stage)))
+    assert all(
+        ("b" in line) == (stage.temperature is not None) for line, stage in zip(metrics, recipe.stage, strict=True)
+    )
+
+
+def test_schedules():
+    assert load("digits-tet").stage[0].lr(0) == 0.002
+    for schedule, wanted in (("cosine", [1.0, 0.75, 0.25]), ("linear", [1.0, 2 / 3, 1 / 3]), ("constant", [1.0] * 3)):
+        stage = load("digits-tet", [f"stage.schedule={schedule}", "stage.epochs=3"]).stage[0]
+        assert [stage.lr(epoch) / 0.002 for epoch in range(3)] == pytest.approx(wanted)
+
+
+def test_switch_of_the_loss():
+    stage = load("tet-fig3-switch").stage[0]
+    assert [stage.criterion(epoch - 1).name for epoch in (1, 200, 201, 300)] == ["sdt", "sdt", "tet", "tet"]
+
+
+def test_overrides():
+    recipe = load("tet-cifar10", ["stage.epochs=3", "stage.1.loss.lamb=0", "data.root=/data", "amp=bfloat16", "seed=7"])
+    assert [stage.epochs for stage in recipe.stage] == [3, 3, 3]
+    assert [stage.loss[0].lamb for stage in recipe.stage] == [0.05, 0.0, 0.05]
+    assert (recipe.data["root"], recipe.amp) == ("/data", "bfloat16")
+    assert [run.seed for run in recipe.runs()] == [7]
+    assert [run.seed for run in load("tet-cifar10", ["seeds=2"]).runs()] == [0, 1]
+    assert network(load("tet-cifar10", ["model.hidden=none"])).head.in_features == 512
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("epochs=3", "epochs is no key; there are title, source"),
+        ("stage.0.epoch=3", "stage.0.epoch is no key, did you mean epochs?"),
+        ("stage.0.epochs=-1", "stage.0.epochs must be a whole number from 1 up, got -1"),
+        ("stage.0.epochs=1.5", "stage.0.epochs must be a whole number, got 1.5"),
+        ("stage.0.epochs=true", "stage.0.epochs must be a whole number, got True"),
+        ("stage.3.epochs=1", "stage.3.epochs: there are 1, counted from 0, got 3"),
+        ("stage.0.network=cnn", "stage.0.network must be one of snn, ann, got 'cnn'"),
+        ("stage.0.inherit=0", "stage.0.inherit must be the number of a stage before, got 0"),
+        ("stage.0.optimiser.lr=0", "stage.0.optimiser.lr must be a positive, finite number, got 0.0"),
+        ("stage.0.optimiser.name=LBFGS", "stage.0.optimiser.name must be one of SGD, Adam, AdamW, got 'LBFGS'"),
+        ("stage.0.optimiser.momentum=0.9", "stage.0.optimiser.momentum is no key"),
+        ("stage.0.optimiser.weight_decay=-1", "stage.0.optimiser: Invalid weight_decay value: -1"),
+        ("stage.0.schedule=step", "stage.0.schedule must be one of cosine, linear, constant, got 'step'"),
+        ("stage.0.loss.name=mse", "stage.0.loss.0.name must be one of sdt, tet, got 'mse'"),
+        ("stage.0.loss.lamb=1.1", r"stage.0.loss.0.lamb must be a number in [0, 1], got 1.1"),
+        ("stage.0.loss.from_epoch=2", "stage.0.loss must begin with one from_epoch = 1 and go up, got [2]"),
+        ("stage.0.temperature.eps=0", "stage.0.temperature.eps must be a positive, finite number, got 0.0"),
+        ("stage=[]", "stage must be one [[stage]] table or more, got none"),
+        ("model.name=ResNet20", "model.name must be one of CNN6, "),
+        ("model.stem=3", "model.stem is no key"),
+        ("neuron.kind=IF", "neuron.kind must be one of LIF, SmoothLIF, got 'IF'"),
+        ("neuron.tua=2", "neuron.tua is no key, did you mean tau?"),
+        ("neuron.decay=2", "neuron: decay must be in [0, 1], got 2"),
+        ("neuron.surrogate=Triangle", "neuron.surrogate must be a table with a name, got 'Triangle'"),
+        ("neuron.surrogate.name=Tent", "neuron.surrogate.name must be one of "),
+        ("neuron.surrogate.gamma=-1", "neuron.surrogate: Triangle: gamma must be positive and finite, got -1"),
+        ("data.name=mnist", "data.name must be one of digits, "),
+        ("amp=half", "amp must be one of off, bfloat16, float16, got 'half'"),
+        ("accumulate=61", "accumulate must be at most batch, 60, got 61"),
+        ("test_steps=[2, 1]", "test_steps must be increasing, got [2, 1]"),
+        ("title=3", "title must be a text, got 3"),
+        ("batch", "an override must be key=value, got 'batch'"),
+        ("batch.size=3", "batch.size must be a key of the recipe: 60 has no key 'size'"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_key(change, message):
+    with pytest.raises(RecipeError) as error:
+        load("digits-tet", [change])
+    assert str(error.value).startswith(message)
+
+
+def test_mistakes_that_the_data_show():
+    with pytest.raises(RecipeError, match="data: digits has no option 'nois'"):
+        load("digits-tet", ["data.nois=1"]).load_data()
+    with pytest.raises(RecipeError, match="data: noise must be finite and not negative, got -1"):
+        load("digits-tet", ["data.noise=-1"]).load_data()
+
+
+def test_files(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(recipes()["digits-tet"].read_text())
+    assert load(str(path)) == load("digits-tet")
+    path.write_text("title = ")
+    with pytest.raises(RecipeError, match=r"mine.toml is not TOML"):
+        load(str(path))
+    path.write_text('title = "x"')
+    with pytest.raises(RecipeError, match="source is missing"):
+        load(str(path))
+    with pytest.raises(RecipeError, match="did you mean digits-"):
+        load("digits-tets")
