@@ -516,7 +516,9 @@ WIDE = 1 << 18  # neurons
 # The first is limited by registers in backward, where K is at most CHUNK; else a thread takes 16 bytes of float32.
 FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
 BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
-BACKWARD_NORM = _Tile(1, 4, 4, maxnreg=255), _Tile(1, 1, 4)  # of many steps, which x and the residual stay for
+# With a norm or groups; backward of many steps, for which x stays in registers as well as h.
+FORWARD_MORE = _Tile(4, 2, 3, maxnreg=255), _Tile(1, 1, 5)
+BACKWARD_MORE = _Tile(1, 4, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
 def _split(layout, x, norm, shortest, warm=0):
@@ -593,8 +595,9 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
 def lif_forward(spec, layout, x, v, spikes, v_last, saved, norm=None):
     warm = warmup(spec.state_gain, torch.float32)
     segments, *split = _split(layout, x, norm, max(warm, 4 * CHUNK), warm)
+    tiles = FORWARD if norm is None and _groups(layout) is None else FORWARD_MORE
     call, tensors, numbers = (spec, layout, norm), (x, v, spikes, v_last, saved, *split), _numbers(spec)[:6]
-    _launch(lif_forward_kernel, FORWARD, segments, *call, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
+    _launch(lif_forward_kernel, tiles, segments, *call, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
     if segments > 1:
         _launch(lif_repair_kernel, FORWARD, 1, *call, tensors, numbers)
 
@@ -604,7 +607,7 @@ def lif_backward(
 ):
     segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
     of_norm = *_of_norm(norm), pull_push, grad_residual
-    tiles = BACKWARD if norm is None or layout.steps <= 8 else BACKWARD_NORM
+    tiles = BACKWARD if norm is None or layout.steps <= 8 else BACKWARD_MORE
     curve = _compiled(type(spec.surrogate)._triton)
 
     def launch(segments, *gradients):
