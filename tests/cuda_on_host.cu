@@ -210,3 +210,4 @@ void unpack_host(int dtype, int64_t n, const uint8_t* bits, void* x) {
     return 0;
   });
 }
+}
