@@ -7,6 +7,7 @@ computes with the whole batch. Only the first process writes.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,9 +65,11 @@ class World:
                 module.process_group = dist.group.WORLD
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise TypeError(f"with several processes, batch norms must be snnkern.nn's; the model has {module!r}")
+        ddp = nn.parallel.DistributedDataParallel
         # Running statistics come from the same sums everywhere: they are equal without being sent.
+        buffers = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(ddp).parameters.keys()
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        return ddp(model, device_ids=ids, **{max(buffers): False})  # the former, newer one where there are both
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from .recipe import Recipe
 
@@ -34,29 +36,26 @@ class Watch:
 
 class Show(Watch):
     """Several runs, one after another: a line for every epoch or, with ``brief``, for every run; and in a terminal a
-    bar for all of them, with what the step under way gives.
+    bar for all of them and what the step under way gives.
 
     ``total``: the cost of all runs.
     """
 
     def __init__(self, total: float, brief: bool = False, console: Console | None = None) -> None:
         self.total, self.brief, self.console = total, brief, console or Console()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:.0f} % {task.fields[text]}"),
-        )
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task("", total=total, text="")
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:.0f} %"))
+        self.task, self.line = self.bar.add_task("", total=total), Text(no_wrap=True, overflow="ellipsis")
+        self.live = Live(Group(self.bar, self.line), console=self.console, transient=True)
         self.began = time.monotonic()
         self.done = self.skipped = 0.0  # the cost of finished runs; what was done before we looked on
 
     def __enter__(self) -> Show:
-        self.bar.start()
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(self, *error) -> None:
-        self.bar.stop()
+        self.live.stop()
 
     def start(self, recipe: Recipe, folder: Path, cost: float) -> None:
         self.name = str(folder)
@@ -81,8 +80,8 @@ class Show(Watch):
             self.console.print(f"{self.name}: {place}: {_text(numbers)}, left {self._left(cost)}", highlight=False)
 
     def _show(self, place: str, cost: float, numbers: dict[str, float]) -> None:
-        text = f"left {self._left(cost)}, {_text(numbers)}"
-        self.bar.update(self.task, completed=self.done + cost, description=f"{self.name}: {place}", text=text)
+        self.bar.update(self.task, completed=self.done + cost, description=place)
+        self.line.plain = f"{self.name}: left {self._left(cost)}, {_text(numbers)}"
 
     def _left(self, cost: float) -> str:
         done = self.done + cost

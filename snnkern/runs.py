@@ -18,6 +18,7 @@ import os
 import platform
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,9 +65,10 @@ class Request:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame) -> None:
-        if self.stop and number == signal.SIGINT:
+        if not self.stop:
+            self.stop, self.since = True, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() > self.since + 1:  # torchrun passes on what we got already
             raise KeyboardInterrupt
-        self.stop = True
 
 
 def claim(folder: Path, settings: dict) -> None:

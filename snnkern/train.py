@@ -34,7 +34,7 @@ __all__ = ["State", "fit"]
 def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Module:
     """Trains in ``folder``, or goes on where an earlier call stopped there; under torchrun, with the other processes.
 
-    Ctrl-C and SIGTERM are obeyed after the step under way, with a checkpoint; a second Ctrl-C at once, without.
+    Ctrl-C and SIGTERM are obeyed after the step under way, with a checkpoint; another Ctrl-C at once, without.
 
     Args:
         recipe: with a seed.

@@ -197,7 +197,7 @@ def test_restored_network_has_the_accuracy_of_its_file(whole):
 STEPS = 16 + 4 * 3 + 2 * 54  # calls of Watch.step in a run of ``tiny``: batches, test batches, weights in the searches
 
 
-@pytest.mark.parametrize("call", [2, 4, 5, 14, *sorted(random.Random(0).sample(range(15, STEPS), 4))])
+@pytest.mark.parametrize("call", [2, 4, 5, 14, 70, *sorted(random.Random(0).sample(range(15, STEPS), 4))])
 def test_ctrl_c_at_any_step_and_resuming_is_bit_for_bit(tmp_path, whole, call):
     with pytest.raises(Interrupted, match=r"stage [01], epoch [12]"):
         fit(tiny(), tmp_path, InterruptAt(call))
