@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 demo: .venv/installed
 	$(BIN)/snnkern doctor
-	$(BIN)/snnkern train --steps 6 --epochs 30 --batch 60 --seeds 6 --out runs/digits
+	$(BIN)/snnkern compare digits-sdt digits-tet --out runs/digits
 	$(BIN)/snnkern plot runs/digits
 
 test: .venv/installed

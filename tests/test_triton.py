@@ -16,16 +16,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import INTERPRETED
+from test_bn_lif import check as check_norm
 from test_lif import FORMS, RESETS, SURROGATES, check, check_all, draw, state_of
 
 import snnkern
 from snnkern import backend as backends
 from snnkern import surrogate as surrogates
+from snnkern.ops.bn_lif import Norm, Plan
 from snnkern.ops.layout import layout_of
 from snnkern.ops.lif import CHUNK, make_spec
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-from snnkern.backend.triton import lif as kernels  # noqa: E402  # imports Triton
+from snnkern.backend.triton import bn_lif as norms  # noqa: E402  # imports Triton
+from snnkern.backend.triton import lif as kernels  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poison")
 in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter, in another process")
@@ -103,16 +106,104 @@ def test_a_repaired_segment_has_the_next_one_repaired(monkeypatch, force, wide):
     assert spikes[-1].all()
 
 
+def with_channels(shape, last, dtype=torch.float32):
+    """[T, N, C, ...] or [N, T, C, ...]; ``last``: channels last in memory."""
+    y = draw(shape, dtype) + 0.5
+    return y.movedim(2, -1).contiguous().movedim(-1, 2) if last else y
+
+
+# Shapes, time_dim, channels last; and what a program of 8 neurons has of channels, which says how it finds them
+NORMS = {
+    "rows of 49": ((5, 3, 2, 7, 7), 0, False, "two"),
+    "rows of 64, time second": ((3, 4, 3, 8, 8), 1, False, "two"),
+    "rows of 4": ((17, 9, 5, 2, 2), 0, False, "any"),
+    "rows of 9, in rows of time": ((5, 16, 1, 3, 3), 1, False, "two"),
+    "rows of 7, in short rows of time": ((15, 4, 3, 7), 1, False, "any"),
+    "channels last": ((18, 2, 17, 5), 0, True, "one"),
+    "few channels last, time second": ((4, 6, 3, 11), 1, True, "any"),
+    "features": ((1, 40, 37), 0, False, "one"),
+}
+
+
+@in_interpreter
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_in_many_programs(monkeypatch, name, wide):
+    """Programs of a few lanes, so that a small tensor has several blocks, parts and channels in each way there is."""
+    shape, time_dim, last, span = NORMS[name]
+    monkeypatch.setattr(kernels, "WIDE", 0 if wide else sys.maxsize)
+    monkeypatch.setattr(kernels, "_machine", lambda: ("interpreter", 8))
+    monkeypatch.setattr(norms, "_machine", lambda: ("interpreter", 2))
+    monkeypatch.setattr(norms, "LINE", 8)
+    monkeypatch.setattr(norms, "BLOCKS", 2)
+    shared, spans = [], set()
+    share, launch = norms._share, kernels.lif_forward_kernel.run
+    monkeypatch.setattr(norms, "_share", lambda *arguments: shared.append(share(*arguments)) or shared[-1])
+    monkeypatch.setattr(
+        kernels.lif_forward_kernel, "run", lambda *a, **o: spans.add(o["SPAN"]) or launch(*a, **o), raising=False
+    )
+    y = with_channels(shape, last)
+    residual = draw(shape, seed=7)
+    steps_out = max(1, shape[time_dim] * 2 // 3) if wide else None
+    check_norm(y, "triton", state_of(y, time_dim), residual, time_dim=time_dim, steps_out=steps_out)
+    assert wide or spans == {span}
+    assert len(shared) == 2 and all(work.parts > 1 and work.per_part > 1 for work in shared)
+
+
+@in_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sums_in_parts_are_the_sums(monkeypatch, dtype):
+    """The moments to 1e-12 and the table to the bit, against float64: means of 1e4, and a channel that is constant."""
+    monkeypatch.setattr(norms, "_machine", lambda: ("interpreter", 2))
+    y = (draw((6, 5, 3, 31)) + torch.tensor([1e4, -3.0, 0.0])[:, None]).to(dtype)
+    y[:, :, 1] = 7.25
+    norm = Norm(3, 31, torch.empty(5, 3))
+    moments = norms.bn_moments(layout_of(y, 0), norm, y)
+    parts = (len(moments) - 1) // 2
+    from_shift = y.double() - y[0, 0, :, :1].double()
+    wanted = torch.stack([from_shift.sum((0, 1, 3)), from_shift.square().sum((0, 1, 3))])
+    assert parts > 1 and torch.equal(moments[-1], y[0, 0, :, 0].double())
+    assert torch.allclose(moments[:-1].view(parts, 2, 3).sum(0), wanted, rtol=1e-12)
+    norms.bn_prepare(Plan(930.0, 930 / 929, 0.1, 1e-5, 0.3), moments, None, None, None, None, norm.table)
+    mean, var = y.double().mean((0, 1, 3)), y.double().var((0, 1, 3), unbiased=False)
+    scale = (0.3 / torch.sqrt(var + 1e-5)).float()
+    assert torch.equal(norm.table[:2], torch.stack([mean.float(), scale]))
+    offset = (mean.float().double() - mean) * scale.double()
+    assert torch.allclose(norm.table[2].double(), offset, rtol=1e-5, atol=1e-9)
+
+
+@in_interpreter
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("steps, steps_out", [(6, 4), (17, 5), (40, 39), (71, 2)])
+def test_groups_of_steps(monkeypatch, steps, steps_out, wide):
+    monkeypatch.setattr(kernels, "WIDE", 0 if wide else sys.maxsize)
+    for shape, time_dim in (((steps, 45), 0), ((3, steps, 5), 1)):
+        x = draw(shape)
+        shape = [steps_out if n == steps else n for n in shape]
+        options = {"time_dim": time_dim, "steps_out": steps_out}
+        check(x, state_of(x, time_dim), "triton", draw(shape, seed=2), state_of(x, time_dim, 3), **options)
+
+
+@in_interpreter
+def test_grouped_time_is_not_split(force):
+    launches = force(32, 16)
+    x = draw((150, 37))
+    check(x, state_of(x), "triton", draw((7, 37), seed=2), state_of(x, seed=3), steps_out=7)
+    check_norm(with_channels((150, 1, 3, 5), False), "triton")
+    assert not launches
+
+
 # Compiled for GPUs that are not there
 
 TARGETS = {name: (kind, arch, warp) for name, kind, arch, warp in
            [("sm_80", "cuda", 80, 32), ("sm_90", "cuda", 90, 32), ("gfx942", "hip", "gfx942", 64)]}  # fmt: skip
-NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", int: "i32", float: "fp32"}
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+NAMES |= {int: "i32", float: "fp32"}
 NAMES |= {torch.int32: "i32", torch.int16: "i16", torch.uint8: "u8"}
 
 
-def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, **neuron):
-    """The launches that a forward and a backward pass make for x of ``shape``: kernel, grid, arguments, keywords."""
+def record(monkeypatch, machine):
+    """The launches made from now on: kernel, grid, arguments, keywords."""
     made = []
 
     class Recorder:
@@ -122,37 +213,77 @@ def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, **neu
         def __getitem__(self, grid):
             return lambda *args, **options: made.append((self.kernel, grid, args, options))
 
-    for name, kernel in KERNELS.items():
-        monkeypatch.setattr(kernels, name, Recorder(kernel))
-    monkeypatch.setattr(kernels, "_machine", lambda: machine)
+    for module in (kernels, norms):
+        for name, kernel in KERNELS.items():
+            monkeypatch.setattr(module, name, Recorder(kernel), raising=False)
+        monkeypatch.setattr(module, "_machine", lambda: machine)
     monkeypatch.setattr(kernels, "_processors", lambda device: 132)
+    return made
+
+
+def spec_of(**neuron):
     options = {"decay": None, "tau": None, "decay_input": True, "threshold": 1.0, "reset": 0.0}
-    options |= {"surrogate": surrogates.Triangle(), "detach_reset": False, "fire_at_threshold": False} | neuron
-    # Eight elements stand for all: what is launched depends on shapes and alignment alone.
+    options |= {"surrogate": surrogates.Triangle(), "detach_reset": False, "fire_at_threshold": False}
+    return make_spec(**(options | neuron))
+
+
+def eight(layout, dtype):
+    """Eight elements stand for all: what is launched depends on shapes and alignment alone. x, a state, and saved."""
     x, state = torch.empty(8, dtype=dtype), torch.empty(8)
+    return x, state, state if layout.steps > CHUNK else None
+
+
+def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, steps_out=None, **neuron):
+    """The launches that a forward and a backward pass make for x of ``shape``."""
+    made, spec = record(monkeypatch, machine), spec_of(**neuron)
     layout = layout_of(torch.empty(shape, device="meta"), time_dim)
-    saved = state if layout.steps > CHUNK else None
-    spec = make_spec(**options)
+    layout = layout._replace(steps_out=steps_out or layout.steps)
+    x, state, saved = eight(layout, dtype)
     kernels.lif_forward(spec, layout, x, state, x, state, saved)
     kernels.lif_backward(spec, layout, x, state, saved, x, state, x, state)
     return made
 
 
+def norm_launches(
+    monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, last=False, steps_out=None, residual=True, **neuron
+):
+    """The same for ``bn_lif``: moments, prepare, forward; sums, gradients, backward."""
+    made, spec = record(monkeypatch, machine), spec_of(**neuron)
+    y = torch.empty(shape, device="meta")
+    y = torch.empty(y.movedim(2, -1).shape, device="meta").movedim(-1, 2) if last else y
+    layout = layout_of(y, time_dim)
+    period = layout.period(y.shape, 2, time_dim)
+    layout = layout._replace(steps_out=steps_out or layout.steps)
+    x, state, saved = eight(layout, dtype)
+    norm = Norm(shape[2], period, torch.empty(5, shape[2]), x if residual else None)
+    plan = Plan(2.0, 2.0, 0.1, 1e-5, 1.0)
+    norms.bn_prepare(plan, norms.bn_moments(layout, norm, x), state, state, state, state, norm.table)
+    kernels.lif_forward(spec, layout, x, state, x, state, saved, norm)
+    norms.bn_gradients(
+        plan, norm.table, norms.bn_sums(spec, layout, x, state, saved, x, state, norm), None, state, state
+    )
+    kernels.lif_backward(spec, layout, x, state, saved, x, state, x, state, norm, state, x if residual else None)
+    return made
+
+
 KERNELS = {name: getattr(kernels, name) for name in ("lif_forward_kernel", "lif_repair_kernel", "lif_backward_kernel")}
+KERNELS |= {f"bn_{name}_kernel": getattr(norms, f"bn_{name}_kernel")
+            for name in ("moments", "prepare", "sums", "gradients")}  # fmt: skip
 
 
 def compile_for(target, kernel, args, options):
     kind, arch, warp = TARGETS[target]
     signature, constants, aligned = {}, {}, {}
-    for i, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+    for i, (param, value) in enumerate(zip(kernel.params, args, strict=False)):
+        name = param.name
         if isinstance(value, torch.Tensor):
             assert value.data_ptr() % 16 == 0
             signature[name], aligned[(i,)] = "*" + NAMES[value.dtype], [["tt.divisibility", 16]]
         elif value is None:
             signature[name], constants[name] = "constexpr", None
         else:
-            signature[name] = NAMES[type(value)]
-            if type(value) is int and value % 16 == 0 and not kernel.params[i].do_not_specialize:
+            signature[name] = param.annotation_type or NAMES[type(value)]
+            if type(value) is int and value % 16 == 0 and not param.do_not_specialize:
                 aligned[(i,)] = [["tt.divisibility", 16]]
     for name in kernel.arg_names[len(args) :]:
         signature[name], constants[name] = "constexpr", options.get(name)
@@ -165,6 +296,17 @@ def compiled(monkeypatch, target, shape, *args, **options):
     kind, _, warp = TARGETS[target]
     made = launches(monkeypatch, (kind, warp), shape, *args, **options)
     return [compile_for(target, kernel, args, options) for kernel, _, args, options in made]
+
+
+def compiled_norm(monkeypatch, target, shape, *args, only="", **options):
+    """By name, those kernels whose names have ``only`` in them."""
+    kind, _, warp = TARGETS[target]
+    made = norm_launches(monkeypatch, (kind, warp), shape, *args, **options)
+    return {
+        kernel.__name__: compile_for(target, kernel, args, options)
+        for kernel, _, args, options in made
+        if only in kernel.__name__
+    }
 
 
 def sass(kernel, tmp_path):
@@ -187,12 +329,16 @@ def assert_nothing_is_contracted(kernel, form, tmp_path):
     if "amdgcn" in kernel.asm:
         code = kernel.asm["amdgcn"]
         assert ("v_div_fixup_f32" in code) == divides
-        assert divides or not re.search(r"v_(pk_)?(fma|fmac|mad)_f32", code)
+        fused = re.findall(r"v_(?:pk_)?(?:fma|mad)\w*_f32.*", code)
+        # Whole numbers of 64 bits are divided with products by 2**32 and -2**32.
+        assert divides or not [line for line in fused if not re.search(r"0x[4c]f800000", line)]
+        assert not re.search(r"\bcontract\b|fmuladd", kernel.asm["llir"])
     else:
         code = kernel.asm["ptx"]
         assert not re.search(r"\bfma\.", code)
         assert set(re.findall(r"\bdiv\.\S*f32", code)) == ({"div.rn.f32"} if divides else set())
-        assert divides or "FFMA" not in sass(kernel, tmp_path)
+        # The division of float64 looks at high words with FFMA.
+        assert divides or "div.rn.f64" in code or "FFMA" not in sass(kernel, tmp_path)
 
 
 LARGE, SMALL = 1 << 18, 4096  # neurons
@@ -258,6 +404,69 @@ def test_backward_moves_two_elements_at_a_time(monkeypatch, tmp_path):
     assert set(re.findall(r"\b(?:LDG|STG)\.E\S*", code)) == {"LDG.E.64", "STG.E.64"}
 
 
+IMAGES, LONG = (4, 32, 64, 32, 32), (40, 32, 512, 8, 8)
+
+
+@compiles
+@pytest.mark.parametrize(
+    "target, shape, steps_out, kind",
+    [
+        ("sm_80", IMAGES, 2, LARGEST),
+        ("sm_90", IMAGES, None, SMALLEST),
+        ("gfx942", IMAGES, 2, SMALLEST),
+        ("sm_80", LONG, 10, SMALLEST),
+        ("sm_90", LONG, None, LARGEST),
+        ("gfx942", LONG, 10, LARGEST),
+    ],
+)
+def test_kernels_with_a_norm(monkeypatch, tmp_path, target, shape, steps_out, kind):
+    dtype, neuron = kind
+    for name, kernel in compiled_norm(monkeypatch, target, shape, dtype, steps_out=steps_out, **neuron).items():
+        assert_nothing_is_spilled(kernel, tmp_path)
+        has_neurons = name.startswith("lif") or name == "bn_sums_kernel"
+        assert_nothing_is_contracted(kernel, neuron if has_neurons else {}, tmp_path)
+
+
+@compiles
+def test_statistics_are_made_in_float64(monkeypatch):
+    kernels = compiled_norm(monkeypatch, "sm_90", IMAGES)
+    found = {name: set(re.findall(r"\b(?:div|sqrt)\.\w+\.f\d+", kernel.asm["ptx"])) for name, kernel in kernels.items()}
+    assert found["bn_prepare_kernel"] == {"div.rn.f64", "sqrt.rn.f64"}
+    assert found["bn_gradients_kernel"] == {"div.rn.f64"}
+    assert not any(found[name] for name in found if name not in ("bn_prepare_kernel", "bn_gradients_kernel"))
+
+
+@compiles
+@pytest.mark.parametrize(
+    "shape, options",
+    [
+        (IMAGES, {}),
+        ((32, 4, 256, 28, 28), {"time_dim": 1}),
+        ((4, 32, 512, 8, 8), {"last": True}),
+        ((4, 32, 64, 14, 14), {}),
+    ],
+    ids=str,
+)
+def test_norms_are_read_sixteen_bytes_at_a_time(monkeypatch, tmp_path, shape, options):
+    """All but the numbers of the channels, three a neuron at the start of forward, one a lane in moments, twice."""
+    for name, scalars in (("bn_moments_kernel", 5), ("lif_forward_kernel", 12)):
+        code = sass(compiled_norm(monkeypatch, "sm_90", shape, only=name, **options)[name], tmp_path)
+        loads = re.findall(r"\bLDG\.E\S*", code)
+        assert set(loads) == {"LDG.E", "LDG.E.128"} and loads.count("LDG.E") == scalars
+        assert name == "bn_moments_kernel" or set(re.findall(r"\bSTG\.E\S*", code)) == {"STG.E.128"}
+
+
+@compiles
+def test_one_kernel_with_a_norm_serves_every_size(monkeypatch):
+    """Of a unit: batches, steps of one K, channels and images."""
+
+    def kernels_of(*shape, steps_out):
+        made = norm_launches(monkeypatch, ("cuda", 32), shape, steps_out=steps_out)
+        return [([type(arg) for arg in args], options) for _, _, args, options in made]
+
+    assert kernels_of(33, 2, 64, 32, 32, steps_out=5) == kernels_of(47, 1, 32, 64, 48, steps_out=16)
+
+
 @compiles
 def test_loads_are_in_flight_together(monkeypatch, tmp_path):
     for kernel in compiled(monkeypatch, "sm_90", (64, SMALL)):
@@ -291,7 +500,7 @@ def test_one_kernel_serves_every_number_of_steps(monkeypatch):
     assert kernel_of(33, 4096) == kernel_of(500, 4096) == kernel_of(501, 8192)
     assert kernel_of(4000, 256) == kernel_of(5001, 512)  # split over time
     sizes = {param.name for param in KERNELS["lif_forward_kernel"].params if param.do_not_specialize}
-    assert sizes == {"steps", "neurons", "inner", "x_outer", "x_step", "per_row"}
+    assert sizes == {"channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step", "per_row"}
     for kernel, _, args, _ in launches(monkeypatch, ("cuda", 32), SPLIT):
         given = dict(zip(kernel.arg_names, args, strict=False))
         assert given["segment_steps"] % 16 == given.get("warmup", 0) % 16 == 0  # else Triton would make another kernel

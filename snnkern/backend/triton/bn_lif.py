@@ -4,11 +4,11 @@ The neurons, [outer * inner], are [images, channels, period] too. A program has 
 part of their neurons, a block of ROWS images by SPAN of a period at a time:
 
 - channels last: period = SPAN = 1, and lanes are neighbouring channels;
-- otherwise SPAN is the period's next power of two, as far as a program has lanes, and CHANNELS is 1 unless the period is
-  so short that several channels share a line of memory.
+- otherwise SPAN is the period's next power of two, as far as a program has lanes, and CHANNELS is 1 unless the period
+  is so short that several channels share a line of memory.
 
-So lanes that follow each other lie side by side in memory, and a lane keeps its channel; it adds up alone, and lanes are
-added up at the program's end. Parts depend on the shape, and on how many threads the GPU has in a warp.
+So lanes that follow each other lie side by side in memory, and a lane keeps its channel; it adds up alone, and lanes
+are added up at the program's end. Parts depend on the shape, and on how many threads the GPU has in a warp.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ Where neurons are few, time is split into segments, program_id(1):
 
 See ``csrc/cuda/lif.cu``, too. Where scratch, [2, segments, neurons], is None, all of this compiles away.
 
-Likewise only where they are not None: ``table`` and ``residual``, the norm before the neurons; ``groups``, the steps out,
-fewer than the steps. Neither is met with split time: a group could lie in two segments, and a norm's sums are not split.
+So does what is None of ``table`` and ``residual``, the norm before the neurons, and ``groups``, the steps out where
+they are fewer than the steps. With either, time is not split: a group could lie in two segments, and with a norm the
+sums of its gradients would have to be split as well.
 """
 
 from __future__ import annotations
@@ -412,7 +413,10 @@ def lif_backward_kernel(
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
     DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None,
 ):  # fmt: skip
-    """With grad_x None, finds gain and carry of each segment but the first: dL/dv before it = gain dL/dv after it + carry"""
+    """With grad_x None, finds gain and carry of each segment but the first:
+
+    dL/dv before it = gain dL/dv after it + carry
+    """
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
     n, i, limit, row, column = _place(neurons, inner, per_row, FLAT, BLOCK)
@@ -512,7 +516,9 @@ WIDE = 1 << 18  # neurons
 # The first is limited by registers in backward, where K is at most CHUNK; else a thread takes 16 bytes of float32.
 FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
 BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
-BACKWARD_NORM = _Tile(1, 4, 4, maxnreg=255), _Tile(1, 1, 4)  # of many steps, which x and the residual stay for
+# With a norm or groups; backward of many steps, for which x stays in registers as well as h.
+FORWARD_MORE = _Tile(4, 2, 3, maxnreg=255), _Tile(1, 1, 5)
+BACKWARD_MORE = _Tile(1, 4, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
 def _split(layout, x, norm, shortest, warm=0):
@@ -527,8 +533,8 @@ def _split(layout, x, norm, shortest, warm=0):
 
 
 def _sizes_of(layout, unit=16, *others):
-    """neurons, inner, x_outer and x_step, and the unit they are in: ``unit`` if all of them can be, and all others. From
-    it Triton knows that rows are aligned, and loads 16 bytes."""
+    """The unit that sizes go in, and neurons, inner, x_outer and x_step: it is ``unit`` if all of them can, and all
+    others. From it Triton knows that rows are aligned, and loads 16 bytes."""
     _, outer, steps, inner, x_outer, x_step, _ = layout
     sizes = (outer * inner, inner, x_outer if outer > 1 else 0, x_step if steps > 1 else 0)
     unit = unit if all(size % unit == 0 for size in (*sizes, *others)) else 1
@@ -589,8 +595,9 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
 def lif_forward(spec, layout, x, v, spikes, v_last, saved, norm=None):
     warm = warmup(spec.state_gain, torch.float32)
     segments, *split = _split(layout, x, norm, max(warm, 4 * CHUNK), warm)
+    tiles = FORWARD if norm is None and _groups(layout) is None else FORWARD_MORE
     call, tensors, numbers = (spec, layout, norm), (x, v, spikes, v_last, saved, *split), _numbers(spec)[:6]
-    _launch(lif_forward_kernel, FORWARD, segments, *call, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
+    _launch(lif_forward_kernel, tiles, segments, *call, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
     if segments > 1:
         _launch(lif_repair_kernel, FORWARD, 1, *call, tensors, numbers)
 
@@ -600,7 +607,7 @@ def lif_backward(
 ):
     segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
     of_norm = *_of_norm(norm), pull_push, grad_residual
-    tiles = BACKWARD if norm is None or layout.steps <= 8 else BACKWARD_NORM
+    tiles = BACKWARD if norm is None or layout.steps <= 8 else BACKWARD_MORE
     curve = _compiled(type(spec.surrogate)._triton)
 
     def launch(segments, *gradients):
