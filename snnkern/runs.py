@@ -139,7 +139,7 @@ def board(folder: Path, lines: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("tensorboard = true needs tensorboard: pip install tensorboard") from error
+        raise ModuleNotFoundError("tensorboard = true needs tensorboard: pip install 'snnkern[tensorboard]'") from error
     return SummaryWriter(folder / "tensorboard", purge_step=lines + 1)
 
 

@@ -334,6 +334,17 @@ def test_augmentation_and_dropout_depend_on_neither_workers_nor_interruption(tmp
     assert learnt(tmp_path / "other")[0]["loss"] != first["loss"]
 
 
+def test_frames_are_cut_off_after_the_steps_of_the_stage(tmp_path, monkeypatch):
+    x, y = torch.rand(40, 3, 2, 8, 8), torch.arange(40) % 10
+    data = Data(TensorDataset(x, y), TensorDataset(x, y), 10, (3, 2, 8, 8), True)
+    monkeypatch.setattr(snnkern.data, "load", lambda **options: data)
+    model = fit(one_stage("stage.steps=2", "channels_last=true"), tmp_path)
+    outputs = model.eval()(x[:, :2].movedim(1, 0))
+    assert read_metrics(tmp_path)[-1]["test_sdt"] == pytest.approx(losses.sdt(outputs, y).item(), rel=1e-5)
+    with pytest.raises(RecipeError, match=r"stage.0.steps must be at most the 3 frames, got 4"):
+        fit(one_stage("stage.steps=4"), tmp_path / "other")
+
+
 @pytest.mark.parametrize("override", ["packed=true", "channels_last=true", "fused=false"])
 def test_settings_that_change_only_how(tmp_path, override):
     fit(one_stage("model.name=CNN6"), tmp_path / "plain")
