@@ -47,7 +47,7 @@ def ours():
 @pytest.fixture
 def small(monkeypatch):
     """ResNet-19 of two blocks."""
-    monkeypatch.setattr(ResNet19, "BLOCKS", ((8, 1), (16, 2)))
+    monkeypatch.setattr(ResNet19, "GROUPS", ((8, 1, 1), (16, 1, 2)))
 
 
 @pytest.fixture(autouse=True)
