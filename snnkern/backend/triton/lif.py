@@ -147,19 +147,6 @@ def _channel(inner, per_row, channels, period, SPAN: tl.constexpr, FLAT: tl.cons
 
 
 @triton.jit
-def _affine(
-    table, inner, per_row, channels, period, SPAN: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Mean, scale and offset of a program's neurons, or None each."""
-    if table is None:
-        mean, scale, offset = None, None, None
-    else:
-        at = table + _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
-        mean, scale, offset = tl.load(at), tl.load(at + channels), tl.load(at + 2 * channels)
-    return mean, scale, offset
-
-
-@triton.jit
 def _segment(p, segment_steps, steps):
     """Where it begins, a multiple of CHUNK, and ends."""
     begin = p * segment_steps.to(steps.dtype)
@@ -236,7 +223,12 @@ def lif_forward_kernel(
     spikes += row * ((steps if groups is None else groups) * inner) + column
     if residual is not None:
         residual += row * (steps * inner) + column
-    mean, scale, offset = _affine(table, inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+    mean, scale, offset = None, None, None
+    if table is not None:
+        channel = _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+        mean = tl.load(table + channel)
+        scale = tl.load(table + channels + channel)
+        offset = tl.load(table + 2 * channels + channel)
     v = _start(v0, v_start, n, exists, BLOCK)
     begin, end = 0, steps
     if scratch is not None:
@@ -311,7 +303,7 @@ def _retrace(
     dL/dh = dL/ds g + dL/dv (keep + (pull - push h) g),   keep = 1, but 0 after a hard reset
     dL/dx = input_gain dL/dh,   dL/dv[t-1] = state_gain dL/dh
 
-    From dL/dv after step end - 1 to that before ``begin``. WANTED on the way:
+    From dL/dv after step end - 1 to that before ``begin``. Returns it, ``one`` and ``two``. WANTED on the way:
 
     - "gradients": writes grad_x and grad_residual
     - "map": ``one``, a gain: dL/dv before begin = gain dL/dv after end + what it is for dL/dv = 0 after end
@@ -431,11 +423,15 @@ def lif_backward_kernel(
         residual += at
     if grad_residual is not None:
         grad_residual += at
-    mean, scale, offset = _affine(table, inner, per_row, channels, period, SPAN, FLAT, BLOCK)
-    pull, push = None, None
-    if pull_push is not None:
-        of_channel = pull_push + _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
-        pull, push = tl.load(of_channel), tl.load(of_channel + channels)
+    mean, scale, offset, pull, push = None, None, None, None, None
+    if table is not None:
+        channel = _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+        mean = tl.load(table + channel)
+        scale = tl.load(table + channels + channel)
+        offset = tl.load(table + 2 * channels + channel)
+        if pull_push is not None:
+            pull = tl.load(pull_push + channel)
+            push = tl.load(pull_push + channels + channel)
     grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
     begin, end = 0, steps
     if scratch is not None:
@@ -452,8 +448,9 @@ def lif_backward_kernel(
                 through = tl.load(gains + later, exists, other=0.0) * grad_v
                 grad_v = tl.where(grad_v != 0.0, through + carry, carry)
         begin, end = _segment(segment, segment_steps, steps)
+    gain = tl.full([BLOCK], 1.0, tl.float32)
     grad_v, gain, _ = _retrace(
-        grad_v, tl.full([BLOCK], 1.0, tl.float32) if grad_x is None else None, None, begin, end,
+        grad_v, gain, gain, begin, end,
         x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
         residual, mean, scale, offset, pull, push, groups, steps, inner, neurons, n, i, limit,
         leak, rest, threshold, fire_above, reset, input_gain, state_gain, a, b, c,
