@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from . import recipe as recipes
 from . import runs
+from .analysis.accuracy import evaluating
 from .batches import fetch, to_device
 from .data import Data
 from .distributed import World, working
@@ -56,19 +57,15 @@ def evaluate(
     """
     device = next(model.parameters()).device
     where = where or World(device)
-    training = model.training
-    model.eval()
     sums = torch.zeros(4, steps, dtype=torch.float64, device=device)
     mine = torch.arange(where.rank, len(dataset), where.size)
-    try:
+    with evaluating(model):
         for x, y in fetch(dataset, mine.split(batch), workers=workers):
             check()
             x, y = to_device(x, y, device, steps, events, channels_last)
             with where.autocast(amp):
                 outputs = model(x, None if events else steps)
             sums += _sums(outputs.float(), y)
-    finally:
-        model.train(training)
     accuracy, moments, sdt, tet = (where.sum(sums) / len(dataset)).tolist()
     return Evaluation(accuracy, moments, sdt, tet, len(dataset))
 

@@ -71,19 +71,24 @@ void start(S* v, const S* from, S constant, Tile tile) {
 // What the lanes of a tile are normalised with.
 template <class S>
 struct Lanes {
-  alignas(64) S mean[kLanes], scale[kLanes], offset[kLanes], pull[kLanes], push[kLanes];
+  alignas(64) S mean[kLanes], scale[kLanes], offset[kLanes];
+  alignas(64) S pull[kLanes], push[kLanes];  // of backward's second pass
 
-  void fill(const Norm& n, const Tile& tile, const void* pull_push) {
+  void fill(const Norm& n, const Tile& tile) {
     const auto* table = static_cast<const S*>(n.table);
-    const auto row = [&](const S* from, S* to) {
-      from ? spread(n, tile, from, to) : void(std::fill_n(to, kLanes, S(0)));
-    };
-    row(table + kMean * n.channels, mean);
-    row(table + kScale * n.channels, scale);
-    row(table + kOffset * n.channels, offset);
-    const auto* gradients = static_cast<const S*>(pull_push);
-    row(gradients, pull);
-    row(gradients ? gradients + n.channels : nullptr, push);
+    spread(n, tile, table + kMean * n.channels, mean);
+    spread(n, tile, table + kScale * n.channels, scale);
+    spread(n, tile, table + kOffset * n.channels, offset);
+  }
+  void fill(const Norm& n, const Tile& tile, const void* pull_push) {
+    fill(n, tile);
+    if (const auto* rows = static_cast<const S*>(pull_push)) {
+      spread(n, tile, rows, pull);
+      spread(n, tile, rows + n.channels, push);
+    } else {
+      std::fill_n(pull, tile.lanes, S(0));
+      std::fill_n(push, tile.lanes, S(0));
+    }
   }
 };
 
@@ -125,7 +130,7 @@ void normalise(const Lanes<S>& n, int first, const IO* x, const IO* ahead, const
 // totals (first: are, else +=) row; with `out`, they go there.
 template <class IO, class S>
 void add(const S* row, bool first, S* totals, IO* out, int lanes, bool streaming) {
-  over_lanes<S>(out ? out : nullptr, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
+  over_lanes<S>(out, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
     using W = decltype(vector);
     const W total = first ? load<W>(row + j) : load<W>(totals + j) + load<W>(row + j);
     out ? store(out + j, total, streaming) : store(totals + j, total, false);
@@ -277,7 +282,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
     for (int64_t i = 0; i < tiles.count; ++i) {
       const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
       Local<S> at;
-      if (a.norm.table) at.lanes.fill(a.norm, tile, nullptr);
+      if (a.norm.table) at.lanes.fill(a.norm, tile);
       S* v = at.v;
       const int64_t from = std::max<int64_t>(0, tile.begin - s.warmup);
       start(v, from > 0 ? nullptr : v0, n.v_start, tile);
@@ -302,7 +307,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
       for (int64_t q = 1; q < s.segments; ++q) {
         const Tile tile = seams.differing(tiles[q * tiles.per_segment + i], q - 1);
         if (tile.lanes == 0) continue;
-        if (a.norm.table) at.lanes.fill(a.norm, tile, nullptr);
+        if (a.norm.table) at.lanes.fill(a.norm, tile);
         std::copy_n(seams.ends + (q - 1) * seams.neurons + tile.first, tile.lanes, v);
         bool met = false;  // again where the first run was: from there on that one is right
         for (int64_t t = tile.begin; t < tile.end; t += kChunk) {
@@ -353,14 +358,14 @@ void sum_up(const Normed<IO, S>& norm, int j, Rows<const S> g, Rows<const IO> x,
   }
 }
 
-// g into the gradients of x and of the residual.
+// g, [steps][count], into the gradients of x and of the residual; x and grad_x begin at lane j.
 template <class IO, class S>
 void finish(const Normed<IO, S>& norm, int j, Rows<const S> g, Rows<const IO> x, Rows<IO> grad_x, int steps, int count,
             bool streaming) {
   using V = typename VectorOf<S>::type;
   const Lanes<S>& n = *norm.lanes;
   for (int k = 0; k < steps; ++k) {
-    IO *out = grad_x[k], *shortcut = norm.grad_residual.data ? norm.grad_residual[k] : nullptr;
+    IO *out = grad_x[k], *shortcut = norm.grad_residual.data ? norm.grad_residual[k] + j : nullptr;
     const bool alike = lanes_until_aligned<V>(shortcut) == lanes_until_aligned<V>(out);
     over_lanes<S>(out, count, [&](int i, auto vector) __attribute__((always_inline)) {
       using W = decltype(vector);
@@ -382,8 +387,8 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
   const auto block = [&](int j, auto vector, auto vectors) {
     using W = decltype(vector);
     constexpr int count = vectors() * sizeof(W) / sizeof(S);
-    const Rows<S> in_cache{h, count};
-    const Rows<const S> out_of_cache{h, count};
+    const Rows<S> cached{h, count};  // what the neurons receive, then h, then g
+    const Rows<const S> g{h, count};
     const auto recomputed = [&](auto in) {
       with_form(n, [&](auto form, auto hard) {
         recompute<form(), hard(), W, vectors()>(n, in, grad_s.from(j), v + j, h, steps);
@@ -401,19 +406,14 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
       return;
     }
     for (int k = 0; k < steps; ++k)
-      normalise(*norm.lanes, j, x[k] + j, x[k] + j, norm.residual.data ? norm.residual[k] + j : nullptr, 0, in_cache[k],
+      normalise(*norm.lanes, j, x[k] + j, x[k] + j, norm.residual.data ? norm.residual[k] + j : nullptr, 0, cached[k],
                 count);
-    recomputed(out_of_cache);
-    walked(in_cache, false);
+    recomputed(g);
+    walked(cached, false);
     if (norm.totals)
-      sum_up(norm, j, out_of_cache, x.from(j), steps, count);
+      sum_up(norm, j, g, x.from(j), steps, count);
     else
-      finish(Normed<IO, S>{norm.lanes,
-                           {},
-                           norm.grad_residual.data ? norm.grad_residual.from(j) : norm.grad_residual,
-                           nullptr,
-                           nullptr},
-             j, out_of_cache, x.from(j), grad_x.from(j), steps, count, streaming);
+      finish(norm, j, g, x.from(j), grad_x.from(j), steps, count, streaming);
   };
   constexpr std::integral_constant<int, kBlock> many{};
   constexpr std::integral_constant<int, 1> one{};
@@ -552,7 +552,7 @@ void sums_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, double* 
       alignas(64) S grad_v[kLanes];
       alignas(64) double totals[kLanes] = {}, moments[kLanes] = {};
       Lanes<S> lanes;
-      lanes.fill(a.norm, tile, nullptr);
+      lanes.fill(a.norm, tile);
       pass.start_from(grad_v, tile, s.steps);
       pass.walk(tile, {&lanes, {}, {}, totals, moments}, grad_v, 0, s.steps, false);
       fold(a.norm, tile, totals, to);

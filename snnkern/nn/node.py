@@ -141,19 +141,21 @@ class LIFNode(nn.Module):
             v = None if v == rest else torch.full(x.shape[1:], v, dtype=state_dtype(x.dtype), device=x.device)
         elif v.shape != x.shape[1:] or v.dtype != state_dtype(x.dtype) or v.device != x.device:
             v = _fit(v, x)
-        spikes, memories["v"] = lif(
-            x,
-            v,
-            tau=self.tau,
-            decay_input=self.decay_input,
-            threshold=self.v_threshold,
-            reset=self.v_reset,
-            surrogate=self.surrogate_function,
-            detach_reset=self.detach_reset,
-            fire_at_threshold=True,
-            backend=_BACKENDS[self._backend],
-        )
+        spikes, memories["v"] = lif(x, v, **self._neuron())
         return spikes
+
+    def _neuron(self) -> dict:
+        """The node's attributes as keywords of ``lif``."""
+        return {
+            "tau": self.tau,
+            "decay_input": self.decay_input,
+            "threshold": self.v_threshold,
+            "reset": self.v_reset,
+            "surrogate": self.surrogate_function,
+            "detach_reset": self.detach_reset,
+            "fire_at_threshold": True,
+            "backend": _BACKENDS[self._backend],
+        }
 
     def reset(self) -> None:
         """Back to the state before the first step; ``v_seq`` is forgotten."""

@@ -170,16 +170,7 @@ class BNLIF(_TimeNorm):
         if isinstance(lif, LIFNode):
             if lif.step_mode != "m" or lif.store_v_seq:
                 raise ValueError(f"lif must be in step_mode 'm' and without store_v_seq, got {lif!r}")
-            lif = LIF(
-                tau=lif.tau,
-                decay_input=lif.decay_input,
-                threshold=lif.v_threshold,
-                reset=lif.v_reset,
-                surrogate=lif.surrogate_function,
-                detach_reset=lif.detach_reset,
-                fire_at_threshold=True,
-                backend=lif.backend if lif.backend in ("cuda", "triton", "cpu", "reference") else None,
-            )
+            lif = LIF(**lif._neuron())
         group = getattr(norm, "process_group", None)
         if isinstance(norm, nn.SyncBatchNorm) and group is None:
             group = torch.distributed.group.WORLD

@@ -239,8 +239,6 @@ def forward(
     kernels.bn_prepare(plan, moments, weight, bias, running_mean, running_var, table)
     spikes, v_last, saved = outputs(y, layout, time_dim, keep)
     kernels.lif_forward(spec, layout, y, v, spikes, v_last, saved, shape)
-    if steps_out == layout.steps:
-        note(spikes)
     return spikes, v_last, (y, v, saved, table, residual), layout, count
 
 
@@ -266,7 +264,7 @@ def backward(
     if norm.training or want_affine:
         sums, all_sums = kernels.bn_sums(spec, layout, y, v, saved, grad_spikes, grad_v_last, shape), None
         if norm.group is not None and norm.training:
-            all_sums = _gather(sums.view(-1, 2, y.shape[2]).sum(0), norm.group).sum(0)
+            all_sums = gather(sums.view(-1, 2, y.shape[2]).sum(0), norm.group).sum(0)
         affine, pull_push = torch.empty_like(table[:2]), torch.empty_like(table[:2]) if norm.training else None
         plan = Plan(count, 1.0, norm.momentum, norm.eps, norm.scale)
         kernels.bn_gradients(plan, table, sums, all_sums, affine, pull_push)
@@ -277,10 +275,10 @@ def backward(
     return grad_y, *((None, None) if affine is None else affine), grad_v, grad_residual
 
 
-def _gather(t: torch.Tensor, group) -> torch.Tensor:
+def gather(t: torch.Tensor, group) -> torch.Tensor:
     """[processes, ...], in the order of ranks, so that all add them up alike."""
     parts = [torch.empty_like(t) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(parts, t.contiguous(), group=group)
+    torch.distributed.allgather(parts, t.contiguous(), group=group)
     return torch.stack(parts)
 
 
@@ -289,7 +287,7 @@ def _of_all(moments: torch.Tensor, seen: float, count: float, group):
     total, square = moments[:-1].view(-1, 2, moments.shape[1]).sum(0)
     mean = moments[-1] + total / max(seen, 1)
     counts = torch.tensor([seen, count], dtype=torch.float64, device=moments.device).expand(moments.shape[1], 2)
-    parts = _gather(torch.stack([mean, square - total * total / max(seen, 1), *counts.unbind(1)]), group)
+    parts = gather(torch.stack([mean, square - total * total / max(seen, 1), *counts.unbind(1)]), group)
     means, squares, seens, counts = parts.unbind(1)
     mean = (means * seens).sum(0) / seens.sum(0)
     square = (squares + seens * (means - mean) ** 2).sum(0)

@@ -242,6 +242,8 @@ def outputs(x, layout: Layout, time_dim: int, keep: bool):
     """New tensors for spikes, v_last and, for backward, saved."""
     before, after = x.shape[:time_dim], x.shape[time_dim + 1 :]
     spikes = layout.empty(torch.Size((*before, layout.steps_out, *after)), x.dtype, x.device)
+    if layout.steps_out == layout.steps:  # not sums of them
+        note(spikes)
     state = state_dtype(x.dtype)
     v_last = layout.empty(before + after, state, x.device, without=time_dim)
     saved = None
@@ -270,8 +272,6 @@ def forward(x, v, spec: LIFSpec, time_dim: int, steps_out: int, kernels, keep: b
         v = layout.arrange(v, without=time_dim)
     spikes, v_last, saved = outputs(x, layout, time_dim, keep)
     kernels.lif_forward(spec, layout, x, v, spikes, v_last, saved)
-    if steps_out == layout.steps:
-        note(spikes)
     return spikes, v_last, (x, v, saved), layout
 
 

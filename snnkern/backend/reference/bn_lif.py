@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed
 
+from ...ops.bn_lif import gather
 from .lif import lif
 
 
@@ -57,9 +57,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, t, group):
         ctx.group = group
-        parts = [torch.empty_like(t) for _ in range(torch.distributed.get_world_size(group))]
-        torch.distributed.all_gather(parts, t.contiguous(), group=group)
-        return torch.stack(parts).sum(0)
+        return gather(t, group).sum(0)
 
     @staticmethod
     def backward(ctx, grad):
