@@ -278,7 +278,7 @@ def backward(
 def gather(t: torch.Tensor, group) -> torch.Tensor:
     """[processes, ...], in the order of ranks, so that all add them up alike."""
     parts = [torch.empty_like(t) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.allgather(parts, t.contiguous(), group=group)
+    torch.distributed.all_gather(parts, t.contiguous(), group=group)
     return torch.stack(parts)
 
 
