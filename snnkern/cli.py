@@ -154,7 +154,7 @@ def evaluate(
     forms = "d", ".2f", ".2f", ".4f", ".4f"
     cells = [(row["T"], 100 * row["accuracy"], 100 * row["moment"], row["sdt"], row["tet"]) for row in rows]
     lines = [[format(value, form) for value, form in zip(line, forms, strict=True)] for line in cells]
-    title = f"{recipe.title}\nstage {about['stage']} after epoch {about['epoch']}, {found.samples} test samples"
+    title = f"{recipe.title}\nstage.{about['stage']} after epoch {about['epoch']}, {found.samples} test samples"
     Console().print(_table(header, lines, title))
 
 

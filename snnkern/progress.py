@@ -94,7 +94,7 @@ class Show(Watch):
 
 def _place(recipe: Recipe, stage: int, epoch: int) -> str:
     current = recipe.stage[stage]
-    which = f"stage {stage + 1}/{len(recipe.stage)}, " if len(recipe.stage) > 1 else ""
+    which = f"stage.{stage}, " if len(recipe.stage) > 1 else ""
     return f"{which}{current.network} T={current.steps}, epoch {epoch}/{current.epochs}"
 
 

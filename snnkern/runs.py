@@ -92,7 +92,9 @@ def read_settings(folder: Path) -> dict:
     try:
         return dict(json.loads(path.read_text())["settings"])
     except FileNotFoundError as error:
-        raise RunError(f"{path} is missing: {folder} is not the folder of a run") from error
+        inside = ", ".join(sorted(str(p.parent) for p in folder.glob("*/settings.json")))
+        hint = f"; the runs in it are {inside}" if inside else ""
+        raise RunError(f"{path} does not exist: {folder} is not the folder of a run{hint}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} cannot be read: {error!r}") from error
 
@@ -172,7 +174,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             about = json.loads((file.metadata() or {})["snnkern"])
             return {name: file.get_tensor(name) for name in file.keys()}, about
     except FileNotFoundError as error:
-        raise RunError(f"{path} is missing") from error
+        raise RunError(f"{path} does not exist") from error
     except Exception as error:
         raise RunError(f"{path} is not a file of weights that `snnkern train` wrote: {error!r}") from error
 

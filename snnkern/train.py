@@ -177,7 +177,7 @@ class _Training:
         if stop or save:
             self._save()
         if stop:
-            raise Interrupted(f"stage {state.stage}, epoch {state.epoch + 1}, after step {state.step} of {self.whole}")
+            raise Interrupted(f"stage.{state.stage}, epoch {state.epoch + 1}, after step {state.step} of {self.whole}")
         if now - self.shown > self.watch.interval:
             self.shown = now
             loss, right, samples = self.sums.tolist()
@@ -191,7 +191,7 @@ class _Training:
         loss, right, samples = where.sum(self.sums.clone()).tolist()
         if not math.isfinite(loss):
             raise RunError(
-                f"the loss of epoch {epoch + 1} of stage {state.stage} is {loss / samples}; try a smaller lr "
+                f"the loss of epoch {epoch + 1} of stage.{state.stage} is {loss / samples}; try a smaller lr "
                 "(the checkpoint before it is kept)"
             )
         check = self._pause if where.size == 1 else lambda: None  # processes have unequal numbers of test batches
@@ -238,7 +238,7 @@ class _Training:
 
         def progress(done: int, total: int) -> None:
             if self.request.stop and self.where.size == 1:
-                raise Interrupted(f"stage {state.stage}, epoch {state.epoch + 1}, before its first step")
+                raise Interrupted(f"stage.{state.stage}, epoch {state.epoch + 1}, before its first step")
             if time.monotonic() - self.shown > self.watch.interval:
                 self.shown = time.monotonic()
                 self.watch.step(self.recipe, state, self._cost(), {"search": done / total})

@@ -113,6 +113,10 @@ def test_names_and_options_are_checked():
         load("mnist")
     with pytest.raises(ValueError, match="digits has no option 'augment'; it has noise, train"):
         load("digits", augment="crop-flip")
+    with pytest.raises(ValueError, match="noise must be a finite number, not negative, got 'much'"):
+        load("digits", noise="much")
+    with pytest.raises(ValueError, match=r"train must be a whole number between 1 and 1200, got 0\.5"):
+        load("digits", train=0.5)
     with pytest.raises(ValueError, match=r"augment must be one of 'crop-flip', .*'none', got 'mixup'"):
         load("cifar10", augment="mixup")
     with pytest.raises(ValueError, match="augment must be one of 'crop-flip', 'none', got 'autoaugment-cutout'"):

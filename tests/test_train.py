@@ -199,7 +199,7 @@ STEPS = 16 + 4 * 3 + 2 * 54  # calls of Watch.step in a run of ``tiny``: batches
 
 @pytest.mark.parametrize("call", [2, 4, 5, 14, 70, *sorted(random.Random(0).sample(range(15, STEPS), 4))])
 def test_ctrl_c_at_any_step_and_resuming_is_bit_for_bit(tmp_path, whole, call):
-    with pytest.raises(Interrupted, match=r"stage [01], epoch [12]"):
+    with pytest.raises(Interrupted, match=r"stage\.[01], epoch [12]"):
         fit(tiny(), tmp_path, InterruptAt(call))
     torch.manual_seed(call)  # neither the caller's generator
     torch.set_num_threads(2)  # nor the caller's threads matter
@@ -282,7 +282,7 @@ def test_folder_with_something_else_is_refused(tmp_path, whole):
 
 
 def test_infinite_loss_stops_the_run(tmp_path):
-    with pytest.raises(RunError, match=r"the loss of epoch \d of stage 0 is (nan|inf); try a smaller lr"):
+    with pytest.raises(RunError, match=r"the loss of epoch \d of stage.0 is (nan|inf); try a smaller lr"):
         fit(one_stage("stage.0.optimiser.lr=3e37"), tmp_path)
 
 
@@ -476,7 +476,7 @@ def test_train_eval_plot_and_export(tmp_path):
     result = invoke("train", "digits-tit", *TINY, "seed=3", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     lines = [line for line in result.stdout.splitlines() if "epoch" in line]
-    assert len(lines) == 4 and "stage 2/2, snn T=3, epoch 2/2: loss" in lines[-1] and "images/s" in lines[-1]
+    assert len(lines) == 4 and "stage.1, snn T=3, epoch 2/2: loss" in lines[-1] and "images/s" in lines[-1]
     assert "b 2.0" in lines[-1] and "GiB, left 0:00:00" in lines[-1]
     run = tmp_path / "seed3"
     names = "loss", "accuracy", "accuracy_steps", "temperature"
@@ -497,7 +497,7 @@ def test_train_eval_plot_and_export(tmp_path):
         "tet": last["test_tet"],
     }
     text = invoke("eval", run / "stage0-best.safetensors").stdout
-    assert "stage 0 after epoch" in text and "at step T alone" in text
+    assert "stage.0 after epoch" in text and "at step T alone" in text
     assert invoke("eval", run, "--steps", "0,1").exit_code == 2
 
     again = invoke("train", "digits-tit", *TINY, "seed=3", "stage.1.steps=2", "--out", tmp_path)
@@ -532,7 +532,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
         patch.setattr("snnkern.progress.Show.step", lambda self, *a: os.kill(os.getpid(), signal.SIGINT))
         result = invoke(*arguments)
     assert result.exit_code == 130
-    assert "interrupted in stage 0, epoch 1, after step 2 of 4" in result.stderr
+    assert "interrupted in stage.0, epoch 1, after step 2 of 4" in result.stderr
     assert "The same command goes on from there" in result.stderr
     assert torch.load(tmp_path / "seed3" / "checkpoint.pt")["state"]["step"] == 2
     assert invoke(*arguments).exit_code == 0
@@ -568,3 +568,11 @@ def test_missing_data_says_how_to_get_it(tmp_path):
 def test_plot_of_something_else(tmp_path):
     result = invoke("plot", tmp_path)
     assert result.exit_code == 1 and "it holds no run with a finished epoch" in result.stderr
+
+
+def test_a_folder_of_runs_says_which_are_in_it(tmp_path):
+    for seed in ("seed0", "seed1"):
+        (tmp_path / seed).mkdir()
+        (tmp_path / seed / "settings.json").write_text("{}")
+    result = invoke("eval", tmp_path)
+    assert result.exit_code == 1 and f"runs in it are {tmp_path / 'seed0'}, {tmp_path / 'seed1'}" in result.stderr

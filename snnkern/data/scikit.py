@@ -34,10 +34,10 @@ def digits(
         raise ModuleNotFoundError("the digits need scikit-learn: pip install 'snnkern[train]'") from error
     images, labels = load_digits(return_X_y=True)
     available = len(labels) - TEST
-    if not 1 <= train <= available:
-        raise ValueError(f"train must be between 1 and {available}, got {train!r}")
-    if not 0 <= noise < float("inf"):
-        raise ValueError(f"noise must be finite and not negative, got {noise!r}")
+    if not isinstance(train, int) or not 1 <= train <= available:
+        raise ValueError(f"train must be a whole number between 1 and {available}, got {train!r}")
+    if not isinstance(noise, (int, float)) or not 0 <= noise < float("inf"):
+        raise ValueError(f"noise must be a finite number, not negative, got {noise!r}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     x = torch.from_numpy(images).float().view(-1, 1, 8, 8)[order] / 16
