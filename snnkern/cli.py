@@ -191,7 +191,7 @@ def export(
         except ValueError as error:
             _fail(f"{path}: {error}", 1)
         save_weights(out, folded, {**about, "folded": True, "recipe": recipe.settings()})
-    typer.echo(f"{out}: load it into snnkern.nn.fold(model)")
+    typer.echo(f"{out}: for snnkern eval, snnkern report, or load_state_dict of snnkern.nn.fold(model)")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from .analysis.accuracy import evaluating
 from .batches import fetch, to_device
 from .data import Data
 from .distributed import World, working
+from .nn import fold
 from .recipe import Recipe
 
 __all__ = ["Evaluation", "Restored", "evaluate", "restore", "test"]
@@ -102,8 +103,8 @@ class Restored(NamedTuple):
 
 
 def restore(path: str | Path, stage: int = -1, best: bool = False) -> Restored:
-    """The network in a file of weights that training wrote, or in a run's folder: after the last epoch of a stage, or
-    after the one with the best accuracy on the test data."""
+    """The network in a file of weights that training or ``snnkern export`` wrote, or in a run's folder: after the last
+    epoch of a stage, or after the one with the best accuracy on the test data."""
     path = Path(path)
     if path.is_dir():
         count = len(runs.read_settings(path).get("stage", ()))
@@ -113,5 +114,7 @@ def restore(path: str | Path, stage: int = -1, best: bool = False) -> Restored:
     weights, about = runs.load_weights(path)
     recipe = recipes.read(about.pop("recipe"))
     model = recipe.make_model(about["stage"], about["classes"], about["shape"])
+    if about.pop("folded", False):
+        model = fold(model)
     model.load_state_dict(weights)
     return Restored(model, recipe, about)

@@ -512,6 +512,8 @@ def test_export_folds_batch_norm(tmp_path):
     folded.load_state_dict(load_weights(tmp_path / "folded.safetensors")[0])
     x = digits()[1][0][:20]
     torch.testing.assert_close(folded(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+    restored = restore(tmp_path / "folded.safetensors").model
+    assert torch.equal(restored.eval()(x), folded.eval()(x))
 
 
 def test_compare_on_the_command_line(tmp_path):
