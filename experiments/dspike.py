@@ -13,7 +13,7 @@ from torch import nn
 
 from snnkern import analysis, dspike, losses
 from snnkern.analysis import pictures
-from snnkern.models import CNN6
+from snnkern.models import CNN6, ToyCNN
 from snnkern.nn import LIF
 from snnkern.surrogate import Dspike, Rectangle
 
@@ -25,25 +25,11 @@ PAPER = "Li et al., Differentiable Spike, NeurIPS 2021"
 # Finite differences
 
 
-class Toy(nn.Module):
-    """Conv 3x3 to 6 channels without bias (54 weights), ``neuron``, 2x2 average, linear: the paper's, for 8x8 images.
-
-    The paper leaves open the padding (here 1), T (4), decay (0.5) and the pool's size (2).
-    """
-
-    def __init__(self, neuron: Callable[[], nn.Module], steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-        self.conv, self.neuron = nn.Conv2d(1, 6, 3, padding=1, bias=False), neuron()
-        self.pool, self.head = nn.AvgPool2d(2), nn.Linear(6 * 16, 10)
-
-    def forward(self, x: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        y = self.conv(x)
-        s = self.neuron(y.expand(steps or self.steps, *y.shape))
-        return self.head(self.pool(s.flatten(0, 1)).flatten(1).unflatten(0, s.shape[:2]))
-
-
-TOYS = {"ANN": partial(Toy, nn.ReLU, 1), "SNN": partial(Toy, partial(LIF, threshold=0.5, surrogate=Rectangle()), 4)}
+# The paper's toy, for 8x8 images. It leaves open T (here 4) and the decay (0.5).
+TOYS = {
+    "ANN": partial(ToyCNN, size=8, steps=1, neuron=nn.ReLU),
+    "SNN": partial(ToyCNN, size=8, steps=4, neuron=partial(LIF, threshold=0.5, surrogate=Rectangle())),
+}
 SIMILARITY_AT = (0.2, 0.1, 0.05, 0.01, 0.001)
 
 
