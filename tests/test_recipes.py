@@ -205,7 +205,7 @@ def test_mistakes_name_the_key(change, message):
 def test_mistakes_that_the_data_show():
     with pytest.raises(RecipeError, match="data: digits has no option 'nois'"):
         load("digits-tet", ["data.nois=1"]).load_data()
-    with pytest.raises(RecipeError, match="data: noise must be finite and not negative, got -1"):
+    with pytest.raises(RecipeError, match="data: noise must be a finite number, not negative, got -1"):
         load("digits-tet", ["data.noise=-1"]).load_data()
 
 
