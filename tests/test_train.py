@@ -199,13 +199,14 @@ STEPS = 16 + 4 * 3 + 2 * 54  # calls of Watch.step in a run of ``tiny``: batches
 
 @pytest.mark.parametrize("call", [2, 4, 5, 14, 70, *sorted(random.Random(0).sample(range(15, STEPS), 4))])
 def test_ctrl_c_at_any_step_and_resuming_is_bit_for_bit(tmp_path, whole, call):
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=r"stage\.[01], epoch [12]"):
         fit(tiny(), tmp_path, InterruptAt(call))
     torch.manual_seed(call)  # neither the caller's generator
     torch.set_num_threads(2)  # nor the caller's threads matter
     fit(tiny(), tmp_path)
     assert torch.get_num_threads() == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert_same_end(tmp_path, whole)
 
 
