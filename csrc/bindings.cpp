@@ -109,6 +109,17 @@ PYBIND11_MODULE(_C, m) {
           gradients_cpu(p, pointer(table), numbers(sums), numbers(all_sums), pointer(affine), pointer(pull_push));
         });
 
+  m.def("norm_kept_cpu", &norm_kept_cpu);
+  m.def("norm_backward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
+                                intptr_t grad_spikes, intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v,
+                                intptr_t scratch, const Norm& n, const NormPlan& plan, intptr_t sums, intptr_t affine,
+                                intptr_t pull_push, intptr_t grad_residual, int threads) {
+    py::gil_scoped_release release;
+    norm_backward_cpu(p, s,
+                      backward_of(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch, n, 0, grad_residual),
+                      plan, numbers(sums), pointer(affine), pointer(pull_push), threads);
+  });
+
   py::class_<TTMShape>(m, "TTMShape")
       .def(py::init([](int dtype, int64_t outer, int64_t steps_in, int64_t inner, int64_t x_outer, int64_t x_step,
                        int64_t steps_out) {

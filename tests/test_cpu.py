@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import assert_gradients_close
+from test_bn_lif import run
+from test_lif import draw, state_of
 
 from snnkern import _C
+from snnkern.backend import cpu
 from snnkern.ops.split import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
@@ -25,6 +30,23 @@ def test_lesser_instruction_sets_pass_the_same_tests(isa):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", "cpu and not compile"]
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("steps_out", [None, 7])
+@pytest.mark.parametrize("pixels", [9, 1100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_norm_backward_a_few_channels_at_a_time(monkeypatch, dtype, pixels, steps_out, training):
+    y = draw((20, 2, 18, pixels), dtype)
+    options = {"v": state_of(y), "residual": draw(y.shape, dtype, seed=7), "training": training, "steps_out": steps_out}
+    options["grads"] = draw((steps_out or 20, *y.shape[1:]), dtype, seed=2), state_of(y, seed=3)
+    at_once, done = cpu.bn_backward, []
+    monkeypatch.setattr(cpu, "bn_backward", lambda *a: done.append(at_once(*a)) or done[-1])
+    gradients = run(y, "cpu", **options)[3]
+    monkeypatch.setattr(cpu, "bn_backward", lambda *a: False)
+    assert done == [True]
+    for got, wanted in zip(gradients, run(y, "cpu", **options)[3], strict=True):
+        assert_gradients_close(got, wanted)
 
 
 def test_python_and_the_extension_agree_on_the_chunk():

@@ -21,6 +21,8 @@ struct Kernels {
   decltype(&baseline::prepare) prepare;
   decltype(&baseline::sums) sums;
   decltype(&baseline::gradients) gradients;
+  decltype(&baseline::norm_kept) norm_kept;
+  decltype(&baseline::norm_backward) norm_backward;
   decltype(&baseline::ttm) ttm;
   decltype(&baseline::pack) pack;
   decltype(&baseline::unpack) unpack;
@@ -28,7 +30,7 @@ struct Kernels {
 #define SNN_KERNELS(isa)                                                                                               \
   Kernels {                                                                                                            \
     #isa, isa::lif_forward, isa::lif_backward, isa::norm_parts, isa::moments, isa::prepare, isa::sums, isa::gradients, \
-        isa::ttm, isa::pack, isa::unpack                                                                               \
+        isa::norm_kept, isa::norm_backward, isa::ttm, isa::pack, isa::unpack                                           \
   }
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
@@ -88,6 +90,12 @@ void sums_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, double*
 void gradients_cpu(const NormPlan& p, const void* table, const double* sums, const double* all_sums, void* affine,
                    void* pull_push) {
   kernels().gradients(p, table, sums, all_sums, affine, pull_push);
+}
+int64_t norm_kept_cpu(const LIFShape& s, const Norm& n, int threads) { return kernels().norm_kept(s, n, threads); }
+void norm_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const NormPlan& plan, double* sums,
+                       void* affine, void* pull_push, int threads) {
+  const bool streaming = expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner, threads);
+  kernels().norm_backward(p, s, a, plan, sums, affine, pull_push, threads, streaming);
 }
 void ttm_cpu(const TTMShape& s, const void* x, void* y, int threads) {
   kernels().ttm(s, x, y, threads, expect(y, s.dtype, s.outer * s.steps_out * s.inner, threads));

@@ -5,19 +5,22 @@
 #include "../pack.h"
 #include "../ttm.h"
 
-#define SNN_DECLARE(isa)                                                                                       \
-  namespace snnkern::isa {                                                                                     \
-  void lif_forward(const LIFSpec&, const LIFShape&, const LIFForward&, int threads, bool streaming);           \
-  void lif_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads, bool streaming);         \
-  int64_t norm_parts(const LIFShape&);                                                                         \
-  void moments(const LIFShape&, const Norm&, const void* x, double* moments, int threads);                     \
-  void prepare(const NormPlan&, const double* moments, const NormParameters&, void* table);                    \
-  void sums(const LIFSpec&, const LIFShape&, const LIFBackward&, double* sums, int threads);                   \
-  void gradients(const NormPlan&, const void* table, const double* sums, const double* all_sums, void* affine, \
-                 void* pull_push);                                                                             \
-  void ttm(const TTMShape&, const void* x, void* y, int threads, bool streaming);                              \
-  bool pack(DType, int64_t n, const void* x, uint8_t* bits, int threads);                                      \
-  void unpack(DType, int64_t n, const uint8_t* bits, void* x, int threads, bool streaming);                    \
+#define SNN_DECLARE(isa)                                                                                               \
+  namespace snnkern::isa {                                                                                             \
+  void lif_forward(const LIFSpec&, const LIFShape&, const LIFForward&, int threads, bool streaming);                   \
+  void lif_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads, bool streaming);                 \
+  int64_t norm_parts(const LIFShape&);                                                                                 \
+  void moments(const LIFShape&, const Norm&, const void* x, double* moments, int threads);                             \
+  void prepare(const NormPlan&, const double* moments, const NormParameters&, void* table);                            \
+  void sums(const LIFSpec&, const LIFShape&, const LIFBackward&, double* sums, int threads);                           \
+  void gradients(const NormPlan&, const void* table, const double* sums, const double* all_sums, void* affine,         \
+                 void* pull_push);                                                                                     \
+  int64_t norm_kept(const LIFShape&, const Norm&, int threads);                                                        \
+  void norm_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, const NormPlan&, double* sums, void* affine, \
+                     void* pull_push, int threads, bool streaming);                                                    \
+  void ttm(const TTMShape&, const void* x, void* y, int threads, bool streaming);                                      \
+  bool pack(DType, int64_t n, const void* x, uint8_t* bits, int threads);                                              \
+  void unpack(DType, int64_t n, const uint8_t* bits, void* x, int threads, bool streaming);                            \
   }
 SNN_DECLARE(baseline)
 SNN_DECLARE(avx2)

@@ -5,7 +5,7 @@ A backend is a folder here with one file per op. Its ``__init__`` offers
 - ``unavailable() -> str | None``: why it cannot run on this machine;
 - ``refuses(device_type, dtype) -> str | None``: why it cannot serve such a tensor;
 - ``differentiable``: True if its ops are made of PyTorch's own, so that autograd needs no help;
-- the ops themselves.
+- the ops themselves; ``bn_backward``, which does three of them in one, is only where that is faster.
 
 Without a wish, the first of ``ORDER`` that can serve the tensor is taken and the reasons against the others are logged
 at debug level. A wish (``backend=`` or ``SNNKERN_BACKEND``) is obeyed or raises its reason; nothing falls back from a

@@ -260,19 +260,26 @@ def backward(
     y, v, saved, table, residual = kept
     shape = Norm(y.shape[2], layout.period(y.shape, 2, time_dim), table, residual)
     grad_spikes, grad_v_last, grad_y, grad_v = gradients(y, layout, grad_spikes, grad_v_last, time_dim, want_v)
-    affine = pull_push = None
-    if norm.training or want_affine:
-        sums, all_sums = kernels.bn_sums(spec, layout, y, v, saved, grad_spikes, grad_v_last, shape), None
-        if norm.group is not None and norm.training:
-            all_sums = gather(sums.view(-1, 2, y.shape[2]).sum(0), norm.group).sum(0)
-        affine, pull_push = torch.empty_like(table[:2]), torch.empty_like(table[:2]) if norm.training else None
-        plan = Plan(count, 1.0, norm.momentum, norm.eps, norm.scale)
-        kernels.bn_gradients(plan, table, sums, all_sums, affine, pull_push)
     grad_residual = layout.empty(y.shape, y.dtype, y.device) if want_residual else None
-    kernels.lif_backward(
-        spec, layout, y, v, saved, grad_spikes, grad_v_last, grad_y, grad_v, shape, pull_push, grad_residual
-    )
+    affine = torch.empty_like(table[:2]) if norm.training or want_affine else None
+    pull_push = torch.empty_like(table[:2]) if norm.training else None
+    given = spec, layout, y, v, saved, grad_spikes, grad_v_last
+    made = grad_y, grad_v, shape, pull_push, grad_residual
+    _launch_backward(kernels, norm, Plan(count, 1.0, norm.momentum, norm.eps, norm.scale), given, made, affine)
     return grad_y, *((None, None) if affine is None else affine), grad_v, grad_residual
+
+
+def _launch_backward(kernels, norm: Batch, plan: Plan, given, made, affine) -> None:
+    shape, pull_push = made[2:4]
+    if affine is not None:
+        at_once = getattr(kernels, "bn_backward", None) if norm.group is None else None
+        if at_once and at_once(plan, *given, *made, affine):
+            return
+        sums, all_sums = kernels.bn_sums(*given, shape), None
+        if norm.group is not None and norm.training:
+            all_sums = gather(sums.view(-1, 2, shape.channels).sum(0), norm.group).sum(0)
+        kernels.bn_gradients(plan, shape.table, sums, all_sums, affine, pull_push)
+    kernels.lif_backward(*given, *made)
 
 
 def gather(t: torch.Tensor, group) -> torch.Tensor:
