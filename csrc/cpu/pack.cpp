@@ -71,7 +71,8 @@ void unpack(const uint8_t* bits, int64_t n, U one, U* x, bool streaming) {
   streaming = streaming && reinterpret_cast<uintptr_t>(x) % sizeof(V) == 0;
   const auto eight = [&](unsigned byte, U* to, bool past_cache) {
     for (int part = 0; part < 8; part += L::count) {
-      const V v = V(((V{} + U(byte >> part)) & bit) != 0) & one;
+      const U here = U(byte >> part);
+      const V v = V(((V{} + here) & bit) != 0) & one;
       past_cache ? stream(to + part, v) : void(std::memcpy(to + part, &v, sizeof v));
     }
   };
