@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import nn
 from .nn import BNLIF, TdBatchNorm
 from .runs import RunError
 
-__all__ = ["World", "working", "world"]
+__all__ = ["World", "leave", "working", "world"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,14 @@ def world(device: str = "auto") -> Iterator[World]:
         yield World(place, dist.get_rank(), size)
     finally:
         if ours:
-            dist.destroy_process_group()
+            leave()
+
+
+def leave() -> None:
+    """Ends the process group, and gives gloo's threads, which outlive it where there was DDP, the time to let go of the
+    last call's tensors. For that they need the interpreter: if it ended before, the process would sometimes abort."""
+    dist.destroy_process_group()
+    time.sleep(0.2)
 
 
 @contextmanager

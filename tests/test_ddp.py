@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
 
+from snnkern.distributed import leave
 from snnkern.progress import Watch
 from snnkern.recipe import load
 from snnkern.runs import Interrupted, load_weights, read_metrics
@@ -51,7 +52,7 @@ def work(folder):
             with pytest.raises(Interrupted, match="epoch 1, after step 2 of 3"):
                 fit(recipe, f"{folder}/{name}", InterruptOne())
         fit(recipe, f"{folder}/{name}")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from conftest import GRADIENT_BOUND, assert_gradients_close
 from torch import nn
 
 import snnkern
+from snnkern.distributed import leave
 from snnkern.nn import BNLIF, LIF, LIFNode, TdBatchNorm, fold
 from snnkern.surrogate import ATan, Sigmoid
 
@@ -418,7 +419,7 @@ def work(rank, folder):
             results.append([train_on(kind, backend, dtype, dist.group.WORLD, part) for _ in range(2)])
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
-        dist.destroy_process_group()
+        leave()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import snnkern
 from snnkern.backend import choose
+from snnkern.distributed import leave
 from snnkern.nn import BNLIF, LIF
 from snnkern.ops import pack as ops
 from snnkern.ops.pack import pack, unpack
@@ -431,7 +432,7 @@ def _data_parallel(rank, path, wanted):
         loss.backward()
         for p, w in zip(model.parameters(), wanted, strict=True):
             torch.testing.assert_close(p.grad, w)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_distributed_data_parallel(tmp_path):
