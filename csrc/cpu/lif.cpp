@@ -188,6 +188,7 @@ struct Backward {
   const LIFBackward& a;
   bool narrow, streaming;
   Neuron<S> n{p};
+  Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
 
   template <class T>
   Sequence<T> of(T* data, int64_t steps) const {
@@ -204,7 +205,6 @@ struct Backward {
     static constexpr S zeros[kLanes] = {};
     alignas(64) S v[kLanes], x_stage[kChunk * kPitch], grad_stage[kChunk * kPitch];
     alignas(64) S residual_stage[kChunk * kPitch], shortcut_stage[kChunk * kPitch];
-    const Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
     const auto residual = of(static_cast<const IO*>(a.norm.residual), s.steps);
     const auto grad_s = of(static_cast<const IO*>(a.grad_spikes), s.steps_out);
     const auto grad_x = of(static_cast<IO*>(a.grad_x), s.steps);
@@ -249,6 +249,18 @@ struct Backward {
         chunk_back(p, n, here, rows(x, t), upstream, out, v, grad_v, tile.lanes, steps, streaming && output);
       }
     }
+  }
+
+  // The first pass of batch norm over a tile: its sums of g and of g * (x - mean), added to its channels' in `sums`,
+  // [2, channels]; g to `kept`, if that is not null.
+  void add_sums(const Tile& tile, Rows<S> kept, S* grad_v, double* sums) const {
+    alignas(64) double totals[kLanes] = {}, moments[kLanes] = {};
+    Lanes<S> lanes;
+    lanes.fill(a.norm, tile);
+    start_from(grad_v, tile, s.steps);
+    walk(tile, {&lanes, {}, {}, totals, moments, kept}, grad_v, 0, s.steps, false);
+    fold(a.norm, tile, totals, sums);
+    fold(a.norm, tile, moments, sums + a.norm.channels);
   }
 };
 
@@ -306,15 +318,8 @@ void sums_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, double* 
   for (int64_t part = 0; part < parts; ++part) {
     double* to = std::fill_n(sums + part * 2 * channels, 2 * channels, 0.0) - 2 * channels;
     for (int64_t i = tiles.count * part / parts; i < tiles.count * (part + 1) / parts; ++i) {
-      const Tile tile = tiles[i];
       alignas(64) S grad_v[kLanes];
-      alignas(64) double totals[kLanes] = {}, moments[kLanes] = {};
-      Lanes<S> lanes;
-      lanes.fill(a.norm, tile);
-      pass.start_from(grad_v, tile, s.steps);
-      pass.walk(tile, {&lanes, {}, {}, totals, moments, {}}, grad_v, 0, s.steps, false);
-      fold(a.norm, tile, totals, to);
-      fold(a.norm, tile, moments, to + channels);
+      pass.add_sums(tiles[i], {}, grad_v, to);
     }
   }
 }
@@ -346,7 +351,6 @@ void norm_backward_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a,
                       void* affine, void* pull_push, int threads, bool streaming) {
   const Groups groups(s, a.norm, threads);
   const Backward<IO> pass{p, s, a, false, streaming};
-  const Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
   const auto grad_x = pass.of(static_cast<IO*>(a.grad_x), s.steps);
   const auto grad_residual = pass.of(static_cast<IO*>(a.grad_residual), s.steps);
   std::fill_n(sums, 2 * groups.channels, 0.0);
@@ -362,13 +366,7 @@ void norm_backward_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a,
     };
     over_tiles([&](const Tile& tile, Rows<S> g) {
       alignas(64) S grad_v[kLanes];
-      alignas(64) double totals[kLanes] = {}, moments[kLanes] = {};
-      Lanes<S> of;
-      of.fill(a.norm, tile);
-      pass.start_from(grad_v, tile, s.steps);
-      pass.walk(tile, {&of, {}, {}, totals, moments, g}, grad_v, 0, s.steps, false);
-      fold(a.norm, tile, totals, sums);
-      fold(a.norm, tile, moments, sums + groups.channels);
+      pass.add_sums(tile, g, grad_v, sums);
       if (a.grad_v) std::copy_n(grad_v, tile.lanes, static_cast<S*>(a.grad_v) + tile.first);
     });
     for (int64_t c = first; c < last; ++c)
@@ -378,7 +376,7 @@ void norm_backward_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a,
       Lanes<S> of;
       of.fill(a.norm, tile, pull_push);
       const Rows<IO> shortcut{grad_residual.data ? grad_residual.at(tile.first, 0) : nullptr, s.inner};
-      finish<IO, S>({&of, {}, shortcut, nullptr, nullptr, {}}, 0, g, {x.at(tile.first, 0), s.x_step_stride},
+      finish<IO, S>({&of, {}, shortcut, nullptr, nullptr, {}}, 0, g, {pass.x.at(tile.first, 0), s.x_step_stride},
                     {grad_x.at(tile.first, 0), s.inner}, int(s.steps), tile.lanes, streaming);
     });
   };

@@ -270,7 +270,7 @@ def backward(
 
 
 def _launch_backward(kernels, norm: Batch, plan: Plan, given, made, affine) -> None:
-    shape, pull_push = made[2:4]
+    _, _, shape, pull_push, _ = made
     if affine is not None:
         at_once = getattr(kernels, "bn_backward", None) if norm.group is None else None
         if at_once and at_once(plan, *given, *made, affine):
