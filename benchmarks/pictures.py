@@ -199,6 +199,8 @@ def _norm(rows: list[dict]) -> Figure | None:
         thick = 1 / (len(names) + 1)
         for i, name in enumerate(names):
             some = [row for row in chosen if row["contender"] == name]
+            if not some:  # else bars of no colour would be the ones in the legend
+                continue
             places = [sizes.index(row["size"]) + i * thick for row in some]
             bars = axes.barh(places, [row["over_ours"] for row in some], thick, **_bar(name, names))
             axes.bar_label(bars, [number(row["over_ours"]) for row in some], padding=2, fontsize=7)
