@@ -14,7 +14,7 @@ from rich.text import Text
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .train import State
+    from .loop import State
 
 __all__ = ["Show", "Watch"]
 

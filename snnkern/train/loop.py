@@ -19,14 +19,15 @@ from torch import nn
 
 import snnkern
 
-from . import dspike, runs
+from ..methods import dspike
+from ..surrogate import Dspike
+from . import folder as runs
 from .batches import Epoch, fetch, to_device
-from .distributed import World, working
 from .evaluation import test
+from .folder import Interrupted, Request, RunError
+from .processes import World, working
 from .progress import Watch
 from .recipe import Recipe, RecipeError
-from .runs import Interrupted, Request, RunError
-from .surrogate import Dspike
 
 __all__ = ["State", "fit"]
 
