@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from typer.testing import CliRunner
 
+pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
 
@@ -468,7 +469,7 @@ def test_first_layer_follows_its_differences_and_the_others_their_gradient(tmp_p
     wanted = dspike.finite_differences(model, x, y, recipe.stage[0].loss[0], 0.2)
     moved = {}
     for key in ("gradient", "differences", "parts"):
-        more = ["stage.differences.eps=0.2"] * (key != "gradient") + ["accumulate=3"] * (key == "parts")
+        more = ["stage.0.differences.eps=0.2"] * (key != "gradient") + ["accumulate=3"] * (key == "parts")
         fit(override(recipe, more), tmp_path / key)
         moved[key] = {name: start[name] - value for name, value in weights(tmp_path / key).items()}
     for key in ("differences", "parts"):
@@ -489,7 +490,7 @@ def test_ctrl_c_among_finite_differences_and_resuming_is_bit_for_bit(tmp_path, p
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     """A recipe with a probe and differences, and the folder of a run that nothing interrupted."""
-    recipe = load("digits-tet", [*PROBED, "stage.differences.eps=0.1", "seed=0"])
+    recipe = load("digits-tet", [*PROBED, "stage.0.differences.eps=0.1", "seed=0"])
     folder = tmp_path_factory.mktemp("probed")
     fit(recipe, folder)
     return recipe, folder
@@ -534,6 +535,21 @@ def test_compare_pairs_by_seed(tmp_path):
 
 def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_only_commands_that_train_need_what_training_needs():
+    code = """
+import sys
+sys.modules["pydantic"] = None
+import snnkern.cli
+try:
+    from snnkern.train import fit
+except ModuleNotFoundError as error:
+    assert "pip install 'snnkern[train]'" in str(error), error
+else:
+    raise SystemExit("pydantic is not used")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_doctor():
