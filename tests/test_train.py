@@ -318,7 +318,8 @@ class Forgetful(nn.Module):
 @pytest.fixture
 def noisy(monkeypatch):
     """Data with random augmentation and a network with dropout."""
-    monkeypatch.setattr(snnkern.data, "load", lambda **options: Data(Noisy(True), Noisy(False), 10, (1, 8, 8), False))
+    data = Data(Noisy(True), Noisy(False), 10, (1, 8, 8), False, Noisy(False))
+    monkeypatch.setattr(snnkern.data, "load", lambda **options: data)
     monkeypatch.setitem(MODELS, "Forgetful", Forgetful)
     return partial(one_stage, "model.name=Forgetful", "batch=16")
 
@@ -339,7 +340,7 @@ def test_augmentation_and_dropout_depend_on_neither_workers_nor_interruption(tmp
 
 def test_frames_are_cut_off_after_the_steps_of_the_stage(tmp_path, monkeypatch):
     x, y = torch.rand(40, 3, 2, 8, 8), torch.arange(40) % 10
-    data = Data(TensorDataset(x, y), TensorDataset(x, y), 10, (3, 2, 8, 8), True)
+    data = Data(*[TensorDataset(x, y)] * 2, 10, (3, 2, 8, 8), True, TensorDataset(x, y))
     monkeypatch.setattr(snnkern.data, "load", lambda **options: data)
     model = fit(one_stage("stage.steps=2", "channels_last=true"), tmp_path)
     outputs = model.eval()(x[:, :2].movedim(1, 0))
