@@ -8,7 +8,7 @@ Networks are taken as ``snnkern.models`` makes them: static images [N, C, H, W],
 from .accuracy import accuracy_over_steps, moments, outputs
 from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
 from .landscape import Landscape, landscape, rise
-from .report import report
+from .report import measure, report, write
 
 __all__ = [
     "Energy",
@@ -18,9 +18,11 @@ __all__ = [
     "energy",
     "joules",
     "landscape",
+    "measure",
     "moments",
     "outputs",
     "report",
     "rise",
     "sparsity",
+    "write",
 ]
