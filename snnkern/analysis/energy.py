@@ -149,7 +149,8 @@ def energy(
         add, multiply: cost of an operation, in picojoules.
         analog: the first layer's input is not spikes, so it multiplies. False: count it like the others (event frames
             of zeros and ones; the papers multiply there, too).
-        neurons: the classes of the layers that fire, for networks with others than snnkern's.
+        neurons: the classes of the layers that fire, for networks with others than snnkern's; none for an ANN, whose
+            layers all multiply.
     """
     count = _count(model, x, steps, batch, neurons)
     layers = []
@@ -158,7 +159,7 @@ def energy(
         if not layers:  # computed once for a static image
             frames = max(frames, count.first_steps)
         rate = seen.total / seen.elements
-        multiplies = analog and not layers
+        multiplies = (analog and not layers) or not neurons
         operations = frames * seen.macs
         layers.append(
             Layer(

@@ -75,7 +75,7 @@ def curves(
         elif not log:
             axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if floor is not None:
-            axes.set_ylim(bottom=floor)
+            axes.set_ylim(floor, floor + 1.05 * (axes.get_ylim()[1] - floor))
         for at, text in marks:
             if at >= start:
                 _mark(axes, at, text)
@@ -88,12 +88,10 @@ def curves(
             figure.set_figwidth(9.6)
             panels = figure.subplots(1, 2)
             panel(panels[1], zoom)
-            panels[1].set(title=f"from {zoom:g} on")
+            panels[1].set(title=f"From {xlabel} {zoom:g} on")
         panel(panels[0], -math.inf)
         panels[0].set(ylabel=ylabel, title=title)
-        most = max(len(runs) for _, runs in lines.values())
-        if len(lines) > 1 or most > 1:
-            _legend(figure, panels[0], f"mean and range of {most} seeds" if most > 1 else None)
+        _legend(figure, panels[0], _seeds([len(runs) for _, runs in lines.values()]))
 
     return _save(path, draw)
 
@@ -116,9 +114,7 @@ def energy_curves(path: Path, lines: Mapping[str, Sequence[Sequence[Mapping[str,
             for at, row in zip(zip(x, y, strict=True), runs[0], strict=True):
                 axes.annotate(f"{row['steps']:g}", at, color=_of(COLOURS, i), **place)
         axes.margins(y=0.1)
-        most = max(map(len, lines.values()))
-        if len(lines) > 1 or most > 1:
-            _legend(figure, axes, f"mean and range of {most} seeds" if most > 1 else None)
+        _legend(figure, axes, _seeds([*map(len, lines.values())]))
         axes.set(xlabel="energy per sample, µJ (numbers: time steps T)", ylabel="test accuracy, %", title=title)
 
     return _save(path, draw)
@@ -185,8 +181,7 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, float]], ylabel: str, tit
         axes.grid(False, axis="x")
         if log:
             axes.set_yscale("log")
-        if len(groups) > 1:
-            _legend(figure, axes)
+        _legend(figure, axes)
         axes.set(ylabel=ylabel, title=title)
 
     return _save(path, draw)
@@ -209,8 +204,7 @@ def dots(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel
         axes.set_xticks(range(len(cases)), labels=cases)
         axes.set_xlim(-0.6, len(cases) - 0.4)
         axes.grid(False, axis="x")
-        if len(groups) > 1:
-            _legend(figure, axes, "dots: seeds, lines: mean")
+        _legend(figure, axes, "dots: seeds, lines: mean")
         axes.set(ylabel=ylabel, title=title)
 
     return _save(path, draw)
@@ -220,11 +214,11 @@ def energy(path: Path, found: Mapping[str, Energy], title: str) -> Path:
     """Energy by layer, of networks by label, and beside each of another size that of its ANN; logarithmic."""
     groups, anns = {}, {}
     for label, each in found.items():
-        name = f"{label or 'spiking'}, {1e6 * each.joules:.3g} µJ"
-        groups[name] = {
-            layer.name: 1e6 * joules(layer.additions, layer.multiplications, each.add, each.multiply)
-            for layer in each.layers
-        }
+        if each.rates:
+            groups[f"{label or 'spiking'}, {1e6 * each.joules:.3g} µJ"] = {
+                layer.name: 1e6 * joules(layer.additions, layer.multiplications, each.add, each.multiply)
+                for layer in each.layers
+            }
         ann = {layer.name: 1e6 * joules(layer.macs, layer.macs, each.add, each.multiply) for layer in each.layers}
         if ann not in anns.values():
             anns[f"ANN{f' of {label}' if anns else ''}, {1e6 * each.ann_joules:.3g} µJ"] = ann
@@ -277,10 +271,17 @@ def _means(runs: Sequence[Sequence[float]]) -> list[float]:
     return [sum(values) / len(values) for values in zip(*runs, strict=True)]
 
 
+def _seeds(counts: Sequence[int]) -> str | None:
+    least, most = min(counts), max(counts)
+    return None if most == 1 else f"mean and range of {most if least == most else f'{least} to {most}'} seeds"
+
+
 def _legend(figure, axes, title: str | None = None) -> None:
-    """Below the axes, where it covers no line and no band."""
+    """Below the axes, where it covers no line and no band; nothing where nothing has a label and there is no title."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(len(labels), int(figure.get_figwidth() * 11 / (max(map(len, labels)) + 6))))
+    if not labels and title is None:
+        return
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 11 / (max(map(len, labels), default=0) + 6))))
     rows = -(-len(labels) // columns) + (title is not None)
     figure.set_figheight(figure.get_figheight() + 0.22 * rows)
     options = {"ncols": columns, "title": title, "title_fontsize": 9, "fontsize": 9}

@@ -15,7 +15,7 @@ from ..files import replacing, versions, write_json
 from ..spec.arguments import positive
 from . import pictures
 from .accuracy import accuracy_over_steps, moments
-from .energy import Energy, Layer, accuracy_over_energy, energy
+from .energy import NEURONS, Energy, Layer, accuracy_over_energy, energy
 from .landscape import Criterion, Landscape, landscape, rise
 
 __all__ = ["measure", "report", "write"]
@@ -45,6 +45,7 @@ def measure(
     on_part: Callable[[str], None] | None = None,
     longest: int | None = None,
     directions: int = 5,
+    neurons: tuple[type[nn.Module], ...] = NEURONS,
 ) -> dict:
     """Accuracy over T, at single steps and against energy, operations and sparsity by layer, and the loss landscape.
 
@@ -61,6 +62,7 @@ def measure(
         on_part: called with the name of each part before it starts.
         longest: T up to which accuracy is measured. Default: 2 ``steps`` for static images, all frames of others.
         directions: over which the rise of the losses is averaged; 0 leaves it out.
+        neurons: see ``energy``.
 
     Returns: plain data, for JSON.
     """
@@ -79,9 +81,10 @@ def measure(
         "moments": moments(model, x, y, longest, batch),
     }
     starting("energy")
-    counted = energy(model, x, steps, batch)
+    counted = energy(model, x, steps, batch, neurons=neurons)
     at = sorted({t for t in (1, 2, 3, 4, 6, 8, 10, 16, 32, 64, steps, longest) if t <= longest})
-    found |= {"energy": counted.as_dict(), "accuracy_over_energy": accuracy_over_energy(model, x, y, at, batch)}
+    rows = accuracy_over_energy(model, x, y, at, batch, neurons=neurons)
+    found |= {"energy": counted.as_dict(), "accuracy_over_energy": rows}
     if points or directions:
         starting("landscape")
         few = _some(data.plain, samples, data.events, seed)
@@ -156,10 +159,10 @@ def _draw(folder: Path, networks: Mapping[str, Sequence[dict]]) -> list[Path]:
         ]  # fmt: skip
     rows = {label: [found["accuracy_over_energy"] for found in runs] for label, runs in networks.items()}
     counted = {label: _energy(found) for label, found in firsts.items()}
-    drawn += [
-        pictures.energy_curves(folder / "accuracy_energy.png", rows, "Accuracy against energy"),
-        pictures.energy(folder / "energy.png", counted, f"Energy by layer{at}"),
-    ]
+    which = ", first seed" if any(len(runs) > 1 for runs in networks.values()) else ""
+    if any(len(each[0]) > 1 for each in rows.values()):
+        drawn.append(pictures.energy_curves(folder / "accuracy_energy.png", rows, "Accuracy against energy"))
+    drawn.append(pictures.energy(folder / "energy.png", counted, f"Energy by layer{at}{which}"))
     rates = {
         label: {name: 100 * mean(found["energy"]["rates"][name] for found in runs) for name in rates}
         for label, runs in networks.items()
@@ -211,7 +214,8 @@ def _compared(networks: Mapping[str, Sequence[dict]], drawn: list[Path]) -> str:
             if None in values:
                 cells.append("-")
             else:
-                cells.append(f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else ""))
+                varied = len(set(values)) > 1
+                cells.append(f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if varied else ""))
         return [name, *cells]
 
     def at(key: str, t: int) -> Callable[[dict], float | None]:
