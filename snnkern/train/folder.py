@@ -14,9 +14,11 @@ A file takes its name only when it is complete, so an interruption at any moment
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ __all__ = [
     "Request",
     "RunError",
     "claim",
+    "grouped",
     "load_weights",
     "read_metrics",
     "read_settings",
@@ -91,6 +94,24 @@ def read_settings(folder: Path) -> dict:
         raise RunError(f"{path} does not exist: {folder} is not the folder of a run{hint}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} cannot be read: {error!r}") from error
+
+
+def grouped(paths: Sequence[str | Path]) -> dict[str, list[Path]]:
+    """The runs that the paths hold: label to the runs of its seeds. A path is a run's folder or a file in it, or the
+    folder of a ``train`` or a ``compare``; the label is what tells the runs' own folders apart."""
+    runs = [run for path in map(Path, paths) for run in _inside(path)]
+    held = [Path(os.path.abspath(run.parent if run.suffix != ".safetensors" else run.with_suffix(""))) for run in runs]
+    base = Path(os.path.commonpath(held))
+    groups: dict[str, list[Path]] = {}
+    for run, place in zip(runs, held, strict=True):
+        groups.setdefault(str(place.relative_to(base)) if place != base else base.name, []).append(run)
+    return groups
+
+
+def _inside(path: Path) -> list[Path]:
+    found = [settings.parent for settings in path.rglob("settings.json")]
+    runs = [run for run in found if not any(run in other.parents for other in found)]
+    return sorted(runs, key=lambda run: (str(run.parent), len(run.name), run.name)) or [path]
 
 
 def _flat(value, key: str = "") -> dict:
