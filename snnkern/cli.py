@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__, backends
-from .train.folder import Interrupted, RunError, versions
+from .files import versions
+from .train.folder import Interrupted, RecipeError, RunError
 
 app = typer.Typer(
     name="snnkern",
@@ -106,12 +107,12 @@ def compare(
 
 
 def _train(words: list[str], out: Path | None, least: int = 1) -> None:
-    from .train.compare import compare, named, table
-    from .train.progress import Show
-
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first, soft_wrap=True)
     with _errors(out or Path("runs")):
+        from .train.compare import compare, named, table
+        from .train.progress import Show
+
         recipes = named(words)
     if len(recipes) < least:
         _fail(f"compare needs two recipes or more, got {', '.join(recipes) or 'none'}")
@@ -212,9 +213,9 @@ def plot(
     ] = None,
 ) -> None:
     """Draw a run as pictures, or several in one: the seeds of a recipe, recipes, whatever folders are given."""
-    from .train.plot import plot as draw
-
     with _errors(runs[0]):
+        from .train.plot import plot as draw
+
         for path in draw(*runs, out=out and _folder(out)):
             typer.echo(path)
 
@@ -230,10 +231,11 @@ def export(
 ) -> None:
     """Write a trained network's weights with the batch norms folded into the layers before them, as safetensors."""
     from .nn import fold
-    from .train.evaluation import restore
-    from .train.folder import save_weights
 
     with _errors(path):
+        from .train.evaluation import restore
+        from .train.folder import save_weights
+
         model, recipe, about = restore(path, stage, best)
         try:
             folded = fold(model)
@@ -258,11 +260,6 @@ def report(
     All on the same samples; several networks are drawn into the same pictures: mean and range over the seeds of each
     recipe, and the landscape of the first.
     """
-    from . import analysis
-    from .train.evaluation import restore
-    from .train.folder import grouped
-    from .train.processes import working
-
     if samples < 1:
         _fail(f"--samples must be at least 1, got {samples}")
     if points and (points < 3 or points % 2 == 0):
@@ -270,6 +267,11 @@ def report(
     if steps is not None and steps < 1:
         _fail(f"--steps must be at least 1, got {steps}")
     with _errors(paths[0]):
+        from . import analysis
+        from .train.evaluation import restore
+        from .train.folder import grouped
+        from .train.processes import working
+
         restored = {
             label: [(run, *restore(run, stage, best)) for run in runs] for label, runs in grouped(paths).items()
         }
@@ -311,10 +313,11 @@ def main() -> None:
 
 
 def _list() -> None:
-    from .train.recipe import load, recipes
+    with _errors(Path("runs")):
+        from .train.recipe import load, recipes
 
-    for name in recipes():
-        recipe = load(name)
+        found = {name: load(name) for name in recipes()}
+    for name, recipe in found.items():
         typer.echo(f"{name:26}{recipe.title}\n{'':26}{recipe.source}")
 
 
@@ -349,8 +352,6 @@ def _folder(path: Path) -> Path:
 @contextmanager
 def _errors(folder: Path):
     """Mistakes of the user, and what stops a training, as one line."""
-    from .train.recipe import RecipeError
-
     try:
         yield
     except RecipeError as error:
