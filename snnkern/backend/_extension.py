@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..ops.layout import DTYPES
+
+
+def _why(error: ImportError, package: Path) -> str:
+    """What to do about the extension that ``package`` cannot import."""
+    if found := sorted(path.name for path in package.glob("_C.*")):
+        what = f"the compiled extension, {', '.join(found)}, cannot be loaded ({error})"
+    else:
+        what = "the compiled extension is missing"
+    if (package.parent / "CMakeLists.txt").exists():
+        build = f"`python -m pip install -e {package.parent}` builds it there"
+        return f"{what} in the source folder: {build}; an installed one is imported from any other folder"
+    return f"{what}: install a C++ compiler, then snnkern again (pip install --force-reinstall --no-deps)"
+
 
 try:
     from .. import _C
@@ -10,10 +25,7 @@ try:
     _missing = None
 except ImportError as error:
     _C = None
-    _missing = (
-        "the compiled extension is missing; install snnkern again where a C++ compiler is at hand. "
-        f"The import said: {error}"
-    )
+    _missing = _why(error, Path(__file__).parents[1])
 
 
 def missing() -> str | None:
