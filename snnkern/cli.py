@@ -15,7 +15,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from . import backends
+from .backend import backends
 from .train.folder import Interrupted, RunError, versions
 
 app = typer.Typer(

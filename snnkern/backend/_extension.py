@@ -17,6 +17,9 @@ except ImportError as error:
     )
 
 
+_no_norm = _C and _C.Norm(1, 1, 0, 0)
+
+
 def missing() -> str | None:
     """Why the extension cannot be used, or None."""
     return _missing
@@ -64,7 +67,7 @@ def backward_of(call, scratch=None):
 def norm_of(norm):
     """Norm; None: no norm."""
     if norm is None:
-        return _C.Norm(1, 1, 0, 0)
+        return _no_norm
     return _C.Norm(norm.channels, norm.period, *addresses(norm.table, norm.residual))
 
 

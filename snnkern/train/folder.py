@@ -17,6 +17,7 @@ import json
 import signal
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "Interrupted",
     "Request",
     "RunError",
+    "State",
     "claim",
     "load_weights",
     "read_metrics",
@@ -43,6 +45,22 @@ class RunError(RuntimeError):
 
 class Interrupted(KeyboardInterrupt):
     """Training stopped on request, and a checkpoint holds all that it did; the message says where it is."""
+
+
+@dataclass
+class State:
+    """Where a training is: ``epoch`` epochs of ``stage`` are finished, and ``step`` steps of the next."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, right, samples in this epoch,
+    seconds: float = 0.0  # and the time that it took
+    found: dict = field(default_factory=dict)  # by the temperature search of this epoch
+    b: float | None = None  # Dspike's temperature
+    accuracy: float = 0.0  # on the test data, after the last epoch,
+    best: float = -1.0  # and the best of this stage
+    lines: int = 0  # of metrics
 
 
 class Request:

@@ -66,7 +66,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Dspike's search before every epoch; see ``snnkern.dspike.search``.
+    """Dspike's search before every epoch; see ``snnkern.methods.dspike.search``.
 
     ``start``: the first b; None: the one that the stage before ended with, else that of the neuron's surrogate.
     """
