@@ -21,8 +21,8 @@ from torch import nn
 
 import snnkern
 from snnkern.backend import why_not
-from snnkern.ops import split as splitting
-from snnkern.ops.layout import state_dtype
+from snnkern.spec import split as splitting
+from snnkern.spec.layout import state_dtype
 from snnkern.surrogate import ATan, SuperSpike
 
 SURROGATE = ATan(2.0)

@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import snnkern
-from snnkern.runs import RunError, replacing, versions
+from snnkern.files import replacing, versions
+from snnkern.train.folder import RunError
 
 from . import report
 from .cases import CASES

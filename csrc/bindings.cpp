@@ -11,6 +11,7 @@
 #include "ttm.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 using namespace snnkern;
 
 namespace {
@@ -23,18 +24,6 @@ LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshol
 
 void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
 double* numbers(intptr_t address) { return reinterpret_cast<double*>(address); }
-
-LIFForward forward_of(intptr_t x, intptr_t v, intptr_t spikes, intptr_t v_last, intptr_t saved, intptr_t scratch,
-                      const Norm& norm) {
-  return {pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch), norm};
-}
-LIFBackward backward_of(intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes, intptr_t grad_v_last,
-                        intptr_t grad_x, intptr_t grad_v, intptr_t scratch, const Norm& norm, intptr_t pull_push,
-                        intptr_t grad_residual) {
-  return {
-      pointer(x),      pointer(v),       pointer(saved), pointer(grad_spikes), pointer(grad_v_last),  pointer(grad_x),
-      pointer(grad_v), pointer(scratch), norm,           pointer(pull_push),   pointer(grad_residual)};
-}
 
 #ifdef SNN_CUDA
 void check_cuda(int status, const char* call, const LIFShape& s) {
@@ -74,50 +63,59 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(
           [](int dtype, int64_t channels, int64_t parts, double count, double unbiased, double momentum, double eps,
              double gain) { return NormPlan{DType(dtype), channels, parts, count, unbiased, momentum, eps, gain}; }));
+  py::class_<NormParameters>(m, "NormParameters")
+      .def(py::init([](intptr_t weight, intptr_t bias, intptr_t running_mean, intptr_t running_var) {
+        return NormParameters{pointer(weight), pointer(bias), pointer(running_mean), pointer(running_var)};
+      }));
+  py::class_<LIFForward>(m, "LIFForward")
+      .def(py::init([](intptr_t x, intptr_t v, intptr_t spikes, intptr_t v_last, intptr_t saved, intptr_t scratch,
+                       const Norm& norm) {
+             return LIFForward{pointer(x),       pointer(v), pointer(spikes), pointer(v_last), pointer(saved),
+                               pointer(scratch), norm};
+           }),
+           "x"_a, "v"_a, "spikes"_a, "v_last"_a, "saved"_a, "scratch"_a, "norm"_a);
+  py::class_<LIFBackward>(m, "LIFBackward")
+      .def(py::init([](intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes, intptr_t grad_v_last,
+                       intptr_t grad_x, intptr_t grad_v, intptr_t scratch, const Norm& norm, intptr_t pull_push,
+                       intptr_t grad_residual) {
+             return LIFBackward{pointer(x),
+                                pointer(v),
+                                pointer(saved),
+                                pointer(grad_spikes),
+                                pointer(grad_v_last),
+                                pointer(grad_x),
+                                pointer(grad_v),
+                                pointer(scratch),
+                                norm,
+                                pointer(pull_push),
+                                pointer(grad_residual)};
+           }),
+           "x"_a, "v"_a, "saved"_a, "grad_spikes"_a, "grad_v_last"_a, "grad_x"_a, "grad_v"_a, "scratch"_a, "norm"_a,
+           "pull_push"_a, "grad_residual"_a);
 
-  m.def("lif_forward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
-                              intptr_t v_last, intptr_t saved, intptr_t scratch, const Norm& n, int threads) {
-    py::gil_scoped_release release;
-    lif_forward_cpu(p, s, forward_of(x, v, spikes, v_last, saved, scratch, n), threads);
-  });
-  m.def("lif_backward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
-                               intptr_t grad_spikes, intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v,
-                               intptr_t scratch, const Norm& n, intptr_t pull_push, intptr_t grad_residual,
-                               int threads) {
-    py::gil_scoped_release release;
-    lif_backward_cpu(
-        p, s, backward_of(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch, n, pull_push, grad_residual),
-        threads);
-  });
+  m.def("lif_forward_cpu", &lif_forward_cpu, py::call_guard<py::gil_scoped_release>());
+  m.def("lif_backward_cpu", &lif_backward_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("norm_parts_cpu", &norm_parts_cpu);
   m.def("moments_cpu", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, int threads) {
     py::gil_scoped_release release;
     moments_cpu(s, n, pointer(x), numbers(moments), threads);
   });
-  m.def("prepare_cpu", [](const NormPlan& p, intptr_t moments, intptr_t weight, intptr_t bias, intptr_t running_mean,
-                          intptr_t running_var, intptr_t table) {
-    prepare_cpu(p, numbers(moments), {pointer(weight), pointer(bias), pointer(running_mean), pointer(running_var)},
-                pointer(table));
+  m.def("prepare_cpu", [](const NormPlan& p, const NormParameters& of, intptr_t moments, intptr_t table) {
+    prepare_cpu(p, numbers(moments), of, pointer(table));
   });
-  m.def("sums_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
-                       intptr_t grad_spikes, intptr_t grad_v_last, const Norm& n, intptr_t sums, int threads) {
+  m.def("sums_cpu", [](const LIFSpec& p, const LIFShape& s, const LIFBackward& a, intptr_t sums, int threads) {
     py::gil_scoped_release release;
-    sums_cpu(p, s, backward_of(x, v, saved, grad_spikes, grad_v_last, 0, 0, 0, n, 0, 0), numbers(sums), threads);
+    sums_cpu(p, s, a, numbers(sums), threads);
   });
   m.def("gradients_cpu",
         [](const NormPlan& p, intptr_t table, intptr_t sums, intptr_t all_sums, intptr_t affine, intptr_t pull_push) {
           gradients_cpu(p, pointer(table), numbers(sums), numbers(all_sums), pointer(affine), pointer(pull_push));
         });
-
   m.def("norm_kept_cpu", &norm_kept_cpu);
-  m.def("norm_backward_cpu", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
-                                intptr_t grad_spikes, intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v,
-                                intptr_t scratch, const Norm& n, const NormPlan& plan, intptr_t sums, intptr_t affine,
-                                intptr_t pull_push, intptr_t grad_residual, int threads) {
+  m.def("norm_backward_cpu", [](const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const NormPlan& plan,
+                                intptr_t sums, intptr_t affine, int threads) {
     py::gil_scoped_release release;
-    norm_backward_cpu(p, s,
-                      backward_of(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch, n, 0, grad_residual),
-                      plan, numbers(sums), pointer(affine), pointer(pull_push), threads);
+    norm_backward_cpu(p, s, a, plan, numbers(sums), pointer(affine), const_cast<void*>(a.pull_push), threads);
   });
 
   py::class_<TTMShape>(m, "TTMShape")
@@ -154,31 +152,21 @@ PYBIND11_MODULE(_C, m) {
     if (const int status = ttm_cuda(s, pointer(x), pointer(y), pointer(stream)))
       throw std::runtime_error(std::string("ttm_cuda: ") + cuda_error_string(status));
   });
-  m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t spikes,
-                               intptr_t v_last, intptr_t saved, intptr_t scratch, const Norm& n, intptr_t stream) {
-    check_cuda(lif_forward_cuda(p, s, forward_of(x, v, spikes, v_last, saved, scratch, n), pointer(stream)),
-               "lif_forward_cuda", s);
+  m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, const LIFForward& a, intptr_t stream) {
+    check_cuda(lif_forward_cuda(p, s, a, pointer(stream)), "lif_forward_cuda", s);
   });
-  m.def("lif_backward_cuda",
-        [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes,
-           intptr_t grad_v_last, intptr_t grad_x, intptr_t grad_v, intptr_t scratch, const Norm& n, intptr_t pull_push,
-           intptr_t grad_residual, intptr_t stream) {
-          const LIFBackward a =
-              backward_of(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch, n, pull_push, grad_residual);
-          check_cuda(lif_backward_cuda(p, s, a, pointer(stream)), "lif_backward_cuda", s);
-        });
+  m.def("lif_backward_cuda", [](const LIFSpec& p, const LIFShape& s, const LIFBackward& a, intptr_t stream) {
+    check_cuda(lif_backward_cuda(p, s, a, pointer(stream)), "lif_backward_cuda", s);
+  });
   m.def("norm_parts_cuda", &norm_parts_cuda);
   m.def("moments_cuda", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, intptr_t stream) {
     check_cuda(moments_cuda(s, n, pointer(x), numbers(moments), pointer(stream)), "moments_cuda", s);
   });
-  m.def("prepare_cuda", [](const NormPlan& p, intptr_t moments, intptr_t weight, intptr_t bias, intptr_t running_mean,
-                           intptr_t running_var, intptr_t table, intptr_t stream) {
-    const NormParameters a{pointer(weight), pointer(bias), pointer(running_mean), pointer(running_var)};
-    check_cuda(prepare_cuda(p, numbers(moments), a, pointer(table), pointer(stream)), "prepare_cuda", p);
-  });
-  m.def("sums_cuda", [](const LIFSpec& p, const LIFShape& s, intptr_t x, intptr_t v, intptr_t saved,
-                        intptr_t grad_spikes, intptr_t grad_v_last, const Norm& n, intptr_t sums, intptr_t stream) {
-    const LIFBackward a = backward_of(x, v, saved, grad_spikes, grad_v_last, 0, 0, 0, n, 0, 0);
+  m.def("prepare_cuda",
+        [](const NormPlan& p, const NormParameters& of, intptr_t moments, intptr_t table, intptr_t stream) {
+          check_cuda(prepare_cuda(p, numbers(moments), of, pointer(table), pointer(stream)), "prepare_cuda", p);
+        });
+  m.def("sums_cuda", [](const LIFSpec& p, const LIFShape& s, const LIFBackward& a, intptr_t sums, intptr_t stream) {
     check_cuda(sums_cuda(p, s, a, numbers(sums), pointer(stream)), "sums_cuda", s);
   });
   m.def("gradients_cuda", [](const NormPlan& p, intptr_t table, intptr_t sums, intptr_t all_sums, intptr_t affine,

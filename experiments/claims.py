@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from snnkern.runs import replacing, versions, write_json
+from snnkern.files import replacing, versions, write_json
 
 from . import dspike, tet
 from .protocol import Measure, Protocol, Size

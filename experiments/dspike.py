@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from snnkern import analysis, dspike, losses
+from snnkern import analysis, losses
 from snnkern.analysis import pictures
+from snnkern.methods import dspike
 from snnkern.models import CNN6, ToyCNN
 from snnkern.nn import LIF
 from snnkern.surrogate import Dspike, Rectangle

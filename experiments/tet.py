@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from snnkern import analysis, dspike, losses
+from snnkern import analysis, losses
 from snnkern.analysis import pictures
+from snnkern.methods import dspike
 from snnkern.models import CNN6
 from snnkern.nn import SmoothLIF
 from snnkern.surrogate import Sigmoid

@@ -15,8 +15,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from . import backends
-from .runs import Interrupted, RunError, versions
+from .backend import backends
+from .train.folder import Interrupted, RunError, versions
 
 app = typer.Typer(
     name="snnkern",
@@ -93,9 +93,9 @@ def compare(
 
 
 def _train(names: list[str], overrides: list[str], out: Path) -> None:
-    from .compare import compare, table
-    from .progress import Show
-    from .recipe import load
+    from .train.compare import compare, table
+    from .train.progress import Show
+    from .train.recipe import load
 
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first, soft_wrap=True)
@@ -130,8 +130,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Test a trained network at several T: accuracy of the averaged potential and of each single step, and losses."""
-    from .evaluation import restore, test
-    from .recipe import override
+    from .train.evaluation import restore, test
+    from .train.recipe import override
 
     with _errors(path):
         model, recipe, about = restore(path, stage, best)
@@ -161,7 +161,7 @@ def evaluate(
 @app.command()
 def plot(run: Annotated[Path, typer.Argument(help="The folder of a run, of a train or of a compare.")]) -> None:
     """Draw a run, or the results of several, as pictures, into its folder."""
-    from .plot import plot as draw
+    from .train.plot import plot as draw
 
     with _errors(run):
         for path in draw(run):
@@ -180,9 +180,9 @@ def export(
     ] = False,
 ) -> None:
     """Write a trained network's weights with the batch norms folded into the layers before them, as safetensors."""
-    from .evaluation import restore
     from .nn import fold
-    from .runs import save_weights
+    from .train.evaluation import restore
+    from .train.folder import save_weights
 
     with _errors(path):
         model, recipe, about = restore(path, stage, best)
@@ -209,8 +209,8 @@ def report(
 ) -> None:
     """Measure a trained network: accuracy over T and at single steps, energy, sparsity and the loss landscape."""
     from . import analysis
-    from .distributed import working
-    from .evaluation import restore
+    from .train.evaluation import restore
+    from .train.processes import working
 
     with _errors(run):
         model, recipe, about = restore(run, stage, best)
@@ -242,7 +242,7 @@ def main() -> None:
 
 
 def _list() -> None:
-    from .recipe import load, recipes
+    from .train.recipe import load, recipes
 
     for name in recipes():
         recipe = load(name)
@@ -271,7 +271,7 @@ def _table(header, lines: list[list[str]], title: str | None) -> Table:
 @contextmanager
 def _errors(folder: Path):
     """Mistakes of the user, and what stops a training, as one line."""
-    from .recipe import RecipeError
+    from .train.recipe import RecipeError
 
     try:
         yield

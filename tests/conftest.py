@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import snnkern
-from snnkern.ops import split as splitting
-from snnkern.ops.split import Split
+from snnkern.spec import split as splitting
+from snnkern.spec.split import Split
 
 # Relative norm of the error of a gradient, per dtype: the one table. Spikes are held to equality, not to this.
 GRADIENT_BOUND = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 5e-4, torch.bfloat16: 4e-3}

@@ -31,8 +31,8 @@ def test_without_gradient_nothing_is_kept(backend, device, monkeypatch):
     kernels = snnkern.ops.lif.choose(device, torch.float32, backend)
     seen = []
 
-    def spy(spec, layout, x, v, spikes, v_last, saved):
-        seen.append(saved)
+    def spy(spec, layout, call):
+        seen.append(call.saved)
 
     monkeypatch.setattr(kernels, "lif_forward", spy)
     with torch.no_grad():

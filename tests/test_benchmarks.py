@@ -21,8 +21,8 @@ from benchmarks.measure import kept
 from benchmarks.run import BLANK
 from benchmarks.workloads import CPU, GPU, QUICK, Workload
 from snnkern.models import ResNet19
-from snnkern.runs import RunError
 from snnkern.surrogate import ATan, Triangle
+from snnkern.train.folder import RunError
 
 TINY = Workload("image", "lif", 4, (2, 4, 2, 4))
 LONGER = replace(TINY, group="long", steps=70, shape=(2, 32))

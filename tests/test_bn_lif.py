@@ -288,8 +288,8 @@ def test_large_sums_are_rounded_once(backend, device, dtype):
 def test_the_reference_is_differentiated_right(training):
     """Finite differences of the reference whose spikes are the surrogate's antiderivative."""
     from snnkern.backend.reference import bn_lif
-    from snnkern.ops.bn_lif import Batch
-    from snnkern.ops.lif import make_spec
+    from snnkern.spec.neuron import make_spec
+    from snnkern.spec.norm import Batch, Parameters
 
     y, residual = (draw((4, 2, 2, 3), torch.float64, seed=seed).requires_grad_() for seed in (0, 1))
     weight, bias, mean, var = norm_of(y)
@@ -297,7 +297,8 @@ def test_the_reference_is_differentiated_right(training):
     batch = Batch(training, 0.1, 1e-5, 1.0, None)
 
     def call(y, weight, bias, residual):
-        return bn_lif(y, weight, bias, mean.clone(), var, None, residual, batch, spec, 0, 2, smooth=True)
+        parameters = Parameters(weight, bias, mean.clone(), var)
+        return bn_lif(y, parameters, None, residual, batch, spec, 0, 2, smooth=True)
 
     assert torch.autograd.gradcheck(call, (y, weight.requires_grad_(), bias.requires_grad_(), residual))
 
@@ -329,14 +330,14 @@ def test_compiles_whole(backend, training, steps):
 
 @pytest.mark.usefixtures("on_device")
 def test_library_ops_keep_their_contract(backend):
-    from snnkern.backend import _library
-    from snnkern.ops.bn_lif import Batch
-    from snnkern.ops.lif import make_spec
+    from snnkern.ops import library
+    from snnkern.spec.neuron import make_spec
+    from snnkern.spec.norm import Batch
 
     y = draw((20, 2, 3, 8), device=torch.get_default_device()).requires_grad_()
-    spec = _library.neuron(make_spec(0.5, None, True, 1.0, 0.0, ATan(), False, False))
+    spec = library.neuron(make_spec(0.5, None, True, 1.0, 0.0, ATan(), False, False))
     weight, bias, mean, var = norm_of(y)
-    norm = _library.batch(Batch(True, 0.1, 1e-5, 1.0, None))
+    norm = library.batch(Batch(True, 0.1, 1e-5, 1.0, None))
     arguments = (y, weight.requires_grad_(), bias.requires_grad_(), mean, var, None, None, spec, norm, 0, 7, backend)
     torch.library.opcheck(torch.ops.snnkern.bn_lif.default, arguments)
 

@@ -10,7 +10,7 @@ from snnkern import analysis
 from snnkern.backend.reference import lif as reference
 from snnkern.losses import sdt, tet
 from snnkern.models import CNN6
-from snnkern.ops.lif import make_spec
+from snnkern.spec.neuron import make_spec
 from snnkern.surrogate import Dspike, Rectangle, Triangle
 
 pytest.importorskip("experiments", reason="the experiments are in the source checkout")

@@ -32,7 +32,7 @@ def test_compiles_into_one_graph_with_the_same_results(backend, device, options)
 
 
 def test_the_library_op_passes_opcheck(backend, device):
-    importlib.import_module("snnkern.backend._library")
+    importlib.import_module("snnkern.ops.library")
     x, v = draw((20, 12), device=device).requires_grad_(), draw((12,), device=device).requires_grad_()
     for state in (None, v):
         neuron = "decay;0.5;1.0;0.0;False;False;" + Triangle().text

@@ -14,7 +14,7 @@ from test_lif import draw, state_of
 
 from snnkern import _C
 from snnkern.backend import cpu
-from snnkern.ops.split import CHUNK
+from snnkern.spec.split import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
 TESTS = [Path(__file__).parent / name for name in ("test_lif.py", "test_bn_lif.py", "test_split.py", "test_pack.py")]

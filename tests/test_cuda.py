@@ -21,10 +21,12 @@ from test_split import ADVERSARIES
 import snnkern
 from snnkern.backend import reference
 from snnkern.ops import lif as ops
-from snnkern.ops.bn_lif import Norm, Plan
-from snnkern.ops.layout import DTYPES, arrange
 from snnkern.ops.pack import pack
-from snnkern.ops.split import CHUNK, Split, for_gpu, warmup
+from snnkern.spec.layout import DTYPES, arrange
+from snnkern.spec.neuron import FORMS as LEAKS
+from snnkern.spec.neuron import Backward, Forward, make_spec
+from snnkern.spec.norm import Norm, Parameters, Plan
+from snnkern.spec.split import CHUNK, Split, for_gpu, warmup
 from snnkern.surrogate import ATan
 
 pytestmark = [
@@ -147,15 +149,17 @@ class OnHost:
     def __init__(self, library, wide):
         self.library, self.wide = library, int(wide)
 
-    def lif_forward(self, spec, layout, x, v, spikes, v_last, saved, norm=None):
+    def lif_forward(self, spec, layout, call):
+        *tensors, norm = call
         split = self._split(layout, norm, warmup(spec.state_gain, torch.float32))
-        tensors = x, v, spikes, v_last, saved, split.scratch(layout, torch.float32, x.device)
-        self._call("lif_forward_host", spec, layout, split, norm, x, *tensors, *_table(norm))
+        tensors = *tensors, split.scratch(layout, torch.float32, call.x.device)
+        self._call("lif_forward_host", spec, layout, split, norm, call.x, *tensors, *_table(norm))
 
-    def lif_backward(self, spec, layout, x, v, saved, gs, gv, grad_x, grad_v, norm=None, pull_push=None, grad_r=None):
+    def lif_backward(self, spec, layout, call):
+        *tensors, norm, pull_push, grad_residual = call
         split = self._split(layout, norm, 0)
-        tensors = x, v, saved, gs, gv, grad_x, grad_v, split.scratch(layout, torch.float32, x.device)
-        self._call("lif_backward_host", spec, layout, split, norm, x, *tensors, *_table(norm), pull_push, grad_r)
+        tensors = *tensors, split.scratch(layout, torch.float32, call.x.device), *_table(norm)
+        self._call("lif_backward_host", spec, layout, split, norm, call.x, *tensors, pull_push, grad_residual)
 
     def bn_moments(self, layout, norm, y):
         sizes = _sizes(layout, Split(1, layout.steps, 0), norm, y)
@@ -163,16 +167,15 @@ class OnHost:
         self.library.moments_host(sizes, *_pointers(y, moments), self.wide)
         return moments
 
-    def bn_prepare(self, plan, moments, weight, bias, running_mean, running_var, table):
-        pointers = _array(ctypes.c_void_p, _pointers(moments, weight, bias, running_mean, running_var, table))
+    def bn_prepare(self, plan, moments, parameters, table):
+        pointers = _array(ctypes.c_void_p, _pointers(moments, *parameters, table))
         self.library.prepare_host(*_plan(plan, moments, table), pointers)
 
-    def bn_sums(self, spec, layout, y, v, saved, grad_spikes, grad_v_last, norm):
-        split = Split(1, layout.steps, 0)
+    def bn_sums(self, spec, layout, call):
+        y, norm, split = call.x, call.norm, Split(1, layout.steps, 0)
         parts = self.library.parts_host(_sizes(layout, split, norm, y))
         sums = torch.empty((2 * parts, norm.channels), dtype=torch.float64)
-        tensors = y, v, saved, grad_spikes, grad_v_last, sums
-        self._call("sums_host", spec, layout, split, norm, y, *tensors, *_table(norm))
+        self._call("sums_host", spec, layout, split, norm, y, *call[:5], sums, *_table(norm))
         return sums
 
     def bn_gradients(self, plan, table, sums, all_sums, affine, pull_push):
@@ -189,7 +192,7 @@ class OnHost:
         from snnkern import _C
 
         surrogate = _C.surrogates[type(spec.surrogate).__name__]
-        form, hard = ops.FORMS.index(spec.form), spec.reset is not None
+        form, hard = LEAKS.index(spec.form), spec.reset is not None
         flags = [form, spec.fire_at_threshold, hard, spec.detach_reset, surrogate]
         numbers = [spec.leak, spec.threshold, spec.rest, spec.v_start, *spec.surrogate.constants()]
         pointers = _array(ctypes.c_void_p, _pointers(*tensors))
@@ -406,16 +409,16 @@ def test_launchers_get_as_far_as_the_missing_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(cuda.lif, "_processors", lambda device: 132)
     y = draw((5, 2, 4, 6))
-    layout, spec = arrange(y, 0)[1], ops.make_spec(None, 2.0, True, 1.0, 0.0, ATan(), False, False)
+    layout, spec = arrange(y, 0)[1], make_spec(None, 2.0, True, 1.0, 0.0, ATan(), False, False)
     table, sums = torch.zeros(5, 4), torch.zeros(2, 4, dtype=torch.float64)
     norm, plan, rows = Norm(4, 6, table, y), Plan(60, 1.0, 0.1, 1e-5, 1.0), table[:2]
     v = state_of(y)
     calls = {
-        "lif_forward": (spec, layout, y, v, y, v, None),
-        "lif_backward": (spec, layout, y, v, None, y, v, y, v, norm, rows, y),
+        "lif_forward": (spec, layout, Forward(y, v, y, v, None)),
+        "lif_backward": (spec, layout, Backward(y, v, None, y, v, y, v, norm, rows, y)),
         "bn_moments": (layout, norm, y),
-        "bn_prepare": (plan, None, rows[0], rows[1], table[2], table[3], table),
-        "bn_sums": (spec, layout, y, v, None, y, v, norm),
+        "bn_prepare": (plan, None, Parameters(rows[0], rows[1], table[2], table[3]), table),
+        "bn_sums": (spec, layout, Backward(y, v, None, y, v, norm=norm)),
         "bn_gradients": (plan, table, sums, None, rows, rows),
     }
     for name, arguments in calls.items():

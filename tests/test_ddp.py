@@ -13,11 +13,11 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
 
-from snnkern.distributed import leave
-from snnkern.progress import Watch
-from snnkern.recipe import load
-from snnkern.runs import Interrupted, load_weights, read_metrics
 from snnkern.train import fit
+from snnkern.train.folder import Interrupted, load_weights, read_metrics
+from snnkern.train.processes import leave
+from snnkern.train.progress import Watch
+from snnkern.train.recipe import load
 
 # 70 samples in batches of 32: the last one has 6, and with parts of a batch 3 in a process
 SIZE = ["data.train=70", "batch=32", "seed=0", "stage.epochs=2", "stage.steps=2", "workers=0"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from snnkern import dspike
 from snnkern.losses import sdt
+from snnkern.methods import dspike
 from snnkern.models import CNN6
 from snnkern.nn import LIF, SmoothLIF
 from snnkern.surrogate import Dspike, Rectangle, Sigmoid, Triangle

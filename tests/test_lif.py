@@ -178,7 +178,7 @@ def test_short_rows_are_transposed(backend, device, dtype, shape):
 def test_dense_inputs_are_not_copied_and_spikes_keep_their_strides(backend, device, name):
     x = LAYOUTS[name][0]()
     x = torch.empty_strided(x.shape, x.stride(), device=device).copy_(x)
-    assert snnkern.ops.layout.layout_of(x, 0) is not None
+    assert snnkern.spec.layout.layout_of(x, 0) is not None
     spikes, v_last = snnkern.lif(x, backend=backend)
     assert spikes.stride() == x.stride()
     assert v_last.dim() != 4 or v_last.is_contiguous(memory_format=torch.channels_last)

@@ -12,9 +12,9 @@ from conftest import GRADIENT_BOUND, assert_gradients_close
 from torch import nn
 
 import snnkern
-from snnkern.distributed import leave
 from snnkern.nn import BNLIF, LIF, LIFNode, TdBatchNorm, fold
 from snnkern.surrogate import ATan, Sigmoid
+from snnkern.train.processes import leave
 
 T, N, C = 3, 4, 5
 SHAPE = (T, N, C, 3, 2)

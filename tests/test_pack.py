@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 import snnkern
 from snnkern.backend import choose
-from snnkern.distributed import leave
 from snnkern.nn import BNLIF, LIF
 from snnkern.ops import pack as ops
 from snnkern.ops.pack import pack, unpack
+from snnkern.train.processes import leave
 
 pytestmark = pytest.mark.usefixtures("poison")
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -8,10 +8,10 @@ pytest.importorskip("safetensors")
 
 from snnkern.data import SETS
 from snnkern.nn import BNLIF, LIF, SmoothLIF
-from snnkern.recipe import RecipeError, load, override, read, recipes
-from snnkern.runs import read_metrics
 from snnkern.surrogate import Dspike, Sigmoid, Triangle
 from snnkern.train import fit
+from snnkern.train.folder import read_metrics
+from snnkern.train.recipe import RecipeError, load, override, read, recipes
 
 # classes and shape of a sample
 DATA = {

@@ -6,7 +6,7 @@ from conftest import assert_gradients_close
 from test_lif import FORMS, RESETS, SURROGATES, draw, run
 
 from snnkern.backend.reference import lif as reference
-from snnkern.ops.lif import make_spec
+from snnkern.spec.neuron import make_spec
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=str)

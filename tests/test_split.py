@@ -6,8 +6,8 @@ from conftest import INTERPRETED, assert_gradients_close
 from test_lif import check, draw, run, state_of
 
 import snnkern
-from snnkern.ops import split as splitting
-from snnkern.ops.split import CHUNK, Split, for_cpu, for_gpu, split, warmup
+from snnkern.spec import split as splitting
+from snnkern.spec.split import CHUNK, Split, for_cpu, for_gpu, split, warmup
 from snnkern.surrogate import ATan, Dspike, Triangle
 
 pytestmark = pytest.mark.usefixtures("poison")

@@ -17,16 +17,18 @@ pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
 
 import snnkern
-from snnkern import dspike, losses, runs
+from snnkern import losses
 from snnkern.cli import app
-from snnkern.compare import compare, table
 from snnkern.data import Data, digits
-from snnkern.evaluation import evaluate, restore
+from snnkern.methods import dspike
 from snnkern.models import MODELS
-from snnkern.progress import Watch
-from snnkern.recipe import RecipeError, load
-from snnkern.runs import Interrupted, RunError, load_weights, read_metrics
 from snnkern.train import fit
+from snnkern.train import folder as runs
+from snnkern.train.compare import compare, table
+from snnkern.train.evaluation import evaluate, restore
+from snnkern.train.folder import Interrupted, RunError, load_weights, read_metrics
+from snnkern.train.progress import Watch
+from snnkern.train.recipe import RecipeError, load
 
 # Two stages of two epochs of four steps, with a switch of the loss, and Dspike's search in the second stage.
 TINY = [
@@ -531,8 +533,8 @@ def test_compare_on_the_command_line(tmp_path):
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
     arguments = "train", "digits-tit", *TINY, "seed=3", "--out", tmp_path
     with monkeypatch.context() as patch:
-        patch.setattr("snnkern.progress.Show.interval", -1.0)
-        patch.setattr("snnkern.progress.Show.step", lambda self, *a: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr("snnkern.train.progress.Show.interval", -1.0)
+        patch.setattr("snnkern.train.progress.Show.step", lambda self, *a: os.kill(os.getpid(), signal.SIGINT))
         result = invoke(*arguments)
     assert result.exit_code == 130
     assert "interrupted in stage.0, epoch 1, after step 2 of 4" in result.stderr

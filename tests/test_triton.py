@@ -22,9 +22,10 @@ from test_lif import FORMS, RESETS, SURROGATES, check, check_all, draw, state_of
 import snnkern
 from snnkern import backend as backends
 from snnkern import surrogate as surrogates
-from snnkern.ops.bn_lif import Norm, Plan
-from snnkern.ops.layout import layout_of
-from snnkern.ops.lif import CHUNK, make_spec
+from snnkern.spec.layout import layout_of
+from snnkern.spec.neuron import Backward, Forward, make_spec
+from snnkern.spec.norm import Norm, Parameters, Plan
+from snnkern.spec.split import CHUNK
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from snnkern.backend.triton import bn_lif as norms  # noqa: E402  # imports Triton
@@ -164,7 +165,7 @@ def test_sums_in_parts_are_the_sums(monkeypatch, dtype):
     wanted = torch.stack([from_shift.sum((0, 1, 3)), from_shift.square().sum((0, 1, 3))])
     assert parts > 1 and torch.equal(moments[-1], y[0, 0, :, 0].double())
     assert torch.allclose(moments[:-1].view(parts, 2, 3).sum(0), wanted, rtol=1e-12)
-    norms.bn_prepare(Plan(930.0, 930 / 929, 0.1, 1e-5, 0.3), moments, None, None, None, None, norm.table)
+    norms.bn_prepare(Plan(930.0, 930 / 929, 0.1, 1e-5, 0.3), moments, Parameters(None, None, None, None), norm.table)
     mean, var = y.double().mean((0, 1, 3)), y.double().var((0, 1, 3), unbiased=False)
     scale = (0.3 / torch.sqrt(var + 1e-5)).float()
     assert torch.equal(norm.table[:2], torch.stack([mean.float(), scale]))
@@ -239,8 +240,8 @@ def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, steps
     layout = layout_of(torch.empty(shape, device="meta"), time_dim)
     layout = layout._replace(steps_out=steps_out or layout.steps)
     x, state, saved = eight(layout, dtype)
-    kernels.lif_forward(spec, layout, x, state, x, state, saved)
-    kernels.lif_backward(spec, layout, x, state, saved, x, state, x, state)
+    kernels.lif_forward(spec, layout, Forward(x, state, x, state, saved))
+    kernels.lif_backward(spec, layout, Backward(x, state, saved, x, state, x, state))
     return made
 
 
@@ -257,12 +258,11 @@ def norm_launches(
     x, state, saved = eight(layout, dtype)
     norm = Norm(shape[2], period, torch.empty(5, shape[2]), x if residual else None)
     plan = Plan(2.0, 2.0, 0.1, 1e-5, 1.0)
-    norms.bn_prepare(plan, norms.bn_moments(layout, norm, x), state, state, state, state, norm.table)
-    kernels.lif_forward(spec, layout, x, state, x, state, saved, norm)
-    norms.bn_gradients(
-        plan, norm.table, norms.bn_sums(spec, layout, x, state, saved, x, state, norm), None, state, state
-    )
-    kernels.lif_backward(spec, layout, x, state, saved, x, state, x, state, norm, state, x if residual else None)
+    norms.bn_prepare(plan, norms.bn_moments(layout, norm, x), Parameters(*[state] * 4), norm.table)
+    kernels.lif_forward(spec, layout, Forward(x, state, x, state, saved, norm))
+    call = Backward(x, state, saved, x, state, x, state, norm, state, x if residual else None)
+    norms.bn_gradients(plan, norm.table, norms.bn_sums(spec, layout, call), None, state, state)
+    kernels.lif_backward(spec, layout, call)
     return made
 
 

@@ -11,7 +11,7 @@ from test_lif import LAYOUTS, draw
 
 import snnkern
 from snnkern.nn import TTM
-from snnkern.ops.ttm import starts
+from snnkern.spec.layout import starts
 
 pytestmark = pytest.mark.usefixtures("poison")
 PAIRS = [(i, o) for i in range(1, 7) for o in range(1, 7)]

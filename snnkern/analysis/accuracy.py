@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..ops.layout import positive
+from ..spec.arguments import positive
 
 __all__ = ["accuracy_over_steps", "moments", "outputs"]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..ops.layout import positive
+from ..spec.arguments import positive
 from .accuracy import outputs
 
 __all__ = ["Landscape", "landscape", "rise"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .. import losses
-from ..runs import replacing, versions, write_json
+from ..files import replacing, versions, write_json
 from . import pictures
 from .accuracy import accuracy_over_steps, moments
 from .energy import accuracy_over_energy, energy

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..ops.layout import DTYPES
+from ..spec.layout import DTYPES
+from ..spec.neuron import FORMS
 
 
 def _why(error: ImportError, package: Path) -> str:
@@ -28,32 +29,66 @@ except ImportError as error:
     _missing = _why(error, Path(__file__).parents[1])
 
 
+_no_norm = _C and _C.Norm(1, 1, 0, 0)
+
+
 def missing() -> str | None:
     """Why the extension cannot be used, or None."""
     return _missing
 
 
-# The caller of these holds the tensors by names until the launch is over. Of a tensor, the extension gets the address.
+# The structures of csrc/lif.h and csrc/norm.h. Of a tensor they hold the address: who launches holds the tensors, by
+# names, until the launch is over.
 
 
-def arguments(spec, layout, split, x, *tensors) -> tuple:
-    """What every launcher of the LIF takes first: the neuron, the shape, and where x and the other tensors lie."""
-    return spec.compiled, shape_of(layout, split, x), *addresses(x, *tensors)
+def neuron_of(spec):
+    """LIFSpec, made once."""
+    made = spec.__dict__.get("_made")
+    if made is None:
+        made = spec.__dict__["_made"] = _C.LIFSpec(
+            FORMS.index(spec.form),
+            spec.leak,
+            spec.threshold,
+            spec.fire_at_threshold,
+            spec.reset is not None,
+            spec.rest,
+            spec.v_start,
+            spec.detach_reset,
+            _C.surrogates[type(spec.surrogate).__name__],
+            *spec.surrogate.constants(),
+        )
+    return made
 
 
 def shape_of(layout, split, x):
     return _C.LIFShape(DTYPES.index(x.dtype), *layout[1:], *split)
 
 
+def forward_of(call, scratch=None):
+    """LIFForward, for a ``spec.neuron.Forward``."""
+    *tensors, norm = call
+    return _C.LIFForward(*addresses(*tensors, scratch), norm_of(norm))
+
+
+def backward_of(call, scratch=None):
+    """LIFBackward, for a ``spec.neuron.Backward``."""
+    *tensors, norm, pull_push, grad_residual = call
+    return _C.LIFBackward(*addresses(*tensors, scratch), norm_of(norm), *addresses(pull_push, grad_residual))
+
+
 def norm_of(norm):
-    """csrc/lif.h's Norm; None: no norm."""
+    """Norm; None: no norm."""
     if norm is None:
-        return _C.Norm(1, 1, 0, 0)
+        return _no_norm
     return _C.Norm(norm.channels, norm.period, *addresses(norm.table, norm.residual))
 
 
+def parameters_of(parameters):
+    return _C.NormParameters(*addresses(*parameters))
+
+
 def plan_of(plan, table, sums):
-    """csrc/norm.h's NormPlan, for sums (or moments) of any number of parts; None: there are none."""
+    """NormPlan, for sums (or moments) of any number of parts; None: there are none."""
     parts = 0 if sums is None else (sums.numel() // sums.shape[-1]) // 2
     return _C.NormPlan(DTYPES.index(table.dtype), table.shape[1], parts, *plan)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..ops.layout import positive
+from ..spec.arguments import positive
 from .layers import Neurons, Stage, as_frames
 
 

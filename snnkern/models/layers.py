@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..nn import BNLIF, LIF, TdBatchNorm
-from ..ops.layout import positive
+from ..spec.arguments import positive
 from ..surrogate import Triangle
 
 

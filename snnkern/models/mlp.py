@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ..ops.layout import positive
+from ..spec.arguments import positive
 from .layers import Neurons
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from ..ops.layout import positive
+from ..spec.arguments import positive
 from .layers import ConvNorm, Neurons, Stage, as_frames, per_frame
 
 

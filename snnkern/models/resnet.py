@@ -7,8 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from ..ops.layout import positive
-from ..ops.lif import _number
+from ..spec.arguments import number, positive
 from ..surrogate import Dspike, Sigmoid
 from .layers import Neurons
 from .residual import BasicBlock, Residual, SEWBlock
@@ -36,8 +35,8 @@ class _TdResNet(Residual):
         **settings,
     ) -> None:
         neurons = Neurons(neuron, backend, fused, threshold=threshold, **settings)
-        scale = _number("threshold", threshold)
-        last = _number("alpha", alpha) * scale
+        scale = number("threshold", threshold)
+        last = number("alpha", alpha) * scale
         if not isinstance(pooled_shortcuts, bool):
             raise TypeError(f"pooled_shortcuts must be True or False, got {pooled_shortcuts!r}")
         block = partial(BasicBlock, neurons=neurons, scale=scale, last=last, pooled_shortcut=pooled_shortcuts)

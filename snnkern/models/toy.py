@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..ops.layout import positive
+from ..spec.arguments import positive
 from ..surrogate import Rectangle
 from .layers import Neurons, as_frames, over_steps, per_frame
 

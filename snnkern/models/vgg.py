@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ..ops.lif import _number
+from ..spec.arguments import number
 from ..surrogate import Dspike
 from .chain import Chain
 from .layers import Neurons
@@ -146,7 +146,7 @@ class DspikeVGG16(Chain):
         fused: bool = True,
     ) -> None:
         neurons = Neurons(neuron, backend, fused, decay=0.25, threshold=threshold, surrogate=Dspike(1.0))
-        scale = _number("threshold", threshold)
+        scale = number("threshold", threshold)
         super().__init__(
             self.PLAN, neurons, classes, in_channels, size, steps, scale=scale, hidden=hidden, linear_bias=False
         )

@@ -9,9 +9,10 @@ from torch import nn
 
 from ..backend import load
 from ..backend.reference import lif as reference
-from ..ops.layout import check_x, positive
-from ..ops.lif import lif, make_spec
+from ..ops.lif import lif
 from ..ops.ttm import ttm
+from ..spec.arguments import check_x, positive
+from ..spec.neuron import make_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
 

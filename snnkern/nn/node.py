@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from ..backend import ORDER
-from ..ops.layout import state_dtype
-from ..ops.lif import _check_alive, _number, lif, make_spec
+from ..ops.lif import lif
+from ..spec.arguments import check_alive, number
+from ..spec.layout import state_dtype
+from ..spec.neuron import make_spec
 from ..surrogate import Sigmoid, Surrogate, from_spikingjelly
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
@@ -90,9 +92,9 @@ class LIFNode(nn.Module):
         backend: str | None = None,
         store_v_seq: bool = False,
     ):
-        _number("tau", tau)
-        _number("v_threshold", v_threshold)
-        rest = 0.0 if v_reset is None else _number("v_reset", v_reset)
+        number("tau", tau)
+        number("v_threshold", v_threshold)
+        rest = 0.0 if v_reset is None else number("v_reset", v_reset)
         surrogate = from_spikingjelly(surrogate_function)
         make_spec(None, tau, decay_input, v_threshold, v_reset, surrogate, detach_reset, True)
         super().__init__()
@@ -281,7 +283,7 @@ def _fit(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
         )
         return None
     if getattr(v.grad_fn, "ran", False):  # the cast would hide the freed graph from lif
-        _check_alive(v)
+        check_alive(v)
     return v.to(x.device, state_dtype(x.dtype))
 
 

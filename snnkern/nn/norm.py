@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..backend.reference.bn_lif import normalise
-from ..ops.bn_lif import Batch, bn_lif
-from ..ops.lif import _number
+from ..ops.bn_lif import bn_lif
+from ..spec.arguments import number
+from ..spec.norm import Batch, Parameters
 from .layers import LIF
 from .node import LIFNode
 
@@ -26,7 +27,7 @@ class _TimeNorm(_NormBase):
 
     def __init__(self, num_features, eps, momentum, affine, track_running_stats, scale, process_group):
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self.scale = _number("scale", scale)
+        self.scale = number("scale", scale)
         self.process_group = process_group
 
     def _batch(self) -> tuple[bool, float]:
@@ -89,7 +90,7 @@ class TdBatchNorm(_TimeNorm):
         track_running_stats: bool = True,
         process_group: torch.distributed.ProcessGroup | None = None,
     ):
-        factor = _number("alpha", alpha) * _number("v_threshold", v_threshold)
+        factor = number("alpha", alpha) * number("v_threshold", v_threshold)
         if not constant and not affine:
             raise ValueError("constant=False needs affine=True: the factor is then where weight starts from")
         scale = factor if constant else 1.0
@@ -103,7 +104,7 @@ class TdBatchNorm(_TimeNorm):
         running = self.running_mean, self.running_var
         if self.process_group is not None and training:
             batch = Batch(training, momentum, self.eps, self.scale, self.process_group)
-            return normalise(y, self.weight, self.bias, *running, batch).to(y.dtype)
+            return normalise(y, Parameters(self.weight, self.bias, *running), batch).to(y.dtype)
         weight = self.weight
         if self.scale != 1:
             weight = self.scale * weight if self.affine else y.new_full((self.num_features,), self.scale)

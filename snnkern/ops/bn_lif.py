@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.distributed
 
 from ..backend import choose
+from ..spec.arguments import check_state, check_x, number, plan_steps
+from ..spec.layout import state_dtype
+from ..spec.neuron import make_spec
+from ..spec.norm import Batch, Parameters
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
-from .layout import arrange, check_x, state_dtype
-from .lif import LIFSpec, _check_state, _number, gradients, make_spec, outputs, plan_steps
+from .launch import Kept, Op, Wanted, bn_backward, bn_forward
 from .pack import note
 from .ttm import ttm
-
-ROWS = 5  # of the table; csrc/norm.h's kNormRows
 
 
 def bn_lif(
@@ -97,56 +96,28 @@ def bn_lif(
     weight, bias = (None if p is None else p.to(state) for p in (weight, bias))
     kept = running_mean, running_var
     running = [None if r is None else r.detach().to(state).contiguous() for r in kept]
-    tensors = y, weight, bias, *running, v, residual
     if compiling:
-        from ..backend import _library
+        from . import library
 
-        spikes, v_last, *running = _library.bn_lif(tensors, norm, spec, time_dim, steps_out, backend)
+        tensors = y, weight, bias, *running, v, residual
+        spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps_out, backend)
     else:
         kernels = choose(y.device.type, y.dtype, backend)
+        op, parameters = Op(spec, time_dim, steps_out, kernels), Parameters(weight, bias, *running)
         if kernels.differentiable:
-            spikes, v_last = kernels.bn_lif(*tensors, norm, spec, time_dim, steps_out)
+            spikes, v_last = kernels.bn_lif(y, parameters, v, residual, norm, spec, time_dim, steps_out)
             if steps_out == y.shape[time_dim]:
                 note(spikes)
-        elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            spikes, v_last = _BNLIF.apply(*tensors, norm, spec, time_dim, steps_out, kernels)
+        elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, weight, bias, v, residual)):
+            spikes, v_last = _BNLIF.apply(y, weight, bias, v, residual, running, norm, op)
         else:
-            spikes, v_last = forward(*tensors, norm, spec, time_dim, steps_out, kernels, keep=False)[:2]
+            spikes, v_last = bn_forward(op, norm, parameters, y, v, residual, keep=False)[:2]
     if training:
         for old, new in zip(kept, running, strict=True):
             if old is not None and (compiling or old.dtype != state or not old.is_contiguous()):
                 with torch.no_grad():
                     old.copy_(new)
     return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
-
-
-class Batch(NamedTuple):
-    """How to normalise, besides tensors."""
-
-    training: bool
-    momentum: float
-    eps: float
-    scale: float
-    group: torch.distributed.ProcessGroup | None
-
-
-class Norm(NamedTuple):
-    """What kernels need to normalise as they load: csrc/lif.h's Norm."""
-
-    channels: int
-    period: int
-    table: torch.Tensor | None = None
-    residual: torch.Tensor | None = None
-
-
-class Plan(NamedTuple):
-    """From sums to the table, and to gradients: csrc/norm.h's NormPlan but for dtype, channels and parts."""
-
-    count: float
-    unbiased: float
-    momentum: float
-    eps: float
-    scale: float
 
 
 def _check(y, v, residual, time_dim, steps_out) -> tuple[int, int, int | None]:
@@ -157,7 +128,7 @@ def _check(y, v, residual, time_dim, steps_out) -> tuple[int, int, int | None]:
             f"y must be [T, N, C, ...], or [N, T, C, ...] with time_dim=1, got shape {tuple(y.shape)} with "
             f"time_dim={time_dim}"
         )
-    _check_state(y, v, time_dim, name="y")
+    check_state(y, v, time_dim, name="y")
     if residual is not None:
         if not isinstance(residual, torch.Tensor):
             raise TypeError(f"residual must be a tensor or None, got {type(residual).__name__}")
@@ -191,7 +162,7 @@ def _check_norm(y, weight, bias, running_mean, running_var, training, momentum, 
         raise TypeError(f"training must be True or False, got {training!r}")
     if not training and running_mean is None:
         raise ValueError("running_mean must be given where training=False: there are no other statistics")
-    momentum, eps, scale = _number("momentum", momentum), _number("eps", eps), _number("scale", scale)
+    momentum, eps, scale = number("momentum", momentum), number("eps", eps), number("scale", scale)
     if eps < 0:
         raise ValueError(f"eps must not be negative, got {eps}")
     if group is not None and torch.distributed.get_world_size(group) == 1:
@@ -201,116 +172,14 @@ def _check_norm(y, weight, bias, running_mean, running_var, training, momentum, 
     return Batch(training, momentum, eps, scale, group)
 
 
-def forward(
-    y,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    v,
-    residual,
-    norm: Batch,
-    spec: LIFSpec,
-    time_dim,
-    steps_out,
-    kernels,
-    keep,
-):
-    """Allocates and launches. Returns spikes, v_last, the tensors that backward needs, the layout and the elements in a
-    channel, of all processes."""
-    y, layout = arrange(y, time_dim, steps_out)
-    if v is not None:
-        v = layout.arrange(v, without=time_dim)
-    if residual is not None:
-        residual = layout.arrange(residual)
-    weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
-    channels, count = y.shape[2], y.numel() / max(y.shape[2], 1)
-    table = torch.empty((ROWS, channels), dtype=state_dtype(y.dtype), device=y.device)
-    shape = Norm(channels, layout.period(y.shape, 2, time_dim), table, residual)
-    moments, seen = None, count
-    if norm.training:
-        once = layout if layout.x_step_stride or layout.steps < 2 else layout._replace(steps=1)
-        seen = count * once.steps / max(layout.steps, 1)
-        # A process among others may have no sample: its kernel would have no first element to shift by.
-        moments = kernels.bn_moments(once, shape, y) if seen else table.new_zeros((3, channels), dtype=torch.float64)
-        if norm.group is not None:
-            moments, seen, count = _of_all(moments, seen, count, norm.group)
-    plan = Plan(seen, count / max(count - 1, 1), norm.momentum, norm.eps, norm.scale)
-    kernels.bn_prepare(plan, moments, weight, bias, running_mean, running_var, table)
-    spikes, v_last, saved = outputs(y, layout, time_dim, keep)
-    kernels.lif_forward(spec, layout, y, v, spikes, v_last, saved, shape)
-    return spikes, v_last, (y, v, saved, table, residual), layout, count
-
-
-def backward(
-    kept,
-    layout,
-    count,
-    norm: Batch,
-    spec: LIFSpec,
-    grad_spikes,
-    grad_v_last,
-    time_dim,
-    kernels,
-    want_v,
-    want_affine,
-    want_residual,
-):
-    """The adjoint of ``forward``: gradients of y, weight, bias, v and the residual, where wanted."""
-    y, v, saved, table, residual = kept
-    shape = Norm(y.shape[2], layout.period(y.shape, 2, time_dim), table, residual)
-    grad_spikes, grad_v_last, grad_y, grad_v = gradients(y, layout, grad_spikes, grad_v_last, time_dim, want_v)
-    grad_residual = layout.empty(y.shape, y.dtype, y.device) if want_residual else None
-    affine = torch.empty_like(table[:2]) if norm.training or want_affine else None
-    pull_push = torch.empty_like(table[:2]) if norm.training else None
-    given = spec, layout, y, v, saved, grad_spikes, grad_v_last
-    made = grad_y, grad_v, shape, pull_push, grad_residual
-    _launch_backward(kernels, norm, Plan(count, 1.0, norm.momentum, norm.eps, norm.scale), given, made, affine)
-    return grad_y, *((None, None) if affine is None else affine), grad_v, grad_residual
-
-
-def _launch_backward(kernels, norm: Batch, plan: Plan, given, made, affine) -> None:
-    _, _, shape, pull_push, _ = made
-    if affine is not None:
-        at_once = getattr(kernels, "bn_backward", None) if norm.group is None else None
-        if at_once and at_once(plan, *given, *made, affine):
-            return
-        sums, all_sums = kernels.bn_sums(*given, shape), None
-        if norm.group is not None and norm.training:
-            all_sums = gather(sums.view(-1, 2, shape.channels).sum(0), norm.group).sum(0)
-        kernels.bn_gradients(plan, shape.table, sums, all_sums, affine, pull_push)
-    kernels.lif_backward(*given, *made)
-
-
-def gather(t: torch.Tensor, group) -> torch.Tensor:
-    """[processes, ...], in the order of ranks, so that all add them up alike."""
-    parts = [torch.empty_like(t) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(parts, t.contiguous(), group=group)
-    return torch.stack(parts)
-
-
-def _of_all(moments: torch.Tensor, seen: float, count: float, group):
-    """The moments of all processes, as one part about their mean; and their counts."""
-    total, square = moments[:-1].view(-1, 2, moments.shape[1]).sum(0)
-    mean = moments[-1] + total / max(seen, 1)
-    counts = torch.tensor([seen, count], dtype=torch.float64, device=moments.device).expand(moments.shape[1], 2)
-    parts = gather(torch.stack([mean, square - total * total / max(seen, 1), *counts.unbind(1)]), group)
-    means, squares, seens, counts = parts.unbind(1)
-    mean = (means * seens).sum(0) / seens.sum(0)
-    square = (squares + seens * (means - mean) ** 2).sum(0)
-    seen, count = seens[:, 0].sum().item(), counts[:, 0].sum().item()
-    if count < 2:
-        raise ValueError("training needs more than one value per channel in the y of all processes")
-    return torch.stack([torch.zeros_like(mean), square, mean]), seen, count
-
-
 class _BNLIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *arguments):
-        spikes, v_last, kept, ctx.layout, ctx.count = forward(*arguments, keep=True)
+    def forward(ctx, y, weight, bias, v, residual, running, norm, op):
+        parameters = Parameters(weight, bias, *running)
+        spikes, v_last, kept, layout, count = bn_forward(op, norm, parameters, y, v, residual, keep=True)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        ctx.norm, ctx.spec, ctx.time_dim, _, ctx.kernels = arguments[7:]
+        ctx.rest = op, norm, layout, count
         return spikes, v_last
 
     @staticmethod
@@ -319,29 +188,8 @@ class _BNLIF(torch.autograd.Function):
             raise RuntimeError("bn_lif is once differentiable: create_graph=True needs backend='reference'")
         ctx.ran = True
         if grad_spikes is None and grad_v_last is None:
-            return (None,) * 12
-        _, want_weight, want_bias, _, _, want_v, want_residual = ctx.needs_input_grad[:7]
-        grad_y, grad_weight, grad_bias, grad_v, grad_residual = backward(
-            ctx.saved_tensors,
-            ctx.layout,
-            ctx.count,
-            ctx.norm,
-            ctx.spec,
-            grad_spikes,
-            grad_v_last,
-            ctx.time_dim,
-            ctx.kernels,
-            want_v,
-            want_weight or want_bias,
-            want_residual,
-        )
-        return (
-            grad_y,
-            grad_weight if want_weight else None,
-            grad_bias if want_bias else None,
-            None,
-            None,
-            grad_v,
-            grad_residual,
-            *(None,) * 5,
-        )
+            return (None,) * 8
+        _, weight, bias, v, residual, *_ = ctx.needs_input_grad
+        wanted, kept = Wanted(weight or bias, v, residual), Kept(*ctx.saved_tensors)
+        grad_y, affine, grad_v, grad_residual = bn_backward(*ctx.rest, kept, grad_spikes, grad_v_last, wanted)
+        return grad_y, affine[0] if weight else None, affine[1] if bias else None, grad_v, grad_residual, *(None,) * 3

@@ -10,14 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..backend import choose
-
-# What can be packed, and the integers of the same width.
-INTEGERS = {
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
+from ..spec.layout import INTEGERS
 
 
 def pack(x: torch.Tensor, kernels, check: bool = True) -> torch.Tensor | None:

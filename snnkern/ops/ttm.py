@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..backend import choose
-from .layout import arrange, check_x, positive
+from ..spec.arguments import check_x, positive
+from . import launch
 
 
 def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = None) -> torch.Tensor:
@@ -43,9 +44,9 @@ def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = No
     if steps == x.shape[time_dim]:
         return x
     if torch.compiler.is_compiling():
-        from ..backend import _library
+        from . import library
 
-        name = _library.name_for(x.device.type, x.dtype, backend)
+        name = library.name_for(x.device.type, x.dtype, backend)
         if name != "reference":
             return torch.ops.snnkern.ttm(x, steps, time_dim, name)
         from ..backend.reference import ttm as reference
@@ -55,11 +56,6 @@ def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = No
     if kernels.differentiable:
         return kernels.ttm(x, steps, time_dim)
     return _TTM.apply(x, steps, time_dim, kernels)
-
-
-def starts(steps: int, groups: int) -> list[int]:
-    """Where each of ``groups`` of ``steps`` begins, and ``steps``."""
-    return [(2 * i * steps + groups - 1) // (2 * groups) for i in range(groups + 1)]
 
 
 def _check(x, steps, time_dim) -> int:
@@ -73,20 +69,11 @@ def _check(x, steps, time_dim) -> int:
     return front
 
 
-def transform(x: torch.Tensor, steps: int, time_dim: int, kernels) -> torch.Tensor:
-    """Allocates and launches."""
-    x, layout = arrange(x, time_dim, steps)
-    shape = [*x.shape[:time_dim], steps, *x.shape[time_dim + 1 :]]
-    y = layout.empty(torch.Size(shape), x.dtype, x.device)
-    kernels.ttm(layout, x, y)
-    return y
-
-
 class _TTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, steps, time_dim, kernels):
         ctx.rest = x.shape[time_dim], time_dim, kernels
-        return transform(x, steps, time_dim, kernels)
+        return launch.ttm(x, steps, time_dim, kernels)
 
     @staticmethod
     def backward(ctx, grad):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.split import Split
-from .._extension import _C, addresses, arguments, norm_of, plan_of, shape_of
+from ...spec.split import Split
+from .._extension import _C, addresses, backward_of, neuron_of, norm_of, parameters_of, plan_of, shape_of
 
 
 def bn_moments(layout, norm, y):
@@ -15,31 +15,27 @@ def bn_moments(layout, norm, y):
     return moments
 
 
-def bn_prepare(plan, moments, weight, bias, running_mean, running_var, table):
-    addressed = addresses(moments, weight, bias, running_mean, running_var, table)
-    _C.prepare_cpu(plan_of(plan, table, moments), *addressed)
+def bn_prepare(plan, moments, parameters, table):
+    _C.prepare_cpu(plan_of(plan, table, moments), parameters_of(parameters), *addresses(moments, table))
 
 
-def bn_sums(spec, layout, y, v, saved, grad_spikes, grad_v_last, norm):
-    call = arguments(spec, layout, Split(1, layout.steps, 0), y, v, saved, grad_spikes, grad_v_last)
-    sums = torch.empty((2 * _C.norm_parts_cpu(call[1]), norm.channels), dtype=torch.float64)
-    _C.sums_cpu(*call, norm_of(norm), sums.data_ptr(), torch.get_num_threads())
+def bn_sums(spec, layout, call):
+    shape = shape_of(layout, Split(1, layout.steps, 0), call.x)
+    sums = torch.empty((2 * _C.norm_parts_cpu(shape), call.norm.channels), dtype=torch.float64)
+    _C.sums_cpu(neuron_of(spec), shape, backward_of(call), sums.data_ptr(), torch.get_num_threads())
     return sums
 
 
-def bn_backward(
-    plan, spec, layout, y, v, saved, grad_spikes, grad_v_last, grad_y, grad_v, norm, pull_push, grad_residual, affine
-):
+def bn_backward(plan, spec, layout, call, affine):
     """``bn_sums``, ``bn_gradients`` and ``lif_backward`` in one, a few channels at a time. Returns False, having done
     nothing, where they do not lie in memory such that this works."""
-    shape, threads = shape_of(layout, Split(1, layout.steps, 0), y), torch.get_num_threads()
-    kept = torch.empty(_C.norm_kept_cpu(shape, norm_of(norm), threads), dtype=affine.dtype)
+    shape, threads = shape_of(layout, Split(1, layout.steps, 0), call.x), torch.get_num_threads()
+    kept = torch.empty(_C.norm_kept_cpu(shape, norm_of(call.norm), threads), dtype=affine.dtype)
     if not len(kept):
         return False
-    sums = torch.empty((2, norm.channels), dtype=torch.float64)
-    call = addresses(y, v, saved, grad_spikes, grad_v_last, grad_y, grad_v, kept)
-    written = addresses(sums, affine, pull_push, grad_residual)
-    _C.norm_backward_cpu(spec.compiled, shape, *call, norm_of(norm), plan_of(plan, norm.table, sums), *written, threads)
+    sums = torch.empty((2, call.norm.channels), dtype=torch.float64)
+    given = backward_of(call, kept), plan_of(plan, call.norm.table, sums)
+    _C.norm_backward_cpu(neuron_of(spec), shape, *given, *addresses(sums, affine), threads)
     return True
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.split import Split
+from ...spec.split import Split
 from .. import on
-from .._extension import _C, addresses, arguments, norm_of, plan_of, shape_of
+from .._extension import _C, addresses, backward_of, neuron_of, norm_of, parameters_of, plan_of, shape_of
 
 
 def bn_moments(layout, norm, y):
@@ -20,18 +20,19 @@ def bn_moments(layout, norm, y):
     return moments
 
 
-def bn_prepare(plan, moments, weight, bias, running_mean, running_var, table):
-    addressed = addresses(moments, weight, bias, running_mean, running_var, table)
+def bn_prepare(plan, moments, parameters, table):
     with on(table.device):
-        _C.prepare_cuda(plan_of(plan, table, moments), *addressed, torch.cuda.current_stream().cuda_stream)
+        stream = torch.cuda.current_stream().cuda_stream
+        given = plan_of(plan, table, moments), parameters_of(parameters)
+        _C.prepare_cuda(*given, *addresses(moments, table), stream)
 
 
-def bn_sums(spec, layout, y, v, saved, grad_spikes, grad_v_last, norm):
-    call = arguments(spec, layout, Split(1, layout.steps, 0), y, v, saved, grad_spikes, grad_v_last)
-    given = norm_of(norm)
-    sums = _sums(2 * _C.norm_parts_cuda(call[1], given), norm, y)
-    with on(y.device):
-        _C.sums_cuda(*call, given, sums.data_ptr(), torch.cuda.current_stream().cuda_stream)
+def bn_sums(spec, layout, call):
+    shape = shape_of(layout, Split(1, layout.steps, 0), call.x)
+    sums = _sums(2 * _C.norm_parts_cuda(shape, norm_of(call.norm)), call.norm, call.x)
+    with on(call.x.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        _C.sums_cuda(neuron_of(spec), shape, backward_of(call), sums.data_ptr(), stream)
     return sums
 
 

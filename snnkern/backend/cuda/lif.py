@@ -1,4 +1,4 @@
-"""Launches of the LIF kernels in ``csrc/cuda/lif.cu``. Tensors are in the order of the layout, see ``ops/lif.py``.
+"""Launches of the LIF kernels in ``csrc/cuda/lif.cu``. Tensors are in the order of the layout, see ``ops/launch.py``.
 
 The current stream of x's device is passed explicitly; nothing here waits for the device.
 """
@@ -9,36 +9,34 @@ from functools import cache
 
 import torch
 
-from ...ops.layout import state_dtype
-from ...ops.split import CHUNK, Split, for_gpu, warmup
+from ...spec.layout import state_dtype
+from ...spec.split import CHUNK, Split, for_gpu, warmup
 from .. import on
-from .._extension import _C, addresses, arguments, norm_of
+from .._extension import _C, backward_of, forward_of, neuron_of, shape_of
 
 
-def lif_forward(spec, layout, x, v, spikes, v_last, saved, norm=None):
+def lif_forward(spec, layout, call):
     warm = warmup(spec.state_gain, torch.float32)
-    split = _split(layout, x, norm, max(warm, 4 * CHUNK), warm)
-    scratch = split.scratch(layout, state_dtype(x.dtype), x.device)
-    with on(x.device):
-        call = arguments(spec, layout, split, x, v, spikes, v_last, saved, scratch)
-        _C.lif_forward_cuda(*call, norm_of(norm), torch.cuda.current_stream().cuda_stream)
-
-
-def lif_backward(
-    spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm=None, pull_push=None, grad_residual=None
-):
-    split = _split(layout, x, norm, 8 * CHUNK)
-    scratch = split.scratch(layout, state_dtype(x.dtype), x.device)
-    with on(x.device):
-        call = arguments(spec, layout, split, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, scratch)
+    shape, scratch = _prepare(layout, call, max(warm, 4 * CHUNK), warm)
+    with on(call.x.device):
         stream = torch.cuda.current_stream().cuda_stream
-        _C.lif_backward_cuda(*call, norm_of(norm), *addresses(pull_push, grad_residual), stream)
+        _C.lif_forward_cuda(neuron_of(spec), shape, forward_of(call, scratch), stream)
 
 
-def _split(layout, x, norm, shortest, warm=0):
-    if norm is not None or layout.steps_out < layout.steps:
-        return Split(1, layout.steps, 0)  # these kernels take all of time; a group of steps may lie in two segments
-    return for_gpu(layout.steps, layout.outer * layout.inner, _processors(x.device.index), shortest, warm)
+def lif_backward(spec, layout, call):
+    shape, scratch = _prepare(layout, call, 8 * CHUNK)
+    with on(call.x.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        _C.lif_backward_cuda(neuron_of(spec), shape, backward_of(call, scratch), stream)
+
+
+def _prepare(layout, call, shortest, warm=0):
+    x, split = call.x, Split(1, layout.steps, 0)
+    # The kernels with a norm take all of time; a group of steps may lie in two segments.
+    if call.norm is None and layout.steps_out == layout.steps:
+        neurons = layout.outer * layout.inner
+        split = for_gpu(layout.steps, neurons, _processors(x.device.index), shortest, warm)
+    return shape_of(layout, split, x), split.scratch(layout, state_dtype(x.dtype), x.device)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.layout import DTYPES
+from ...spec.layout import DTYPES
 from .. import on
 from .._extension import _C
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed
 
-from ...ops.bn_lif import gather
 from .lif import lif
 
 
-def bn_lif(y, weight, bias, running_mean, running_var, v, residual, norm, spec, time_dim, steps_out, smooth=False):
+def bn_lif(y, parameters, v, residual, norm, spec, time_dim, steps_out, smooth=False):
     """``snnkern.bn_lif``; arguments checked by the caller. ``smooth``: see ``lif``."""
-    x = normalise(y, weight, bias, running_mean, running_var, norm)
+    x = normalise(y, parameters, norm)
     if residual is not None:
         x = x + residual.to(x.dtype)
     spikes, v_last = lif(x, v, spec, time_dim, steps_out, smooth)
     return spikes.to(y.dtype), v_last
 
 
-def normalise(y, weight, bias, running_mean, running_var, norm):
+def normalise(y, parameters, norm):
     """``(y - mean) * (norm.scale * weight / sqrt(var + norm.eps)) + bias`` in the dtype of the state."""
+    weight, bias, running_mean, running_var = parameters
     state = torch.float64 if y.dtype == torch.float64 else torch.float32
     if norm.training:
         mean, var, count = statistics(y, norm.group)
@@ -49,6 +50,13 @@ def statistics(y, group):
     mean = _Sum.apply(exact.sum(others), group) / count
     centred = exact - mean.view([-1 if i == 2 else 1 for i in range(y.dim())])
     return mean, _Sum.apply(centred.square().sum(others), group) / count, count
+
+
+def gather(t: torch.Tensor, group) -> torch.Tensor:
+    """[processes, ...], in the order of ranks, so that all add them up alike."""
+    parts = [torch.empty_like(t) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, t.contiguous(), group=group)
+    return torch.stack(parts)
 
 
 class _Sum(torch.autograd.Function):

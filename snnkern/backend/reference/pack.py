@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from ...ops.pack import INTEGERS
+from ...spec.layout import INTEGERS
 
 
 def pack(x, bits, check):

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import torch
 
+from ...spec.layout import starts
+
 
 def ttm(x, steps, time_dim):
     """``snnkern.ttm``; arguments checked by the caller."""
-    from ...ops.ttm import starts
-
     frames = x.unbind(time_dim)
     first = starts(max(steps, len(frames)), min(steps, len(frames)))
     groups = [range(begin, end) for begin, end in pairwise(first)]

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...ops.split import CHUNK
+from ...spec.split import CHUNK
 from .. import on
 from .lif import _compiled, _form, _groups, _log_k, _machine, _numbers, _retrace, _sizes_of, _start, _Tile
 
@@ -292,19 +292,20 @@ def bn_moments(layout, norm, y):
     return moments
 
 
-def bn_prepare(plan, moments, weight, bias, running_mean, running_var, table):
+def bn_prepare(plan, moments, parameters, table):
     channels = table.shape[1]
     if channels == 0:
         return
     parts = 0 if moments is None else len(moments) // 2
     with on(table.device):
         bn_prepare_kernel[(triton.cdiv(channels, CHANNEL["CHANNELS"]),)](
-            moments, weight, bias, running_mean, running_var, table, parts, channels, *map(float, plan),
+            moments, *parameters, table, parts, channels, *map(float, plan),
             **CHANNEL, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
 
-def bn_sums(spec, layout, y, v, saved, grad_spikes, grad_v_last, norm):
+def bn_sums(spec, layout, call):
+    norm, y = call.norm, call.x
     if layout.outer * layout.steps * layout.inner == 0:
         return torch.zeros((2, norm.channels), dtype=torch.float64, device=y.device)
     work = _share(layout, norm, SUMS)
@@ -314,10 +315,10 @@ def bn_sums(spec, layout, y, v, saved, grad_spikes, grad_v_last, norm):
     with on(y.device):
         bn_sums_kernel[(work.columns, work.parts)](
             y,
-            v,
-            saved,
-            grad_spikes,
-            grad_v_last,
+            call.v,
+            call.saved,
+            call.grad_spikes,
+            call.grad_v_last,
             sums,
             norm.table,
             norm.residual,

@@ -34,8 +34,8 @@ import triton
 import triton.language as tl
 
 from ... import surrogate
-from ...ops.lif import LIFSpec
-from ...ops.split import CHUNK, for_gpu, warmup
+from ...spec.neuron import LIFSpec
+from ...spec.split import CHUNK, for_gpu, warmup
 from .. import on
 from . import interpreted
 
@@ -589,21 +589,21 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
         )
 
 
-def lif_forward(spec, layout, x, v, spikes, v_last, saved, norm=None):
+def lif_forward(spec, layout, call):
+    *tensors, norm = call
     warm = warmup(spec.state_gain, torch.float32)
-    segments, *split = _split(layout, x, norm, max(warm, 4 * CHUNK), warm)
+    segments, *split = _split(layout, call.x, norm, max(warm, 4 * CHUNK), warm)
     tiles = FORWARD if norm is None and _groups(layout) is None else FORWARD_MORE
-    call, tensors, numbers = (spec, layout, norm), (x, v, spikes, v_last, saved, *split), _numbers(spec)[:6]
-    _launch(lif_forward_kernel, tiles, segments, *call, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
+    of, numbers, tensors = (spec, layout, norm), _numbers(spec)[:6], (*tensors, *split)
+    _launch(lif_forward_kernel, tiles, segments, *of, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
     if segments > 1:
-        _launch(lif_repair_kernel, FORWARD, 1, *call, tensors, numbers)
+        _launch(lif_repair_kernel, FORWARD, 1, *of, tensors, numbers)
 
 
-def lif_backward(
-    spec, layout, x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm=None, pull_push=None, grad_residual=None
-):
+def lif_backward(spec, layout, call):
+    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, *of_norm = call
     segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
-    of_norm = *_of_norm(norm), pull_push, grad_residual
+    of_norm = *_of_norm(norm), *of_norm
     tiles = BACKWARD if norm is None or layout.steps <= 8 else BACKWARD_MORE
     curve = _compiled(type(spec.surrogate)._triton)
 

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...ops.pack import INTEGERS
+from ...spec.layout import INTEGERS
 from .. import on
 
 BLOCK = 256

@@ -11,11 +11,14 @@ from functools import lru_cache
 import torch
 
 from .. import surrogate as surrogates
-from ..ops import bn_lif as bn_ops
-from ..ops import lif as ops
-from ..ops.layout import arrange
-from ..ops.ttm import transform
-from . import choose, load
+from ..backend import choose, load
+from ..backend.reference import bn_lif as bn_reference
+from ..spec.layout import arrange
+from ..spec.neuron import LIFSpec
+from ..spec.norm import Batch, Parameters
+from ..spec.split import CHUNK
+from . import launch
+from .launch import Kept, Op, Wanted
 
 _library = torch.library.Library("snnkern", "DEF")
 _library.define(
@@ -40,9 +43,9 @@ _library.define("ttm(Tensor x, int steps, int time_dim, str backend) -> Tensor")
 
 
 @lru_cache(maxsize=512)
-def _spec(neuron: str) -> ops.LIFSpec:
+def _spec(neuron: str) -> LIFSpec:
     form, leak, threshold, reset, detach_reset, fire_at_threshold, surrogate = neuron.split(";")
-    return ops.LIFSpec(
+    return LIFSpec(
         form,
         float(leak),
         float(threshold),
@@ -59,43 +62,43 @@ def name_for(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
     return choose(device_type, dtype, backend).__name__.rpartition(".")[2]
 
 
-def lif(x, v, spec: ops.LIFSpec, time_dim: int, steps_out: int, backend: str):
+def lif(x, v, spec: LIFSpec, time_dim: int, steps_out: int, backend: str):
     """``snnkern.lif`` of checked arguments, as one node of the graph."""
     spikes, v_last, _ = torch.ops.snnkern.lif(x, v, neuron(spec), time_dim, steps_out, backend)
     return spikes, v_last
 
 
-def neuron(spec: ops.LIFSpec) -> str:
+def neuron(spec: LIFSpec) -> str:
     return (
         f"{spec.form};{spec.leak};{spec.threshold};{spec.reset};{spec.detach_reset};{spec.fire_at_threshold};"
         f"{spec.surrogate.text}"
     )
 
 
-def bn_lif(tensors, norm: bn_ops.Batch, spec: ops.LIFSpec, time_dim: int, steps_out: int, backend: str | None):
+def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, backend: str | None):
     """``snnkern.bn_lif`` of checked arguments; also returns the new running statistics, as nothing changes in place."""
     if norm.group is not None:
         raise RuntimeError("bn_lif cannot be compiled with a process_group: leave it out of torch.compile")
     name = name_for(tensors[0].device.type, tensors[0].dtype, backend)
     if name == "reference":
-        from .reference import bn_lif as reference
-
-        running = [None if r is None else r.clone() for r in tensors[3:5]]
-        return *reference(*tensors[:3], *running, *tensors[5:], norm, spec, time_dim, steps_out), *running
+        y, weight, bias, *running, v, residual = tensors
+        running = [None if r is None else r.clone() for r in running]
+        parameters = Parameters(weight, bias, *running)
+        return *bn_reference(y, parameters, v, residual, norm, spec, time_dim, steps_out), *running
     spikes, v_last, _, _, *running = torch.ops.snnkern.bn_lif(
         *tensors, neuron(spec), batch(norm), time_dim, steps_out, name
     )
     return spikes, v_last, *running
 
 
-def batch(norm: bn_ops.Batch) -> str:
+def batch(norm: Batch) -> str:
     return f"{norm.training};{norm.momentum};{norm.eps};{norm.scale}"
 
 
 @lru_cache(maxsize=512)
-def _batch(norm: str) -> bn_ops.Batch:
+def _batch(norm: str) -> Batch:
     training, *numbers = norm.split(";")
-    return bn_ops.Batch(training == "True", *map(float, numbers), None)
+    return Batch(training == "True", *map(float, numbers), None)
 
 
 class _Nothing:
@@ -109,54 +112,42 @@ class _Nothing:
 
 
 def _forward(kernels, x, v, neuron, time_dim, steps_out):
-    spikes, v_last, (_, _, saved), _ = ops.forward(x, v, _spec(neuron), time_dim, steps_out, kernels, keep=True)
-    return spikes, v_last, v_last.new_empty(0) if saved is None else saved
+    op = Op(_spec(neuron), time_dim, steps_out, kernels)
+    spikes, v_last, kept, _ = launch.lif_forward(op, x, v, keep=True)
+    return spikes, v_last, _or_empty(kept.saved, v_last)
 
 
 def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim, steps_out):
-    x, layout = arrange(x, time_dim, steps_out)
-    if v is not None:
-        v = layout.arrange(v, without=time_dim)
-    if layout.steps <= ops.CHUNK:
-        saved = None
-    return ops.backward(_spec(neuron), layout, x, v, saved, grad_spikes, grad_v_last, time_dim, kernels, want_v=True)
+    op = Op(_spec(neuron), time_dim, steps_out, kernels)
+    kept, layout = _kept(op, x, v, saved)
+    return launch.lif_backward(op, layout, kept, grad_spikes, grad_v_last, want_v=True)
 
 
 def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual, neuron, norm, time_dim, steps_out):
+    op = Op(_spec(neuron), time_dim, steps_out, kernels)
     running = [None if r is None else r.clone() for r in (running_mean, running_var)]
-    spikes, v_last, (_, _, saved, table, _), *_ = bn_ops.forward(
-        y, weight, bias, *running, v, residual, _batch(norm), _spec(neuron), time_dim, steps_out, kernels, keep=True
-    )
-    return spikes, v_last, *(v_last.new_empty(0) if t is None else t for t in (saved, table, *running))
+    parameters = Parameters(weight, bias, *running)
+    spikes, v_last, kept, *_ = launch.bn_forward(op, _batch(norm), parameters, y, v, residual, keep=True)
+    return spikes, v_last, *(_or_empty(t, v_last) for t in (kept.saved, kept.table, *running))
 
 
 def _bn_backward(kernels, y, v, saved, table, residual, grad_spikes, grad_v_last, neuron, norm, time_dim, steps_out):
-    y, layout = arrange(y, time_dim, steps_out)
+    op = Op(_spec(neuron), time_dim, steps_out, kernels)
+    kept, layout = _kept(op, y, v, saved)
+    kept = kept._replace(table=table, residual=None if residual is None else layout.arrange(residual))
+    count = y.numel() / max(y.shape[2], 1)
+    return launch.bn_backward(op, _batch(norm), layout, count, kept, grad_spikes, grad_v_last, Wanted())
+
+
+def _kept(op: Op, x, v, saved):
+    x, layout = arrange(x, op.time_dim, op.steps_out)
     if v is not None:
-        v = layout.arrange(v, without=time_dim)
-    kept = (
-        y,
-        v,
-        saved if layout.steps > ops.CHUNK else None,
-        table,
-        None if residual is None else layout.arrange(residual),
-    )
-    grads = bn_ops.backward(
-        kept,
-        layout,
-        y.numel() / max(y.shape[2], 1),
-        _batch(norm),
-        _spec(neuron),
-        grad_spikes,
-        grad_v_last,
-        time_dim,
-        kernels,
-        True,
-        True,
-        True,
-    )
-    grad_y, grad_weight, grad_bias, grad_v, grad_residual = grads
-    return grad_y, torch.stack((grad_weight, grad_bias)), grad_v, grad_residual
+        v = layout.arrange(v, without=op.time_dim)
+    return Kept(x, v, saved if layout.steps > CHUNK else None), layout
+
+
+def _or_empty(t, like):
+    return like.new_empty(0) if t is None else t
 
 
 def _implement(name, function):
@@ -166,7 +157,7 @@ def _implement(name, function):
     torch.library.register_fake(name, lambda *args: function(_Nothing, *args[:-1]), lib=_library)
 
 
-_implement("snnkern::ttm", lambda kernels, *args: transform(*args, kernels))
+_implement("snnkern::ttm", lambda kernels, *args: launch.ttm(*args, kernels))
 _implement("snnkern::lif", _forward)
 _implement("snnkern::lif_backward", _backward)
 _implement("snnkern::bn_lif", _bn_forward)

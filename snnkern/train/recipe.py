@@ -23,12 +23,12 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 import torch
 
-from . import data, losses, models, nn, surrogate
-from .backend import choose
+from .. import data, losses, models, nn, surrogate
+from ..backend import choose
 
 __all__ = ["FOLDER", "Loss", "Recipe", "RecipeError", "Stage", "Temperature", "load", "override", "read", "recipes"]
 
-FOLDER = Path(__file__).parent / "recipes"
+FOLDER = Path(__file__).parents[1] / "recipes"
 OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 NEURONS = ("LIF", "SmoothLIF")  # of snnkern.nn
 
@@ -66,7 +66,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Dspike's search before every epoch; see ``snnkern.dspike.search``.
+    """Dspike's search before every epoch; see ``snnkern.methods.dspike.search``.
 
     ``start``: the first b; None: the one that the stage before ended with, else that of the neuron's surrogate.
     """

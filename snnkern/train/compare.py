@@ -10,12 +10,12 @@ import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .distributed import world
 from .evaluation import test
+from .folder import claim, read_metrics, replacing, versions, write_json
+from .loop import fit
+from .processes import world
 from .progress import Watch
 from .recipe import Recipe, RecipeError
-from .runs import claim, read_metrics, replacing, versions, write_json
-from .train import fit
 
 __all__ = ["compare", "run_folder", "table"]
 

@@ -14,30 +14,26 @@ A file takes its name only when it is complete, so an interruption at any moment
 from __future__ import annotations
 
 import json
-import os
-import platform
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from ._version import __version__
+from ..files import replacing, versions, write_json
 
 __all__ = [
     "Interrupted",
     "Request",
     "RunError",
+    "State",
     "claim",
     "load_weights",
     "read_metrics",
     "read_settings",
-    "replacing",
     "save_weights",
-    "versions",
-    "write_json",
 ]
 
 FREE = {"title", "source", "seeds", "workers", "tensorboard", "checkpoint_minutes"}  # settings that change no number
@@ -49,6 +45,22 @@ class RunError(RuntimeError):
 
 class Interrupted(KeyboardInterrupt):
     """Training stopped on request, and a checkpoint holds all that it did; the message says where it is."""
+
+
+@dataclass
+class State:
+    """Where a training is: ``epoch`` epochs of ``stage`` are finished, and ``step`` steps of the next."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, right, samples in this epoch,
+    seconds: float = 0.0  # and the time that it took
+    found: dict = field(default_factory=dict)  # by the temperature search of this epoch
+    b: float | None = None  # Dspike's temperature
+    accuracy: float = 0.0  # on the test data, after the last epoch,
+    best: float = -1.0  # and the best of this stage
+    lines: int = 0  # of metrics
 
 
 class Request:
@@ -185,38 +197,3 @@ def safetensors():
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("training needs safetensors: pip install 'snnkern[train]'") from error
     return module
-
-
-def versions() -> dict[str, str]:
-    """What a run depends on besides its settings."""
-    return {
-        "processor": _processor(),
-        "snnkern": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
-
-
-def write_json(path: Path, value: dict) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=2).encode() + b"\n")
-
-
-@contextmanager
-def replacing(path: Path):
-    """A binary file that takes the name ``path`` when it is complete and on disk; until then, what was there stays."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

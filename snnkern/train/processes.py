@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .nn import BNLIF, TdBatchNorm
-from .runs import RunError
+from ..nn import BNLIF, TdBatchNorm
+from .folder import RunError
 
 __all__ = ["World", "leave", "working", "world"]
 

@@ -33,8 +33,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .nn import LIF
-from .surrogate import Dspike, Surrogate
+from ..nn import LIF
+from ..surrogate import Dspike, Surrogate
 
 __all__ = [
     "Found",

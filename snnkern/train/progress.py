@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from .folder import State
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .train import State
 
 __all__ = ["Show", "Watch"]
 

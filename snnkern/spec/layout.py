@@ -1,4 +1,4 @@
-"""What all ops over time share: how they check a tensor, and how kernels see it."""
+"""How kernels see a tensor with a time dimension."""
 
 from __future__ import annotations
 
@@ -7,30 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of its DType
-
-
-def positive(name: str, value: int) -> int:
-    """``value`` if it is a whole number from 1 up; TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
-def check_x(x, time_dim, name="x") -> int:
-    """Checks the input ``name`` of an op over time; returns ``time_dim`` counted from the front."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
-    if not isinstance(time_dim, int):
-        raise TypeError(f"time_dim must be an int, got {time_dim!r}")
-    dims = x.dim()
-    if not -dims <= time_dim < dims:
-        raise ValueError(f"time_dim must name a dimension of {name}, got {time_dim} for shape {tuple(x.shape)}")
-    return time_dim % dims
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of csrc/lif.h's DType
+# The integers of the same width.
+INTEGERS = dict(zip(DTYPES, (torch.int32, torch.int64, torch.int16, torch.int16), strict=True))
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -111,3 +90,8 @@ def arrange(x: torch.Tensor, time_dim: int, steps_out: int | None = None) -> tup
         x = x.contiguous()
         layout = layout_of(x, time_dim)
     return x, layout if steps_out is None else layout._replace(steps_out=steps_out)
+
+
+def starts(steps: int, groups: int) -> list[int]:
+    """Where each of ``groups`` of ``steps`` begins, and ``steps``."""
+    return [(2 * i * steps + groups - 1) // (2 * groups) for i in range(groups + 1)]

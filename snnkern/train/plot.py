@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from .analysis.pictures import curves
+from ..analysis.pictures import curves
 from .compare import run_folder
-from .runs import RunError, read_metrics
+from .folder import RunError, read_metrics
 
 __all__ = ["plot"]
 

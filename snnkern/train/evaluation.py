@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from ..analysis.accuracy import evaluating
+from ..data import Data
+from ..nn import fold
+from . import folder as runs
 from . import recipe as recipes
-from . import runs
-from .analysis.accuracy import evaluating
 from .batches import fetch, to_device
-from .data import Data
-from .distributed import World, working
-from .nn import fold
+from .processes import World, working
 from .recipe import Recipe
 
 __all__ = ["Evaluation", "Restored", "evaluate", "restore", "test"]

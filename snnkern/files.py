@@ -1,0 +1,50 @@
+"""What is written to disk is there whole or not at all, and says what made it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ._version import __version__
+
+__all__ = ["replacing", "versions", "write_json"]
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on besides its settings."""
+    return {
+        "processor": _processor(),
+        "snnkern": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def write_json(path: Path, value: dict) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
+
+
+@contextmanager
+def replacing(path: Path):
+    """A binary file that takes the name ``path`` when it is complete and on disk; until then, what was there stays."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

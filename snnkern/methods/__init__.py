@@ -1,0 +1,1 @@
+"""The published training methods, a file each."""

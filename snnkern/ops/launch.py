@@ -1,0 +1,167 @@
+"""What kernels write is allocated, and they are launched; arguments have been checked. With a backend whose kernels do
+nothing this only allocates, which is what tracing needs (``library.py``)."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from ..backend.reference.bn_lif import gather
+from ..spec.layout import Layout, arrange, state_dtype
+from ..spec.neuron import Backward, Forward, LIFSpec
+from ..spec.norm import ROWS, Batch, Norm, Parameters, Plan
+from ..spec.split import CHUNK
+from .pack import note
+
+
+class Op(NamedTuple):
+    """What a call of ``lif`` or ``bn_lif`` is besides its tensors."""
+
+    spec: LIFSpec
+    time_dim: int
+    steps_out: int
+    kernels: ModuleType
+
+
+class Kept(NamedTuple):
+    """What backward needs of forward's tensors, in the kernels' order."""
+
+    x: torch.Tensor
+    v: torch.Tensor | None
+    saved: torch.Tensor | None
+    table: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+
+
+def lif_forward(op: Op, x, v, keep: bool):
+    """Returns spikes, v_last, what is kept, and the layout of x."""
+    x, layout = arrange(x, op.time_dim, op.steps_out)
+    if v is not None:
+        v = layout.arrange(v, without=op.time_dim)
+    call = Forward(x, v, *_outputs(x, layout, op.time_dim, keep))
+    op.kernels.lif_forward(op.spec, layout, call)
+    return call.spikes, call.v_last, Kept(x, v, call.saved), layout
+
+
+def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, want_v: bool):
+    """The adjoint: gradients of x and, if wanted, of v."""
+    call = _backward(op, layout, kept, grad_spikes, grad_v_last, want_v)
+    op.kernels.lif_backward(op.spec, layout, call)
+    return call.grad_x, call.grad_v
+
+
+def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, keep: bool):
+    """As ``lif_forward``, and returns the elements in a channel, of all processes, too."""
+    kernels = op.kernels
+    y, layout = arrange(y, op.time_dim, op.steps_out)
+    if v is not None:
+        v = layout.arrange(v, without=op.time_dim)
+    if residual is not None:
+        residual = layout.arrange(residual)
+    parameters = Parameters(*(None if p is None else p.contiguous() for p in parameters))
+    channels, count = y.shape[2], y.numel() / max(y.shape[2], 1)
+    table = torch.empty((ROWS, channels), dtype=state_dtype(y.dtype), device=y.device)
+    norm = Norm(channels, layout.period(y.shape, 2, op.time_dim), table, residual)
+    moments, seen = None, count
+    if batch.training:
+        once = layout if layout.x_step_stride or layout.steps < 2 else layout._replace(steps=1)
+        seen = count * once.steps / max(layout.steps, 1)
+        # A process among others may have no sample: its kernel would have no first element to shift by.
+        moments = kernels.bn_moments(once, norm, y) if seen else table.new_zeros((3, channels), dtype=torch.float64)
+        if batch.group is not None:
+            moments, seen, count = _of_all(moments, seen, count, batch.group)
+    plan = Plan(seen, count / max(count - 1, 1), batch.momentum, batch.eps, batch.scale)
+    kernels.bn_prepare(plan, moments, parameters, table)
+    call = Forward(y, v, *_outputs(y, layout, op.time_dim, keep), norm)
+    kernels.lif_forward(op.spec, layout, call)
+    return call.spikes, call.v_last, Kept(y, v, call.saved, table, residual), layout, count
+
+
+class Wanted(NamedTuple):
+    """Which gradients of ``bn_lif`` are, besides y's."""
+
+    affine: bool = True
+    v: bool = True
+    residual: bool = True
+
+
+def bn_backward(op: Op, batch: Batch, layout: Layout, count, kept: Kept, grad_spikes, grad_v_last, wanted: Wanted):
+    """The adjoint: gradients of y, of weight and bias together ([2, channels]), of v and of the residual."""
+    y = kept.x
+    norm = Norm(y.shape[2], layout.period(y.shape, 2, op.time_dim), kept.table, kept.residual)
+    plan = Plan(count, 1.0, batch.momentum, batch.eps, batch.scale)
+    affine = torch.empty_like(kept.table[:2]) if batch.training or wanted.affine else None
+    call = _backward(op, layout, kept, grad_spikes, grad_v_last, wanted.v)._replace(
+        norm=norm,
+        pull_push=torch.empty_like(kept.table[:2]) if batch.training else None,
+        grad_residual=layout.empty(y.shape, y.dtype, y.device) if wanted.residual else None,
+    )
+    _launch_bn_backward(op, batch, layout, plan, call, affine)
+    return call.grad_x, affine, call.grad_v, call.grad_residual
+
+
+def _launch_bn_backward(op: Op, batch: Batch, layout: Layout, plan: Plan, call: Backward, affine) -> None:
+    spec, kernels, norm = op.spec, op.kernels, call.norm
+    if affine is not None:
+        at_once = getattr(kernels, "bn_backward", None) if batch.group is None else None
+        if at_once and at_once(plan, spec, layout, call, affine):
+            return
+        sums, all_sums = kernels.bn_sums(spec, layout, call), None
+        if batch.group is not None and batch.training:
+            all_sums = gather(sums.view(-1, 2, norm.channels).sum(0), batch.group).sum(0)
+        kernels.bn_gradients(plan, norm.table, sums, all_sums, affine, call.pull_push)
+    kernels.lif_backward(spec, layout, call)
+
+
+def ttm(x: torch.Tensor, steps: int, time_dim: int, kernels) -> torch.Tensor:
+    x, layout = arrange(x, time_dim, steps)
+    shape = [*x.shape[:time_dim], steps, *x.shape[time_dim + 1 :]]
+    y = layout.empty(torch.Size(shape), x.dtype, x.device)
+    kernels.ttm(layout, x, y)
+    return y
+
+
+def _outputs(x, layout: Layout, time_dim: int, keep: bool):
+    """New tensors for spikes, v_last and, for backward, saved."""
+    before, after = x.shape[:time_dim], x.shape[time_dim + 1 :]
+    spikes = layout.empty(torch.Size((*before, layout.steps_out, *after)), x.dtype, x.device)
+    if layout.steps_out == layout.steps:  # not sums of them
+        note(spikes)
+    state = state_dtype(x.dtype)
+    v_last = layout.empty(before + after, state, x.device, without=time_dim)
+    saved = None
+    if keep and layout.steps > CHUNK:
+        saved = torch.empty(((layout.steps - 1) // CHUNK, layout.outer * layout.inner), dtype=state, device=x.device)
+    return spikes, v_last, saved
+
+
+def _backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, want_v: bool) -> Backward:
+    """The upstream gradients as kernels can take them, and new tensors for those of x and, if wanted, of v."""
+    x, time_dim = kept.x, op.time_dim
+    if grad_spikes is not None:
+        grad_spikes = layout.arrange(grad_spikes)
+    if grad_v_last is not None:
+        grad_v_last = layout.arrange(grad_v_last, without=time_dim)
+    grad_v = None
+    if want_v:
+        shape = x.shape[:time_dim] + x.shape[time_dim + 1 :]
+        grad_v = layout.empty(shape, state_dtype(x.dtype), x.device, without=time_dim)
+    grad_x = layout.empty(x.shape, x.dtype, x.device)
+    return Backward(x, kept.v, kept.saved, grad_spikes, grad_v_last, grad_x, grad_v)
+
+
+def _of_all(moments: torch.Tensor, seen: float, count: float, group):
+    """The moments of all processes, as one part about their mean; and their counts."""
+    total, square = moments[:-1].view(-1, 2, moments.shape[1]).sum(0)
+    mean = moments[-1] + total / max(seen, 1)
+    counts = torch.tensor([seen, count], dtype=torch.float64, device=moments.device).expand(moments.shape[1], 2)
+    parts = gather(torch.stack([mean, square - total * total / max(seen, 1), *counts.unbind(1)]), group)
+    means, squares, seens, counts = parts.unbind(1)
+    mean = (means * seens).sum(0) / seens.sum(0)
+    square = (squares + seens * (means - mean) ** 2).sum(0)
+    seen, count = seens[:, 0].sum().item(), counts[:, 0].sum().item()
+    if count < 2:
+        raise ValueError("training needs more than one value per channel in the y of all processes")
+    return torch.stack([torch.zeros_like(mean), square, mean]), seen, count

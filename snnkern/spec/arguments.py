@@ -1,0 +1,74 @@
+"""How ops and modules check their arguments. A message names the argument, what it got and what it expects."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .layout import DTYPES, state_dtype
+
+
+def positive(name: str, value: int) -> int:
+    """``value`` if it is a whole number from 1 up; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def check_x(x, time_dim, name="x") -> int:
+    """Checks the input ``name`` of an op over time; returns ``time_dim`` counted from the front."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    if not isinstance(time_dim, int):
+        raise TypeError(f"time_dim must be an int, got {time_dim!r}")
+    dims = x.dim()
+    if not -dims <= time_dim < dims:
+        raise ValueError(f"time_dim must name a dimension of {name}, got {time_dim} for shape {tuple(x.shape)}")
+    return time_dim % dims
+
+
+def number(name: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
+def plan_steps(steps: int, steps_out: int | None) -> tuple[int, int | None]:
+    if steps_out is None:
+        return steps, None
+    if steps < 1:
+        raise ValueError(f"steps_out needs an x of one time step at least, got none for steps_out={steps_out!r}")
+    return min(steps, positive("steps_out", steps_out)), steps_out if steps_out > steps else None
+
+
+def check_state(x, v, time_dim: int, name: str = "x") -> None:
+    """Checks the potential ``v`` that belongs to x, which its caller knows by ``name``."""
+    if v is not None:
+        if not isinstance(v, torch.Tensor):
+            raise TypeError(f"v must be a tensor or None, got {type(v).__name__}")
+        if v.dtype != state_dtype(x.dtype):
+            raise TypeError(f"v must be {state_dtype(x.dtype)} for {name} of {x.dtype}, got {v.dtype}")
+        if v.device != x.device:
+            raise ValueError(f"v must be on the device of {name}, {x.device}, got {v.device}")
+        wanted = x.shape[:time_dim] + x.shape[time_dim + 1 :]
+        if v.shape != wanted:
+            raise ValueError(f"v must have the shape of {name} without time, {tuple(wanted)}, got {tuple(v.shape)}")
+        if torch.is_grad_enabled() and getattr(v.grad_fn, "ran", False):
+            check_alive(v)
+
+
+def check_alive(v: torch.Tensor) -> None:
+    try:
+        v.grad_fn.saved_tensors  # noqa: B018  # raises once backward has freed them
+    except RuntimeError as error:
+        raise RuntimeError(
+            "the state v still belongs to a graph that backward has already used and freed: "
+            "call reset() or detach() on the node (or v.detach()) before feeding it again"
+        ) from error
