@@ -27,8 +27,9 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("training needs pydantic: pip install 'snnkern[train]'") from error
 
-from .. import data, losses, models, nn, surrogate
+from .. import data, models, nn, surrogate
 from ..backend import choose
+from ..methods.tet import sdt, tet
 from .folder import RecipeError
 
 __all__ = ["FOLDER", "Differences", "Loss", "Probe", "Recipe", "RecipeError", "Stage", "Temperature", "load",
@@ -48,7 +49,7 @@ Listed = BeforeValidator(lambda value: value if isinstance(value, (list, tuple))
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of ``snnkern.losses`` and the first epoch, counted from 1, that uses it."""
+    """A loss of ``snnkern.methods.tet`` and the first epoch, counted from 1, that uses it."""
 
     name: Literal["sdt", "tet"]
     lamb: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
@@ -56,7 +57,7 @@ class Loss:
     from_epoch: Count = 1
 
     def __call__(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return losses.sdt(outputs, target) if self.name == "sdt" else losses.tet(outputs, target, self.lamb, self.phi)
+        return sdt(outputs, target) if self.name == "sdt" else tet(outputs, target, self.lamb, self.phi)
 
 
 @dataclass(frozen=True)
