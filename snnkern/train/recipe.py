@@ -327,8 +327,9 @@ def _override_all(table: dict, overrides: Iterable[str]) -> None:
 def _override(table, keys: list[str], value, where: str) -> None:
     first, *rest = keys
     if isinstance(table, list) and not first.isdigit():
-        # A stage need not have what is changed in others, such as a temperature; a number makes one that has not.
-        having = [item for item in table if not rest or (isinstance(item, dict) and item.get(first) is not None)]
+        having = table
+        if rest and first in TABLES:  # a stage need not have what is changed in others, such as a temperature
+            having = [item for item in table if isinstance(item, dict) and item.get(first) is not None]
         if not having:
             raise RecipeError(f"{where}: none of the {len(table)} has {first}; a number before it makes one, as in "
                               f"{where.replace(f'.{first}', f'.0.{first}', 1)}")  # fmt: skip
