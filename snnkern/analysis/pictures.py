@@ -9,7 +9,7 @@ from pathlib import Path
 from .energy import Energy
 from .landscape import Landscape
 
-__all__ = ["bars", "curves", "dots", "energy", "energy_curves", "landscapes"]
+__all__ = ["bars", "curves", "dots", "energy", "energy_curves", "landscapes", "scatter"]
 
 # Okabe and Ito, told apart by every eye; the marker repeats what the colour says.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -138,6 +138,22 @@ def dots(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel
         if len(groups) > 1:
             axes.legend(title="dots: seeds, lines: mean", title_fontsize=9)
         axes.set(ylabel=ylabel, title=title)
+
+    return _save(path, draw)
+
+
+def scatter(
+    path: Path, groups: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str
+) -> Path:
+    """Label to points (x, y)."""
+
+    def draw(figure):
+        axes = figure.subplots()
+        for i, (label, points) in enumerate(groups.items()):
+            axes.plot(*zip(*points, strict=True), _of(MARKERS, i), color=_of(COLOURS, i), alpha=0.6, label=label)
+        if len(groups) > 1:
+            axes.legend()
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
 
     return _save(path, draw)
 
