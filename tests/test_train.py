@@ -24,11 +24,12 @@ from snnkern.methods import dspike
 from snnkern.models import MODELS
 from snnkern.train import fit
 from snnkern.train import folder as runs
+from snnkern.train.batches import Epoch
 from snnkern.train.compare import compare, table
 from snnkern.train.evaluation import evaluate, restore
 from snnkern.train.folder import Interrupted, RunError, load_weights, read_metrics
 from snnkern.train.progress import Watch
-from snnkern.train.recipe import RecipeError, load
+from snnkern.train.recipe import RecipeError, load, override
 
 # Two stages of two epochs of four steps, with a switch of the loss, and Dspike's search in the second stage.
 TINY = [
@@ -146,7 +147,7 @@ def test_evaluate_feeds_the_first_frames():
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(1))
 
-        def forward(self, x, steps):
+        def forward(self, x, steps=None):
             assert x.shape == (2, 3, 1, 1, 1) and steps is None
             return torch.cat([x, 1.5 - x], 2).flatten(2)
 
@@ -426,6 +427,82 @@ def test_temperature_moves_by_steps_and_passes_on(tmp_path, monkeypatch):
 def test_temperature_needs_a_surrogate_that_has_one(tmp_path):
     with pytest.raises(RecipeError, match=r"stage.0.temperature needs neurons of kind LIF with surrogate Dspike"):
         fit(one_stage("stage.0.temperature.step=0.2"), tmp_path)
+
+
+PROBED = [
+    *("data.train=80", "data.noise=0.0", "batch=32", "model.name=ToyCNN", "stage.steps=2", "stage.epochs=2"),
+    "stage.probe={eps = [0.1, 0.001], iterations = 2}",
+]
+
+
+@pytest.mark.parametrize("network", ["ann", "snn"])
+def test_probe_is_the_cosine_before_each_of_the_first_updates(tmp_path, monkeypatch, network):
+    recipe = load("digits-tet", [*PROBED, f"stage.network={network}", "seed=0"])
+    compared, cosine = [], dspike.cosine
+    monkeypatch.setattr(dspike, "cosine", lambda *ab: compared.append(cosine(*ab)) or compared[-1])
+    fit(recipe, tmp_path)
+    rows = [line["probe"] for line in read_metrics(tmp_path)]
+    assert len(compared) == 2 * 2 * 2 and [[eps for eps, _ in row] for row in rows] == [[0.1, 0.001]] * 2
+    for epoch, row in enumerate(rows):
+        ours = compared[4 * epoch : 4 * epoch + 4]
+        assert [value for _, value in row] == [(0.0 + ours[i] + ours[2 + i]) / 2 for i in (0, 1)]
+    # The first update's, by hand. An ANN's differences are its gradient, an SNN's are not.
+    data = recipe.load_data()
+    index = Epoch.of((0, 0, 0), 80, 32).batches[0]
+    torch.manual_seed(0)
+    model = recipe.make_model(0, data.classes, data.shape)
+    at = model, *data.train[index], recipe.stage[0].loss[0]
+    gradient = dspike.surrogate_gradient(*at)
+    assert compared[:2] == [cosine(gradient, dspike.finite_differences(*at, eps)) for eps in (0.1, 0.001)]
+    assert min(compared) > 0.98 if network == "ann" else min(compared) < 0.9
+
+
+def test_first_layer_follows_its_differences_and_the_others_their_gradient(tmp_path):
+    one = ["batch=80", "stage.epochs=1", "seed=0", 'stage.0.optimiser={name = "SGD", lr = 1.0}']
+    recipe = load("digits-tet", [*PROBED[:-1], *one])
+    data = recipe.load_data()
+    torch.manual_seed(0)
+    model = recipe.make_model(0, data.classes, data.shape)
+    x, y = data.train[Epoch.of((0, 0, 0), 80, 80).batches[0]]
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    wanted = dspike.finite_differences(model, x, y, recipe.stage[0].loss[0], 0.2)
+    moved = {}
+    for key in ("gradient", "differences", "parts"):
+        more = ["stage.differences.eps=0.2"] * (key != "gradient") + ["accumulate=3"] * (key == "parts")
+        fit(override(recipe, more), tmp_path / key)
+        moved[key] = {name: start[name] - value for name, value in weights(tmp_path / key).items()}
+    for key in ("differences", "parts"):
+        torch.testing.assert_close(moved[key]["conv.weight"], wanted, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(moved["gradient"]["conv.weight"], wanted, rtol=0.1)
+        torch.testing.assert_close(moved[key]["head.weight"], moved["gradient"]["head.weight"])
+
+
+@pytest.mark.parametrize("call", [3, 60, 111, 2 * 54 + 2 * 54 + 54 + 3, 500])
+def test_ctrl_c_among_finite_differences_and_resuming_is_bit_for_bit(tmp_path, probed, call):
+    recipe, whole = probed
+    with pytest.raises(Interrupted, match=r"stage.0, epoch [12], after step \d of 3"):
+        fit(recipe, tmp_path, InterruptAt(call))
+    fit(recipe, tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """A recipe with a probe and differences, and the folder of a run that nothing interrupted."""
+    recipe = load("digits-tet", [*PROBED, "stage.differences.eps=0.1", "seed=0"])
+    folder = tmp_path_factory.mktemp("probed")
+    fit(recipe, folder)
+    return recipe, folder
+
+
+def test_what_a_watch_measures_joins_the_metrics(tmp_path):
+    class Norm(Watch):
+        def measure(self, recipe, metrics, model):
+            return {"norm": model.head.weight.norm().item() + metrics["epoch"]}
+
+    fit(one_stage(), tmp_path, Norm())
+    metrics = read_metrics(tmp_path)
+    assert metrics[-1]["norm"] == weights(tmp_path)["head.weight"].norm().item() + 2 != metrics[0]["norm"] + 1
 
 
 def test_tensorboard(tmp_path):

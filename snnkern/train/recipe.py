@@ -26,7 +26,8 @@ import torch
 from .. import data, losses, models, nn, surrogate
 from ..backend import choose
 
-__all__ = ["FOLDER", "Loss", "Recipe", "RecipeError", "Stage", "Temperature", "load", "override", "read", "recipes"]
+__all__ = ["FOLDER", "Differences", "Loss", "Probe", "Recipe", "RecipeError", "Stage", "Temperature", "load",
+           "override", "read", "recipes"]  # fmt: skip
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -66,7 +67,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Dspike's search before every epoch; see ``snnkern.dspike.search``.
+    """Dspike's search before every epoch; see ``snnkern.methods.dspike.search``.
 
     ``start``: the first b; None: the one that the stage before ended with, else that of the neuron's surrogate.
     """
@@ -75,6 +76,22 @@ class Temperature:
     step: Positive = 0.2
     eps: Positive = 0.1
     batch: Count = 100
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How close the first layer's gradient is in direction to its finite differences (FDG): the cosine for every eps,
+    before each of the first ``iterations`` updates of every epoch. Source: Li et al., section 4.2 and figure 2."""
+
+    eps: tuple[Positive, ...] = (0.2, 0.1, 0.05, 0.01, 0.001)
+    iterations: Count = 100
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The first layer follows its FDG, all others their gradient. Source: Li et al., section 4.2 and table 1."""
+
+    eps: Positive = 0.1
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,8 @@ class Stage:
         schedule: of the learning rate from epoch to epoch: ``cosine`` or ``linear``, to 0, or ``constant``.
         inherit: the number, from 0, of the stage whose weights to start from; None: the one before.
         temperature: search Dspike's temperature before every epoch.
+        probe: measure the first layer's gradient against finite differences, in every epoch.
+        differences: train the first layer by finite differences.
     """
 
     epochs: Count
@@ -100,6 +119,8 @@ class Stage:
     schedule: Annotated[str, _one_of("cosine", "linear", "constant")] = "cosine"
     inherit: Whole | None = None
     temperature: Temperature | None = None
+    probe: Probe | None = None
+    differences: Differences | None = None
 
     def lr(self, epoch: int) -> float:
         """The learning rate after ``epoch`` epochs: a function of nothing else, so that resuming needs no state."""
@@ -310,7 +331,9 @@ def _override(table, keys: list[str], value, where: str) -> None:
     elif not isinstance(table, dict):
         raise RecipeError(f"{where} must be a key of the recipe: {table!r} has no key {first!r}")
     if rest:
-        _override(table.setdefault(first, {}) if isinstance(table, dict) else table[first], rest, value, where)
+        if isinstance(table, dict) and table.get(first) is None:
+            table[first] = {}
+        _override(table[first], rest, value, where)
     else:
         table[first] = value
 
@@ -391,3 +414,5 @@ def _check_stage(where: str, index: int, stage: Stage) -> None:
         raise RecipeError(f"{where}.inherit must be the number of a stage before, got {stage.inherit}")
     if stage.network == "ann" and stage.temperature is not None:
         raise RecipeError(f"{where}.temperature must be left out: an ann has no surrogate")
+    if stage.probe is not None and not stage.probe.eps:
+        raise RecipeError(f"{where}.probe.eps must be one number or more, got none")
