@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     works = [Work(given.work, seed, given.quick) for seed in range(max(seeds.values()))]
     given.work.mkdir(parents=True, exist_ok=True)
     run_seeds({work.seed: [name for name in seeds if work.seed < seeds[name]] for work in works}, works, given.jobs)
-    done = {name: [read(work.path(name).with_suffix(".json")) for work in works[: seeds[name]]] for name in seeds}
+    done = {name: [read(work.path(PROTOCOLS[name].key, ".json")) for work in works[: seeds[name]]] for name in seeds}
     report(done, given.work, given.out)
 
 

@@ -10,7 +10,7 @@ from snnkern import analysis
 from snnkern.analysis import pictures
 
 from .protocol import Measure, Protocol, Run, Work, mean
-from .tet import DOWN, FOUR, LOSSES, NETWORK, UP
+from .tet import DOWN, FOUR, LOSSES, UP
 
 PAPER = "Li et al., Differentiable Spike, NeurIPS 2021"
 
@@ -120,6 +120,7 @@ TRAINED_WITH_DIFFERENCES = Protocol(
 
 # The temperature
 
+PLAN, SMALL = 'model={name="CNN6", plan="8C3-AP2-16C3-AP2-32C3"}', "8C3-16C3-32C3-FC128"
 EPOCHS = 30
 SEARCH_AT = (0.01, 0.1, 0.2)
 
@@ -132,14 +133,13 @@ def small(name: str, surrogate: str, printed: str, eps: float | None = None) -> 
         "digits-sdt",
         (
             "batch=100",
-            'model={name="CNN6", plan="8C3-AP2-16C3-AP2-32C3"}',
+            PLAN,
             f"neuron={{decay=0.5, threshold=0.5, surrogate={{name={surrogate}}}}}",
             "stage.steps=4",
             f"stage.epochs={EPOCHS}",
             *search,
         ),
-        f"8C3-16C3-32C3-FC128 of LIF(decay=0.5, threshold=0.5, surrogate={printed}), T = 4: {EPOCHS} sdt, "
-        "lr 0.002 falling",
+        f"{SMALL} of LIF(decay=0.5, threshold=0.5, surrogate={printed}), T = 4: {EPOCHS} sdt, lr 0.002 falling",
     )
 
 
@@ -319,18 +319,18 @@ NDA = "LIF(decay=0.25, threshold=0.5, surrogate=Dspike(temperature=1.0, width=1.
 CHAIN = Run(
     "dspike-tit",
     "digits-dspike-tit",
-    (),
-    f"{NETWORK} of ReLU(), T = 1: 30 sdt, lr 0.002 falling; "
+    (PLAN,),
+    f"{SMALL} of ReLU(), T = 1: 30 sdt, lr 0.002 falling; "
     + "; ".join(
-        f"{NETWORK} of {NDA}, T = {steps}: {epochs} sdt, lr {lr:g} falling"
+        f"{SMALL} of {NDA}, T = {steps}: {epochs} sdt, lr {lr:g} falling"
         for steps, epochs, lr in ((6, 10, 0.002), (4, 3, 0.0008), (2, 3, 0.0008))
     ),
 )
 TWO = Run(
     "dspike-2",
     "digits-dspike",
-    ("stage.steps=2",),
-    f"{NETWORK} of {NDA}, T = 2: 16 sdt, lr 0.002 falling",
+    (PLAN, "stage.steps=2"),
+    f"{SMALL} of {NDA}, T = 2: 16 sdt, lr 0.002 falling",
 )
 
 
@@ -366,8 +366,8 @@ WHOLE_CHAIN = Protocol(
     "one from scratch",
     f"{PAPER}, sections 4.4 and 5.2, table 2: on CIFAR10 95.46 for the ANN, 94.25, 93.66 and 93.13 at T = 6, 4, 2, and "
     "93.13 at T = 2 from scratch",
-    "The recipe digits-dspike-tit (30 epochs of the ANN, 10 at T = 6, 3 at 4, 3 at 2), and digits-dspike at T = 2 "
-    "(16 epochs)",
+    "The network of E2.6, with decay 0.25, in the recipe digits-dspike-tit (30 epochs of the ANN, 10 at T = 6, 3 at 4, 3 "
+    "at 2), and in digits-dspike at T = 2 (16 epochs)",
     whole_chain,
     [
         Measure("accuracy at T = 2, inherited - scratch, points", lambda r: r["2"] - r["scratch"], (">=", -1)),

@@ -89,8 +89,8 @@ class Work:
         self.used.append(run.name)
         return Trained(folder, recipe)
 
-    def path(self, name: str) -> Path:
-        return self.folder / f"{name}-seed{self.seed}{'-quick' if self.quick else ''}"
+    def path(self, name: str, suffix: str = "") -> Path:
+        return self.folder / f"{name}-seed{self.seed}{'-quick' if self.quick else ''}{suffix}"
 
 
 def ran(folder: Path) -> str:
@@ -185,16 +185,19 @@ class Protocol:
     seeds: int = 12
     checks: Sequence[Measure] = ()
 
-    def unit(self, work: Work, name: str) -> float:
-        """Runs one seed, if that has not been done, and says how many seconds of the processor it took."""
-        path = work.path(name).with_suffix(".json")
-        started = time.process_time()
+    @property
+    def key(self) -> str:
+        """Of the results, which protocols with one ``run`` share."""
+        return self.run.__name__
+
+    def unit(self, work: Work) -> None:
+        """Runs one seed, if that has not been done."""
+        path = work.path(self.key, ".json")
         if not path.exists():
             work.used.clear()
             result = self.run(work)
             about = {"seed": work.seed, "quick": work.quick, "commit": commit(), "runs": sorted(set(work.used))}
             write_json(path, {**about, **versions(), "result": _short(result)})
-        return time.process_time() - started
 
 
 def _short(value):
