@@ -366,8 +366,8 @@ WHOLE_CHAIN = Protocol(
     "one from scratch",
     f"{PAPER}, sections 4.4 and 5.2, table 2: on CIFAR10 95.46 for the ANN, 94.25, 93.66 and 93.13 at T = 6, 4, 2, and "
     "93.13 at T = 2 from scratch",
-    "The network of E2.6, with decay 0.25, in the recipe digits-dspike-tit (30 epochs of the ANN, 10 at T = 6, 3 at 4, 3 "
-    "at 2), and in digits-dspike at T = 2 (16 epochs)",
+    "The network of E2.6, with decay 0.25, in the recipe digits-dspike-tit (30 epochs of the ANN, 10 at T = 6, 3 at 4, "
+    "3 at 2), and in digits-dspike at T = 2 (16 epochs)",
     whole_chain,
     [
         Measure("accuracy at T = 2, inherited - scratch, points", lambda r: r["2"] - r["scratch"], (">=", -1)),

@@ -97,8 +97,8 @@ def ran(folder: Path) -> str:
     """What a finished run trained, read back from what it left behind: the shapes of its weights, a stage's network, T,
     losses and epochs from the lines of metrics, and the neurons of the network that its weights fit."""
     stages = []
-    for index, lines in groupby(read_metrics(folder), key=lambda line: line["stage"]):
-        lines, model = list(lines), restore(folder, index).model  # fails where the weights are of other shapes
+    for index, part in groupby(read_metrics(folder), key=lambda line: line["stage"]):
+        lines, model = list(part), restore(folder, index).model  # fails where the weights are of other shapes
         first, last, weights = lines[0], lines[-1], [p for p in model.parameters() if p.dim() > 1]
         layers = "-".join(f"{len(w)}C{w.shape[-1]}" if w.dim() == 4 else f"FC{w.shape[1]}" for w in weights)
         neuron = next(module for module in model.modules() if isinstance(module, (LIF, SmoothLIF, ReLU)))
