@@ -102,7 +102,7 @@ def ran(folder: Path) -> str:
         first, last, weights = lines[0], lines[-1], [p for p in model.parameters() if p.dim() > 1]
         layers = "-".join(f"{len(w)}C{w.shape[-1]}" if w.dim() == 4 else f"FC{w.shape[1]}" for w in weights)
         neuron = next(module for module in model.modules() if isinstance(module, (LIF, SmoothLIF, ReLU)))
-        losses = ", ".join(f"{len([*part])} {name}" for name, part in groupby(line["criterion"] for line in lines))
+        losses = ", ".join(f"{len([*group])} {name}" for name, group in groupby(line["criterion"] for line in lines))
         falling = " falling" if last["lr"] < first["lr"] else ""
         stages.append(f"{layers} of {neuron}, T = {last['steps']}: {losses}, lr {first['lr']:g}{falling}")
     return "; ".join(stages)
