@@ -71,6 +71,7 @@ SIMILARITY = Protocol(
         Measure("SNN, cosine at eps = 0.001", lambda r: r["SNN"]["0.001"], ("<", 0.35)),
     ],
     draw_similarity,
+    seeds=6,
 )
 
 TRAINED_AT = (0.5, 0.1, 0.001)
@@ -114,7 +115,7 @@ TRAINED_WITH_DIFFERENCES = Protocol(
         Measure("accuracy at eps = 0.1, %", lambda r: r["0.1"][-1]),
     ],
     draw_trained_with_differences,
-    seeds=8,
+    seeds=6,
 )
 
 
@@ -122,7 +123,7 @@ TRAINED_WITH_DIFFERENCES = Protocol(
 
 PLAN, SMALL = 'model={name="CNN6", plan="8C3-AP2-16C3-AP2-32C3"}', "8C3-16C3-32C3-FC128"
 EPOCHS = 30
-SEARCH_AT = (0.01, 0.1, 0.2)
+SEARCH_AT = (0.01, 0.1)
 
 
 def small(name: str, surrogate: str, printed: str, eps: float | None = None) -> Run:
@@ -223,14 +224,12 @@ def by_distance(first: float, second: float):
 
 
 DISTANCE = Protocol(
-    "The temperature search trains best with eps = 0.1 or 0.2, worse with 0.01",
-    f"{PAPER}, section 5.5, table 5: 91.78, 94.07 and 93.84 % on CIFAR10 with eps = 0.01, 0.1 and 0.2",
+    "The temperature search trains to higher accuracy with eps = 0.1 than with 0.01",
+    f"{PAPER}, section 5.5, table 5: 91.78 and 94.07 % on CIFAR10, 70.97 and 74.31 % on CIFAR100",
     SEARCHING,
     temperature,
     [
         Measure("accuracy, eps 0.1 - 0.01, points", by_distance(0.1, 0.01), (">", 0)),
-        Measure("accuracy, eps 0.2 - 0.01, points", by_distance(0.2, 0.01), (">", 0)),
-        Measure("accuracy, eps 0.2 - 0.1, points", by_distance(0.2, 0.1)),
         *(Measure(f"last b, eps = {eps}", lambda r, eps=eps: r[str(eps)]["trace"][-1]) for eps in SEARCH_AT),
     ],
     draw_distance,
