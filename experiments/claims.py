@@ -114,20 +114,22 @@ def report(done: dict[str, list[dict]], work: Path, out: Path) -> None:
     """``results.json`` and pictures in ``out``, and ``out``.md beside it. What is there of other protocols is kept."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.json"
-    found = read(path) if path.exists() else {"claims": {}, "runs": {}}
+    found = read(path) if path.exists() else {"claims": {}, "results": {}, "runs": {}}
     for name, units in done.items():
         protocol, results = PROTOCOLS[name], [unit["result"] for unit in units]
         rows = [measure.judge(results) for measure in protocol.measures]
-        protocol.draw(out / f"{name}.png", results)
         checks = [check.check(results) for check in protocol.checks]
-        found["claims"][name] = {"verdict": verdict(rows), "rows": rows, "checks": checks, "units": units}
+        protocol.draw(out / f"{name}.png", results)
+        found["claims"][name] = {"verdict": verdict(rows), "rows": rows, "checks": checks}
+        found["results"][protocol.key] = units
         for run in {run for unit in units for run in unit["runs"]}:
-            seeds = [unit for unit in units if run in unit["runs"]]
-            kept = [read(Work(work, unit["seed"], unit["quick"]).path(run) / "ran.json") for unit in seeds]
-            if len(kept) >= len(found["runs"].get(run, ())):
-                found["runs"][run] = kept
-    for part, names in (("claims", [*PROTOCOLS]), ("runs", sorted(found["runs"]))):
-        found[part] = {name: found[part][name] for name in names if name in found[part]}
+            folders = [Work(work, unit["seed"], unit["quick"]).path(run) for unit in units if run in unit["runs"]]
+            found["runs"][run] = [read(folder / "ran.json") for folder in folders]
+    used = {run for units in found["results"].values() for unit in units for run in unit["runs"]}
+    for part, names in (("claims", PROTOCOLS), ("results", {p.key for p in PROTOCOLS.values()}), ("runs", used)):
+        found[part] = {
+            name: found[part][name] for name in (names if part == "claims" else sorted(names)) if name in found[part]
+        }
     with replacing(path) as file:
         file.write(_lines(found).encode())
     with replacing(out.with_suffix(".md")) as file:
@@ -148,9 +150,8 @@ def _lines(value, depth: int = 4) -> str:
 def text(found: dict, folder: str) -> str:
     """The page: a row per claim, then a part per claim with its numbers and picture, the checks and the trainings."""
     claims, runs = found["claims"], found["runs"]
-    made = [unit for claim in claims.values() for unit in claim["units"]] + [
-        ran for kept in runs.values() for ran in kept
-    ]
+    units = [unit for kept in found["results"].values() for unit in kept]
+    made = units + [ran for kept in runs.values() for ran in kept]
     versions = sorted({f"snnkern {about['snnkern']} ({about['commit']}), PyTorch {about['torch']}" for about in made})
     minutes = sum(ran["seconds"] for kept in runs.values() for ran in kept) / 60
     parts = [
@@ -165,7 +166,7 @@ def text(found: dict, folder: str) -> str:
         f"{minutes:.0f} core minutes of training.\n",
         f"Command: `{COMMAND}`. Numbers and curves of every seed: [results.json]({folder}/results.json).\n",
     ]
-    if any(unit["quick"] for claim in claims.values() for unit in claim["units"]):
+    if any(unit["quick"] for unit in units):
         parts.append("**A trial of the code: two epochs, a few images. The numbers mean nothing.**\n")
     rows = []
     for name, claim in claims.items():
@@ -173,11 +174,11 @@ def text(found: dict, folder: str) -> str:
         rows.append((*cells, f"`{COMMAND} --only {name}`"))
     parts.append(table(("", "claim", "verdict", "first measure", "command"), rows))
     for name, claim in claims.items():
-        protocol, used = PROTOCOLS[name], {run: None for unit in claim["units"] for run in unit["runs"]}
+        protocol, kept = PROTOCOLS[name], found["results"][PROTOCOLS[name].key]
         parts += [
             f"## {name}\n",
             f"**{protocol.claim}** ({protocol.source}).\n",
-            f"Protocol: {protocol.setup}. {len(claim['units'])} seeds. Trainings: {', '.join(used)}.\n",
+            f"Protocol: {protocol.setup}. {len(kept)} seeds. Trainings: {', '.join(kept[0]['runs'])}.\n",
             table(("measure", "mean ± error", "wanted", "seeds", ""), [cells_of(row) for row in claim["rows"]]),
             f"Verdict: {claim['verdict']}.\n",
             f"![{protocol.claim}]({folder}/{name}.png)\n",
@@ -215,7 +216,7 @@ def first(claim: dict) -> str:
 
 
 def cells_of(row: dict) -> tuple[str, ...]:
-    number = f"{digits_of(row['mean'])} ± {digits_of(row['error'])}"
+    number = digits_of(row["mean"]) + ("" if row["error"] is None else f" ± {digits_of(row['error'])}")
     if "state" not in row:
         return row["measure"], number, "", "", ""
     seeds = "" if row["seeds"] is None else f"{row['seeds']} of {len(row['values'])}"

@@ -198,9 +198,7 @@ TEMPERATURE = Protocol(
     f"{SEARCHING}, eps = 0.1",
     temperature,
     [
-        Measure(
-            "furthest from b = 1, in steps of 0.2", lambda r: max(abs(b - 1) for b in r["0.1"]["trace"]) / 0.2, (">", 2)
-        ),
+        Measure("last b, from 1, in steps of 0.2", lambda r: (r["0.1"]["trace"][-1] - 1) / 0.2, (">", 2)),
         Measure("accuracy, searched - rectangle, points", over("rectangle"), (">", 0)),
         Measure("accuracy, searched - b = 1, points", over("b = 1"), (">", 0)),
         Measure("accuracy, searched - b = 4, points", over("b = 4")),

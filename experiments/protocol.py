@@ -8,7 +8,6 @@ noise. Networks that are compared share the seed: split, noise, initial weights 
 from __future__ import annotations
 
 import json
-import math
 import re
 import statistics
 import subprocess
@@ -146,17 +145,17 @@ class Measure:
         if self.together:
             values = [float(self.of([*results[:i], *results[i + 1 :]])) for i in range(count)] if count > 2 else []
             average = float(self.of(results))
-            error = statistics.pstdev(values) * (count - 1) ** 0.5 if values else math.inf
+            error = statistics.pstdev(values) * (count - 1) ** 0.5 if values else None
         else:
             values = [float(self.of(result)) for result in results]
             average = statistics.mean(values)
-            error = statistics.stdev(values) / count**0.5 if count > 1 else math.inf
+            error = statistics.stdev(values) / count**0.5 if count > 1 else None
         row = {"measure": self.name, "mean": average, "error": error, "values": values}
         if self.wanted is None:
             return row
         state = "does not show"
         if self.kept(average):
-            state = "holds" if self.margin(average) > 2 * error else "within noise"
+            state = "within noise" if error is None or 0 < self.margin(average) <= 2 * error else "holds"
         seeds = None if self.together else sum(map(self.kept, values))
         return {**row, "wanted": self.wanted, "seeds": seeds, "state": state}
 

@@ -57,7 +57,9 @@ def curves(
             axes.plot(x, means, label=label, color=_of(COLOURS, i), marker=_of(MARKERS, i) if len(x) < 25 else "")
             if len(runs) > 1:
                 lowest, highest = map(min, zip(*runs, strict=True)), map(max, zip(*runs, strict=True))
-                axes.fill_between(x, [*lowest], [*highest], color=_of(COLOURS, i), alpha=0.15, linewidth=0)
+                lowest, highest = [*lowest], [*highest]
+                axes.fill_between(x, lowest, highest, color=_of(COLOURS, i), alpha=0.15, linewidth=0)
+                axes.plot(x, lowest, x, highest, linestyle="none")  # the legend keeps clear of lines, not of bands
         if log:
             axes.set_xscale("log", base=log)
             axes.minorticks_off()
@@ -211,6 +213,9 @@ def landscapes(path: Path, panels: Mapping[str, Landscape], loss: str | None = N
                     axes.set_ylabel("second direction")
             bar = figure.colorbar(filled, ax=grid[:, column], shrink=0.8, label=name)
             bar.set_ticks(levels[::3], labels=[f"{level:.2g}" for level in levels[::3]])
+        if len(panels) > 1:
+            text = "Rings lie at the same losses in both rows, evenly spaced around a quadratic bowl: the fewer, the flatter."
+            figure.supxlabel(text, fontsize=9)
 
     return _save(path, draw)
 
