@@ -88,34 +88,35 @@ def train(
     elif recipe is None:
         _fail("RECIPE is missing: the name of one (snnkern train --list) or the path of a .toml file")
     else:
-        _train([recipe], overrides or [], out or Path("runs") / Path(recipe).stem)
+        _train([recipe, *(overrides or [])], out)
 
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RECIPE RECIPE ... [KEY=VALUE ...]")],
+    words: Annotated[list[str], typer.Argument(metavar="RECIPE[:KEY=VALUE] ... [KEY=VALUE ...]", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder of all runs; default: runs/RECIPE-vs-RECIPE.")] = None,
 ) -> None:
     """Train several recipes with the same seeds, and compare them with the first, seed by seed.
 
-    Overrides hold for all of them; see snnkern train.
+    Overrides hold for all of them, see snnkern train; one behind a recipe and a colon for that alone. So a sweep is
+    snnkern compare digits-tet digits-tet:stage.steps=2 digits-tet:stage.steps=4, which bash also writes as
+    digits-tet:stage.steps={2,4,6}.
     """
-    overrides = [name for name in names if "=" in name]
-    names = [name for name in names if "=" not in name]
-    if len(names) < 2:
-        _fail(f"compare needs two recipes or more, got {', '.join(names) or 'none'}")
-    _train(names, overrides, out or Path("runs") / "-vs-".join(Path(name).stem for name in names))
+    _train(words, out, 2)
 
 
-def _train(names: list[str], overrides: list[str], out: Path) -> None:
-    from .train.compare import compare, table
+def _train(words: list[str], out: Path | None, least: int = 1) -> None:
+    from .train.compare import compare, named, table
     from .train.progress import Show
-    from .train.recipe import load
 
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first, soft_wrap=True)
+    with _errors(out or Path("runs")):
+        recipes = named(words)
+    if len(recipes) < least:
+        _fail(f"compare needs two recipes or more, got {', '.join(recipes) or 'none'}")
+    out = out or Path("runs") / "-vs-".join(recipes)
     with _errors(out):
-        recipes = {Path(name).stem: load(name, overrides) for name in names}
         runs = [run for recipe in recipes.values() for run in recipe.runs()]
         total = sum(run.total_cost for run in runs)
         with Show(total, brief=len(runs) > 1, console=console) as watch:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from typer.testing import CliRunner
 
+pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
 
@@ -25,7 +27,7 @@ from snnkern.models import MODELS
 from snnkern.train import fit
 from snnkern.train import folder as runs
 from snnkern.train.batches import Epoch
-from snnkern.train.compare import compare, table
+from snnkern.train.compare import compare, named, table
 from snnkern.train.evaluation import evaluate, restore
 from snnkern.train.folder import Interrupted, RunError, load_weights, read_metrics
 from snnkern.train.progress import Watch
@@ -469,7 +471,7 @@ def test_first_layer_follows_its_differences_and_the_others_their_gradient(tmp_p
     wanted = dspike.finite_differences(model, x, y, recipe.stage[0].loss[0], 0.2)
     moved = {}
     for key in ("gradient", "differences", "parts"):
-        more = ["stage.differences.eps=0.2"] * (key != "gradient") + ["accumulate=3"] * (key == "parts")
+        more = ["stage.0.differences.eps=0.2"] * (key != "gradient") + ["accumulate=3"] * (key == "parts")
         fit(override(recipe, more), tmp_path / key)
         moved[key] = {name: start[name] - value for name, value in weights(tmp_path / key).items()}
     for key in ("differences", "parts"):
@@ -490,7 +492,7 @@ def test_ctrl_c_among_finite_differences_and_resuming_is_bit_for_bit(tmp_path, p
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     """A recipe with a probe and differences, and the folder of a run that nothing interrupted."""
-    recipe = load("digits-tet", [*PROBED, "stage.differences.eps=0.1", "seed=0"])
+    recipe = load("digits-tet", [*PROBED, "stage.0.differences.eps=0.1", "seed=0"])
     folder = tmp_path_factory.mktemp("probed")
     fit(recipe, folder)
     return recipe, folder
@@ -525,7 +527,9 @@ def test_compare_pairs_by_seed(tmp_path):
     assert row["positive"] == sum(difference > 0 for difference in differences)
     assert row["sd"] == pytest.approx((sum((d - row["mean"]) ** 2 for d in differences) / 2) ** 0.5)
     _, rows = table(results)
-    assert [row[0] for row in rows][:3] == [f"accuracy at T = {t}, %" for t in (1, 2, 5)]
+    names = ["last epoch, %", "best epoch, %", *(f"accuracy at T = {t}, %" for t in (1, 2, 5))]
+    assert [row[0] for row in rows][:5] == names
+    assert rows[0][1:] == rows[3][1:]  # T = 2 is that of training
     assert len((tmp_path / "results.md").read_text().splitlines()) == len(rows) + 2
     with pytest.raises(
         RecipeError, match="seeds must be the same for all recipes, got 3 for digits-sdt and 2 for digits-tet"
@@ -533,8 +537,93 @@ def test_compare_pairs_by_seed(tmp_path):
         compare({**recipes, "digits-tet": load("digits-tet", ["seeds=2"])}, tmp_path)
 
 
+def test_results_have_a_row_for_every_stage(tmp_path):
+    recipes = {
+        "tit": load("digits-tit", [*TINY[:3], "stage.epochs=3", "seeds=2", "test_steps=[1, 2]"]),
+        "tet": load("digits-tet", [*TINY[:3], "stage.epochs=1", "seeds=2", "test_steps=[1, 2]"]),
+    }
+    results = compare(recipes, tmp_path)
+    rows = {row["measure"]: row for row in results["rows"]}
+    names = [f"{at}, {which} epoch, %" for at in ("T = 2", "T = 6", "last stage") for which in ("last", "best")]
+    assert list(rows)[:8] == [*names, "last stage, run at T = 1, %", "last stage, run at T = 2, %"]
+    metrics = [read_metrics(tmp_path / "tit" / f"seed{seed}") for seed in (0, 1)]
+    for stage, label in enumerate(("T = 2", "T = 6")):
+        reached = [[100 * line["test_accuracy"] for line in lines if line["stage"] == stage] for lines in metrics]
+        for which, values in (("last", [line[-1] for line in reached]), ("best", [max(line) for line in reached])):
+            row = rows[f"{label}, {which} epoch, %"]["tit"]
+            assert row["mean"] == pytest.approx(sum(values) / 2)
+            assert row["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert "tet" not in rows["T = 2, last epoch, %"] and rows["T = 2, last epoch, %"]["differences"] == {}
+    row = rows["T = 6, best epoch, %"]
+    assert row["differences"]["tet"]["mean"] == pytest.approx(row["tet"]["mean"] - row["tit"]["mean"])
+    assert rows["last stage, best epoch, %"]["tet"] == row["tet"]
+    header, lines = table(results)
+    assert all(len(line) == len(header) for line in lines) and lines[0][2:] == ["", "", ""]
+
+
+def test_stages_of_equal_steps_have_rows_of_their_own(tmp_path):
+    recipe = load("digits-tit", [*TINY[:3], "stage.epochs=1", "stage.steps=2", "seeds=1", "test_steps=[2]"])
+    measures = [row["measure"] for row in compare({"tit": recipe}, tmp_path)["rows"]]
+    names = [f"stage.{i}, T = 2, {which} epoch, %" for i in (0, 1) for which in ("last", "best")]
+    assert measures[:4] == names
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "read"),
+    [
+        (["digits-tet", "digits-tet:stage.loss.lamb=0.05"], ["digits-tet", "digits-tet,lamb=0.05"],
+         lambda r: [0.0, 0.05] == [each.stage[0].loss[0].lamb for each in r]),
+        (["digits-tit:stage.0.steps=2", "digits-tit:stage.1.steps=4:seeds=2", "seeds=2"],
+         ["digits-tit,stage.0.steps=2", "digits-tit,stage.1.steps=4,seeds=2"],
+         lambda r: [(2, 6), (2, 4)] == [tuple(s.steps for s in each.stage) for each in r]),
+        (["digits-smooth:neuron.surrogate.alpha=1", "digits-smooth:neuron.surrogate.alpha=20"],
+         ["digits-smooth,alpha=1", "digits-smooth,alpha=20"],
+         lambda r: [1.0, 20.0] == [each.neuron["surrogate"]["alpha"] for each in r]),
+        (["digits-dspike", "digits-dspike:stage.temperature.eps=0.01", "stage.steps=3"],
+         ["digits-dspike", "digits-dspike,eps=0.01"],
+         lambda r: [(3, 0.1), (3, 0.01)] == [(each.stage[0].steps, each.stage[0].temperature.eps) for each in r]),
+        (['digits-tet:neuron.surrogate={name = "ATan"}', "digits-sdt:neuron.decay=0.25"],
+         ["digits-tet,surrogate=_name_=_ATan", "digits-sdt,decay=0.25"],
+         lambda r: ["ATan", "Triangle"] == [each.neuron["surrogate"]["name"] for each in r]),
+    ],
+)  # fmt: skip
+def test_overrides_of_one_recipe_alone_name_it(words, names, read):
+    recipes = named(words)
+    assert list(recipes) == names and read(list(recipes.values()))
+
+
+def test_recipes_of_one_file_name_keep_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, steps in (("a", 2), ("b", 3)):
+        (tmp_path / folder).mkdir()
+        text = (Path(snnkern.__file__).parent / "recipes" / "digits-tet.toml").read_text()
+        (tmp_path / folder / "my.toml").write_text(text.replace("steps = 6", f"steps = {steps}"))
+    recipes = named(["a/my.toml", "b/my.toml"])
+    assert {name: recipe.stage[0].steps for name, recipe in recipes.items()} == {"a_my": 2, "b_my": 3}
+    assert list(named([f"{tmp_path}/a/my.toml"])) == ["my"]
+    with pytest.raises(RecipeError, match=r"recipes must differ, got a/my.toml:seeds=1 twice"):
+        named(["a/my.toml:seeds=1", "a/my.toml:seeds=1"])
+    with pytest.raises(RecipeError, match=r"stage.1.steps: there are 1, .* \(in digits-tet; an override of one recipe"):
+        named(["digits-tit", "digits-tet", "stage.1.steps=2"])
+
+
 def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_only_commands_that_train_need_what_training_needs():
+    code = """
+import sys
+sys.modules["pydantic"] = None
+import snnkern.cli
+try:
+    from snnkern.train import fit
+except ModuleNotFoundError as error:
+    assert "pip install 'snnkern[train]'" in str(error), error
+else:
+    raise SystemExit("pydantic is not used")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_doctor():
@@ -597,13 +686,14 @@ def test_export_folds_batch_norm(tmp_path):
     assert torch.equal(restored.eval()(x), folded.eval()(x))
 
 
-def test_compare_on_the_command_line(tmp_path):
+def test_compare_on_the_command_line(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setenv("COLUMNS", "120")
     overrides = "data.train=60", "stage.epochs=1", "stage.steps=2", "seeds=1", "batch=30", "test_steps=[1, 2, 4]"
-    result = invoke("compare", "digits-sdt", "digits-tet", *overrides, "--out", tmp_path)
+    result = invoke("compare", "digits-tet", "digits-tet:stage.loss.name=sdt", *overrides, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "difference" in result.stdout and "accuracy at T = 2, %" in result.stdout
-    assert (tmp_path / "digits-sdt" / "seed0" / "checkpoint.pt").exists()
+    assert (tmp_path / "digits-tet,loss=sdt" / "seed0" / "checkpoint.pt").exists()
     names = "accuracy_epochs", "accuracy_steps", "accuracy_moments", "accuracy_growth"
     assert_pictures(invoke("plot", tmp_path), *(tmp_path / f"{name}.png" for name in names))
 
@@ -629,7 +719,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
             "recipe must be the name of one or the path of a .toml file, got 'digits-ted'; did you",
         ),
         (["train"], "RECIPE is missing"),
-        (["train", "digits-tet", "stage.0.optimiser.lr=-1"], "stage.0.optimiser.lr must be a positive"),
+        (["train", "digits-tet", "stage.0.optimiser.lr=-1"], "stage.0.optimiser.lr must be greater than 0, got -1"),
         (["train", "digits-tet", "backend=abacus"], "backend"),
         (["train", "digits-tet", "device=abacus"], "device must be one that PyTorch can use here, got 'abacus'"),
         (["train", "cifar.toml"], "got 'cifar.toml'"),
