@@ -116,7 +116,7 @@ def _train(words: list[str], out: Path | None, least: int = 1) -> None:
     if len(recipes) < least:
         _fail(f"compare needs two recipes or more, got {', '.join(recipes) or 'none'}")
     out = out or Path("runs") / "-vs-".join(recipes)
-    with _errors(out):
+    with _errors(out, trains=True):
         runs = [run for recipe in recipes.values() for run in recipe.runs()]
         total = sum(run.total_cost for run in runs)
         with Show(total, brief=len(runs) > 1, console=console) as watch:
@@ -231,10 +231,15 @@ def export(
     """Write a trained network's weights with the batch norms folded into the layers before them, as safetensors."""
     from .nn import fold
     from .train.evaluation import restore
-    from .train.folder import save_weights
+    from .train.folder import grouped, save_weights
 
+    if out.is_dir() or not out.parent.is_dir():
+        _fail(f"OUT must be a file in a folder that exists, got {out}")
     with _errors(path):
-        model, recipe, about = restore(path, stage, best)
+        runs = [run for held in grouped([path]).values() for run in held]
+        if len(runs) > 1:
+            _fail(f"{path} holds {len(runs)} runs; name one of them, such as {runs[0]}")
+        model, recipe, about = restore(runs[0], stage, best)
         try:
             folded = fold(model)
         except ValueError as error:
@@ -270,6 +275,7 @@ def report(
     if steps is not None and steps < 1:
         _fail(f"--steps must be at least 1, got {steps}")
     with _errors(paths[0]):
+        analysis.pictures.matplotlib()
         restored = {
             label: [(run, *restore(run, stage, best)) for run in runs] for label, runs in grouped(paths).items()
         }
@@ -347,7 +353,7 @@ def _folder(path: Path) -> Path:
 
 
 @contextmanager
-def _errors(folder: Path):
+def _errors(folder: Path, trains: bool = False):
     """Mistakes of the user, and what stops a training, as one line."""
     from .train.recipe import RecipeError
 
@@ -358,9 +364,8 @@ def _errors(folder: Path):
     except Interrupted as error:
         _fail(f"interrupted in {error}; all of it is safe in {folder}. The same command goes on from there.", 130)
     except KeyboardInterrupt:
-        _fail(
-            f"interrupted; what the last checkpoint holds is safe in {folder}. The same command goes on from it.", 130
-        )
+        safe = f"; what the last checkpoint holds is safe in {folder}. The same command goes on from it."
+        _fail(f"interrupted{safe if trains else ''}", 130)
     except FileExistsError as error:
         _fail(f"{error.filename} is a file, where a folder was to be made", 1)
     except OSError as error:
