@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__, backends
-from .train.folder import Interrupted, RunError, versions
+from .files import versions
+from .train.folder import Interrupted, RecipeError, RunError
 
 app = typer.Typer(
     name="snnkern",
@@ -106,12 +107,12 @@ def compare(
 
 
 def _train(words: list[str], out: Path | None, least: int = 1) -> None:
-    from .train.compare import compare, named, table
-    from .train.progress import Show
-
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first, soft_wrap=True)
     with _errors(out or Path("runs")):
+        from .train.compare import compare, named, table
+        from .train.progress import Show
+
         recipes = named(words)
     if len(recipes) < least:
         _fail(f"compare needs two recipes or more, got {', '.join(recipes) or 'none'}")
@@ -212,9 +213,9 @@ def plot(
     ] = None,
 ) -> None:
     """Draw a run as pictures, or several in one: the seeds of a recipe, recipes, whatever folders are given."""
-    from .train.plot import plot as draw
-
     with _errors(runs[0]):
+        from .train.plot import plot as draw
+
         for path in draw(*runs, out=out and _folder(out)):
             typer.echo(path)
 
@@ -230,12 +231,13 @@ def export(
 ) -> None:
     """Write a trained network's weights with the batch norms folded into the layers before them, as safetensors."""
     from .nn import fold
-    from .train.evaluation import restore
-    from .train.folder import grouped, save_weights
 
     if out.is_dir() or not out.parent.is_dir():
         _fail(f"OUT must be a file in a folder that exists, got {out}")
     with _errors(path):
+        from .train.evaluation import restore
+        from .train.folder import grouped, save_weights
+
         runs = [run for held in grouped([path]).values() for run in held]
         if len(runs) > 1:
             _fail(f"{path} holds {len(runs)} runs; name one of them, such as {runs[0]}")
@@ -254,7 +256,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default: analysis, in the one given.")] = None,
     samples: Annotated[int, typer.Option(help="Of the test data, and of the training data for the landscape.")] = 1000,
     points: Annotated[int, typer.Option(help="Of the loss landscape along each direction; 0 leaves it out.")] = 15,
-    steps: Annotated[int | None, typer.Option(help="T up to which to test; default: twice that of training.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="T up to which to test; default: 2 T of training, or all frames.")
+    ] = None,
     stage: StageOption = -1,
     best: Best = False,
 ) -> None:
@@ -263,11 +267,6 @@ def report(
     All on the same samples; several networks are drawn into the same pictures: mean and range over the seeds of each
     recipe, and the landscape of the first.
     """
-    from . import analysis
-    from .train.evaluation import restore
-    from .train.folder import grouped
-    from .train.processes import working
-
     if samples < 1:
         _fail(f"--samples must be at least 1, got {samples}")
     if points and (points < 3 or points % 2 == 0):
@@ -275,12 +274,16 @@ def report(
     if steps is not None and steps < 1:
         _fail(f"--steps must be at least 1, got {steps}")
     with _errors(paths[0]):
+        from . import analysis
+        from .train.evaluation import restore
+        from .train.folder import common, grouped
+        from .train.processes import working
+
         analysis.pictures.matplotlib()
         restored = {
             label: [(run, *restore(run, stage, best)) for run in runs] for label, runs in grouped(paths).items()
         }
-        homes = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
-        folder = _folder(out or Path(os.path.relpath(os.path.commonpath(homes))) / "analysis")
+        folder = _folder(out or common(paths) / "analysis")
         found: dict[str, list[dict]] = {label: [] for label in restored}
         for label, run, model, recipe, about in ((label, *each) for label, held in restored.items() for each in held):
             trained = recipe.stage[about["stage"]]
@@ -292,8 +295,11 @@ def report(
                 **({"longest": 1, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
                 "on_part": lambda part, run=run: typer.echo(f"{run}: {part}"),
             }
+            data = recipe.load_data()
+            if data.events and (steps or 1) > data.shape[0]:
+                _fail(f"--steps must be at most the number of frames, {data.shape[0]}, got {steps}")
             with working(recipe.device, recipe.threads) as where:
-                found[label].append(analysis.measure(model.to(where.device), recipe.load_data(), **options))
+                found[label].append(analysis.measure(model.to(where.device), data, **options))
         analysis.write(folder, found)
     typer.echo(folder / "analysis.md")
 
@@ -317,10 +323,11 @@ def main() -> None:
 
 
 def _list() -> None:
-    from .train.recipe import load, recipes
+    with _errors(Path("runs")):
+        from .train.recipe import load, recipes
 
-    for name in recipes():
-        recipe = load(name)
+        found = {name: load(name) for name in recipes()}
+    for name, recipe in found.items():
         typer.echo(f"{name:26}{recipe.title}\n{'':26}{recipe.source}")
 
 
@@ -355,8 +362,6 @@ def _folder(path: Path) -> Path:
 @contextmanager
 def _errors(folder: Path, trains: bool = False):
     """Mistakes of the user, and what stops a training, as one line."""
-    from .train.recipe import RecipeError
-
     try:
         yield
     except RecipeError as error:

@@ -1,10 +1,14 @@
 import json
 import os
+import platform
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -175,7 +179,8 @@ def test_folder_of_a_run(whole):
     held = json.loads((whole / "settings.json").read_text())
     assert held["settings"] == tiny().settings() and held["versions"]["torch"] == torch.__version__
     names = [f"stage{stage}-{which}.safetensors" for stage in (0, 1) for which in ("best", "last")]
-    assert sorted(path.name for path in whole.iterdir()) == ["checkpoint.pt", "metrics.jsonl", "settings.json", *names]
+    names = ["checkpoint.pt", "lock", "metrics.jsonl", "settings.json", *names]
+    assert sorted(path.name for path in whole.iterdir()) == names
     metrics = read_metrics(whole)
     assert [(line["stage"], line["epoch"], line["steps"]) for line in metrics] == [
         (0, 1, 2),
@@ -285,6 +290,62 @@ def test_folder_with_something_else_is_refused(tmp_path, whole):
     with pytest.raises(RunError, match="is not empty and is not a run's folder"):
         fit(tiny(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_in_use_is_refused_and_says_by_whom(tmp_path):
+    """Another process holds it, and is then killed."""
+    code = """
+import sys, time
+from snnkern.train import folder
+with folder.holding(folder.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    fit(one_stage("stage.epochs=1"), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name != "lock"}
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        who = rf"is being trained by process {other.pid} on {re.escape(platform.node())} since 2\d\d\d-\d\d-\d\d "
+        with pytest.raises(RunError, match=who):
+            fit(one_stage("stage.epochs=1"), tmp_path)
+        assert {path: path.read_bytes() for path in before} == before
+    finally:
+        other.kill()
+        other.communicate()
+    fit(one_stage("stage.epochs=1"), tmp_path)
+    assert (tmp_path / "lock").read_bytes() == b""
+
+
+@contextmanager
+def full_disk():
+    """No file grows beyond 20 kB: more than the settings need, less than a checkpoint."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written_is_named_and_nothing_is_lost(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("all of it")
+    for folder in (blocked, blocked / "inside"):
+        with pytest.raises(RunError, match=rf"{blocked}.* cannot be written: (File exists|Not a directory)"):
+            fit(one_stage(), folder)
+    assert blocked.read_text() == "all of it"
+    run = tmp_path / "run"
+    with full_disk(), pytest.raises(RunError, match=r"run/stage0-best.safetensors cannot be written: File too large"):
+        fit(one_stage(), run)
+    assert sorted(path.name for path in run.iterdir()) == ["lock", "settings.json"]
+    fit(one_stage("stage.epochs=1"), tmp_path / "short")
+    with full_disk(), pytest.raises(RunError, match=r"checkpoint.pt cannot be written: File too large"):
+        runs.save_checkpoint(tmp_path / "short", {"weights": torch.zeros(100_000)})
+    assert torch.load(tmp_path / "short" / "checkpoint.pt")["state"]["epoch"] == 1
+    assert not list(tmp_path.glob("*/*.part"))
+    fit(one_stage(), run)
+    assert len(read_metrics(run)) == 2
 
 
 def test_infinite_loss_stops_the_run(tmp_path):
@@ -614,14 +675,20 @@ def invoke(*arguments):
 def test_only_commands_that_train_need_what_training_needs():
     code = """
 import sys
-sys.modules["pydantic"] = None
 import snnkern.cli
-try:
-    from snnkern.train import fit
-except ModuleNotFoundError as error:
-    assert "pip install 'snnkern[train]'" in str(error), error
-else:
-    raise SystemExit("pydantic is not used")
+from typer.testing import CliRunner
+
+def run(*words):
+    result = CliRunner().invoke(snnkern.cli.app, words)
+    assert isinstance(result.exception, SystemExit | None), (words, result.exception)
+    return result
+
+assert run("doctor").exit_code == 0 and run("plot").exit_code == 2
+assert "snnkern.train.recipe" not in sys.modules and "sklearn" not in sys.modules
+sys.modules["snnkern.train.recipe"] = None  # as if its imports failed; typer needs pydantic, too
+for words in (("train", "digits-tet"), ("train", "--list"), ("plot", "."), ("report", "."), ("export", ".", "x")):
+    result = run(*words)
+    assert result.exit_code == 1 and "import of snnkern.train.recipe halted" in result.stderr, (words, result.output)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -11,8 +11,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from ..files import replacing, versions, write_json
 from .evaluation import test
-from .folder import claim, read_metrics, replacing, versions, write_json
+from .folder import claim, read_metrics, writing
 from .loop import fit
 from .processes import world
 from .progress import Watch
@@ -102,10 +103,10 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
         "runs": fitted,
     }
     results["rows"] = _rows(results)
-    write_json(folder / "results.json", results)
     header, lines = table(results)
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    with replacing(folder / "results.md") as file:
+    with writing(folder), replacing(folder / "results.md") as file:
+        write_json(folder / "results.json", results)
         file.write("".join(f"| {' | '.join(cells)} |\n" for cells in [header, rule, *lines]).encode())
     return results
 

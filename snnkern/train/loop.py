@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -44,7 +44,8 @@ def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Mo
     Returns: the network of the last stage, after its last epoch.
 
     Raises:
-        RunError: the folder holds something else, its checkpoint is damaged, or the loss is no longer finite.
+        RunError: the folder holds something else, another process trains in it, it cannot be written, its checkpoint
+            is damaged, or the loss is no longer finite.
         RecipeError: the recipe does not go with its data, or with what is installed.
         Interrupted: on request.
     """
@@ -80,17 +81,18 @@ class _Training:
 
     def run(self) -> nn.Module:
         self.recipe.check_backend(self.where.device.type)
-        if self.where.first:
-            runs.safetensors()
-            runs.claim(self.folder, self.recipe.settings())
-            self.saved = runs.read_checkpoint(self.folder)
-        self.saved = self.where.share(self.saved)
-        if self.saved:
-            self.state = State(**self.saved["state"])
-        if self.where.first and self.recipe.tensorboard:
-            self.board = runs.board(self.folder, self.state.lines)
-        self.watch.start(self.recipe, self.folder, self._cost())
-        with self.board or nullcontext():
+        with ExitStack() as until_the_end:
+            if self.where.first:
+                runs.safetensors()
+                runs.claim(self.folder, self.recipe.settings())
+                until_the_end.enter_context(runs.holding(self.folder))
+                self.saved = runs.read_checkpoint(self.folder)
+            self.saved = self.where.share(self.saved)
+            if self.saved:
+                self.state = State(**self.saved["state"])
+            if self.where.first and self.recipe.tensorboard:
+                self.board = until_the_end.enter_context(runs.board(self.folder, self.state.lines))
+            self.watch.start(self.recipe, self.folder, self._cost())
             for stage in range(self.state.stage, len(self.recipe.stage)):
                 if stage > self.state.stage:
                     self.state = State(stage, b=self.state.b, lines=self.state.lines)

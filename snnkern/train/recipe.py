@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
 
 from .. import data, losses, models, nn, surrogate
 from ..backend import choose
+from .folder import RecipeError
 
 __all__ = ["FOLDER", "Differences", "Loss", "Probe", "Recipe", "RecipeError", "Stage", "Temperature", "load",
            "override", "read", "recipes"]  # fmt: skip
@@ -36,10 +37,6 @@ __all__ = ["FOLDER", "Differences", "Loss", "Probe", "Recipe", "RecipeError", "S
 FOLDER = Path(__file__).parents[1] / "recipes"
 OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 NEURONS = ("LIF", "SmoothLIF")  # of snnkern.nn
-
-
-class RecipeError(ValueError):
-    """The recipe, or an override of it, is wrong; the message names the key, what it got and what it expects."""
 
 
 Whole = Annotated[int, Field(strict=True, ge=0)]
