@@ -15,6 +15,7 @@ from snnkern.train.recipe import RecipeError, load, override, read, recipes
 # classes and shape of a sample
 DATA = {
     "digits": (10, (1, 8, 8)),
+    "mnist": (10, (1, 28, 28)),
     "cifar10": (10, (3, 32, 32)),
     "cifar100": (100, (3, 32, 32)),
     "imagenet": (1000, (3, 224, 224)),
@@ -66,6 +67,8 @@ def stages(name):
         ("dspike-imagenet-resnet34", [(6, 100, 0.04)]),
         ("dspike-imagenet-vgg16", [(5, 100, 0.04)]),
         ("dspike-dvs", [(10, 300, 0.01)]),
+        ("dspike-fig2", [(6, 5, 0.01)]),
+        ("dspike-table1", [(6, 10, 0.01)]),
     ],
 )
 def test_published_stages(name, wanted):
@@ -88,7 +91,7 @@ def test_published_numbers():
     assert load("tet-dvs-plain").stage[0].optimiser["weight_decay"] == 5e-4
     assert "weight_decay" not in load("tet-dvs").stage[0].optimiser
     for name in recipes():
-        if name.startswith("dspike-"):
+        if name.startswith(("dspike-cifar", "dspike-dvs", "dspike-imagenet")):
             decay = {s.optimiser["weight_decay"] for s in load(name).stage}
             assert decay == ({4e-5} if "imagenet" in name else {1e-4})
             searched = [s.temperature for s in load(name).stage if s.network == "snn"]

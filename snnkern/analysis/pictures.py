@@ -300,14 +300,18 @@ def _mark(axes, x: float, text: str) -> None:
     axes.annotate(text, (x, 0.03), xycoords=("data", "axes fraction"), color="0.3", fontsize=9, **place)
 
 
-def _save(path: Path, draw: Callable) -> Path:
+def matplotlib():
+    """The package, or how to get it."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("pictures need matplotlib: pip install 'snnkern[train]'") from error
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4))
+    return matplotlib
+
+
+def _save(path: Path, draw: Callable) -> Path:
+    with matplotlib().rc_context(STYLE):
+        figure = matplotlib().figure.Figure(figsize=(6.4, 4))
         draw(figure)
         figure.savefig(path)
     return Path(path)
