@@ -8,7 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 demo: .venv/installed
 	$(BIN)/snnkern doctor
-	$(BIN)/snnkern compare digits-sdt digits-tet --out runs/digits
+	$(BIN)/python examples/swap.py
+	$(BIN)/snnkern compare digits-sdt digits-tet seeds=2 --out runs/digits
 	$(BIN)/snnkern plot runs/digits
 
 # Two processes; threads that wait must sleep, or they take the cores from the other process.
