@@ -118,7 +118,7 @@ def _train(words: list[str], out: Path | None, least: int = 1) -> None:
     if len(recipes) < least:
         _fail(f"compare needs two recipes or more, got {', '.join(recipes) or 'none'}")
     out = out or Path("runs") / "-vs-".join(recipes)
-    with _errors(out):
+    with _errors(out, trains=True):
         runs = [run for recipe in recipes.values() for run in recipe.runs()]
         total = sum(run.total_cost for run in runs)
         with Show(total, brief=len(runs) > 1, console=console) as watch:
@@ -233,11 +233,16 @@ def export(
     """Write a trained network's weights with the batch norms folded into the layers before them, as safetensors."""
     from .nn import fold
 
+    if out.is_dir() or not out.parent.is_dir():
+        _fail(f"OUT must be a file in a folder that exists, got {out}")
     with _errors(path):
         from .train.evaluation import restore
-        from .train.folder import save_weights
+        from .train.folder import grouped, save_weights
 
-        model, recipe, about = restore(path, stage, best)
+        runs = [run for held in grouped([path]).values() for run in held]
+        if len(runs) > 1:
+            _fail(f"{path} holds {len(runs)} runs; name one of them, such as {runs[0]}")
+        model, recipe, about = restore(runs[0], stage, best)
         try:
             folded = fold(model)
         except ValueError as error:
@@ -252,7 +257,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default: analysis, in the one given.")] = None,
     samples: Annotated[int, typer.Option(help="Of the test data, and of the training data for the landscape.")] = 1000,
     points: Annotated[int, typer.Option(help="Of the loss landscape along each direction; 0 leaves it out.")] = 15,
-    steps: Annotated[int | None, typer.Option(help="T up to which to test; default: twice that of training.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="T up to which to test; default: 2 T of training, or all frames.")
+    ] = None,
     stage: StageOption = -1,
     best: Best = False,
 ) -> None:
@@ -270,14 +277,14 @@ def report(
     with _errors(paths[0]):
         from . import analysis
         from .train.evaluation import restore
-        from .train.folder import grouped
+        from .train.folder import common, grouped
         from .train.processes import working
 
+        analysis.pictures.matplotlib()
         restored = {
             label: [(run, *restore(run, stage, best)) for run in runs] for label, runs in grouped(paths).items()
         }
-        homes = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
-        folder = _folder(out or Path(os.path.relpath(os.path.commonpath(homes))) / "analysis")
+        folder = _folder(out or common(paths) / "analysis")
         found: dict[str, list[dict]] = {label: [] for label in restored}
         for label, run, model, recipe, about in ((label, *each) for label, held in restored.items() for each in held):
             trained = recipe.stage[about["stage"]]
@@ -289,8 +296,11 @@ def report(
                 **({"longest": 1, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
                 "on_part": lambda part, run=run: typer.echo(f"{run}: {part}"),
             }
+            data = recipe.load_data()
+            if data.events and (steps or 1) > data.shape[0]:
+                _fail(f"--steps must be at most the number of frames, {data.shape[0]}, got {steps}")
             with working(recipe.device, recipe.threads) as where:
-                found[label].append(analysis.measure(model.to(where.device), recipe.load_data(), **options))
+                found[label].append(analysis.measure(model.to(where.device), data, **options))
         analysis.write(folder, found)
     typer.echo(folder / "analysis.md")
 
@@ -352,7 +362,7 @@ def _folder(path: Path) -> Path:
 
 
 @contextmanager
-def _errors(folder: Path):
+def _errors(folder: Path, trains: bool = False):
     """Mistakes of the user, and what stops a training, as one line."""
     try:
         yield
@@ -361,9 +371,8 @@ def _errors(folder: Path):
     except Interrupted as error:
         _fail(f"interrupted in {error}; all of it is safe in {folder}. The same command goes on from there.", 130)
     except KeyboardInterrupt:
-        _fail(
-            f"interrupted; what the last checkpoint holds is safe in {folder}. The same command goes on from it.", 130
-        )
+        safe = f"; what the last checkpoint holds is safe in {folder}. The same command goes on from it."
+        _fail(f"interrupted{safe if trains else ''}", 130)
     except FileExistsError as error:
         _fail(f"{error.filename} is a file, where a folder was to be made", 1)
     except OSError as error:

@@ -23,6 +23,8 @@ import torch
 import snnkern.data.events as events
 from snnkern.data import digits, load
 from snnkern.data.images import NORMS, Cutout
+from snnkern.train.compare import compare, named
+from snnkern.train.plot import plot
 from snnkern.train.recipe import load as load_recipe
 
 Image = pytest.importorskip("PIL.Image")
@@ -206,6 +208,24 @@ def test_mnist_reads_its_files(mnist):
     assert x.dtype == torch.float32 and torch.equal(y, labels.long())
     with pytest.raises(ValueError, match="mnist has no option 'augment'; it has none"):
         load("mnist", root, augment="none")
+
+
+def test_figure_2_and_table_1_of_dspike_on_mnist(mnist, tmp_path):
+    pytest.importorskip("matplotlib")
+    small = f"data.root={mnist[0]}", "batch=10", "stage.epochs=2", "seeds=2", "stage.steps=1"
+    probe = "dspike-fig2:stage.probe.iterations=1:stage.probe.eps=[0.1,0.01]"
+    compare(named([*small, probe, f"{probe}:stage.network=ann"]), tmp_path / "fig2")
+    drawn = [path.name for path in plot(tmp_path / "fig2")]
+    assert drawn == ["accuracy_epochs.png", "accuracy_steps.png", "accuracy_moments.png", "similarity.png"]
+    one = next(path.parent for path in (tmp_path / "fig2").rglob("metrics.jsonl"))
+    assert [path.name for path in plot(one)] == ["loss.png", "accuracy.png", "similarity.png"]
+    results = compare(
+        named([*small, "dspike-table1", "dspike-table1:stage.0.differences.eps=0.1"]), tmp_path / "table1"
+    )
+    first, second = results["names"]
+    assert first == "dspike-table1" and second == "dspike-table1,eps=0.1"
+    last = results["rows"][0]
+    assert last["measure"] == "last epoch, %" and last["differences"][second]["positive"] in (0, 1, 2)
 
 
 @pytest.mark.parametrize("problem", ["missing", "cut"])

@@ -64,7 +64,9 @@ def curves(
             axes.plot(x, _means(runs), label=label, color=_of(COLOURS, i), marker=_of(MARKERS, i) * (len(x) < 25))
             if len(runs) > 1:
                 lowest, highest = map(min, zip(*runs, strict=True)), map(max, zip(*runs, strict=True))
-                axes.fill_between(x, [*lowest], [*highest], color=_of(COLOURS, i), alpha=0.15, linewidth=0)
+                lowest, highest = [*lowest], [*highest]
+                axes.fill_between(x, lowest, highest, color=_of(COLOURS, i), alpha=0.15, linewidth=0)
+                axes.plot(x, lowest, x, highest, linestyle="none")  # the legend keeps clear of lines, not of bands
         if log:
             axes.set_xscale("log", base=log)
             axes.minorticks_off()
@@ -298,14 +300,18 @@ def _mark(axes, x: float, text: str) -> None:
     axes.annotate(text, (x, 0.03), xycoords=("data", "axes fraction"), color="0.3", fontsize=9, **place)
 
 
-def _save(path: Path, draw: Callable) -> Path:
+def matplotlib():
+    """The package, or how to get it."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("pictures need matplotlib: pip install 'snnkern[train]'") from error
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4))
+    return matplotlib
+
+
+def _save(path: Path, draw: Callable) -> Path:
+    with matplotlib().rc_context(STYLE):
+        figure = matplotlib().figure.Figure(figsize=(6.4, 4))
         draw(figure)
         figure.savefig(path)
     return Path(path)

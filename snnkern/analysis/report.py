@@ -26,6 +26,7 @@ AT_ONCE = 1536  # samples times steps that run together, unless ``batch`` says o
 
 def report(model: nn.Module, data, folder: str | Path, **options) -> dict:
     """``measure``, and ``write`` of that alone. ``options`` are those of ``measure``."""
+    pictures.matplotlib()  # before the work, not after it
     folder = _made(folder)
     found = measure(model, data, **options)
     write(folder, {"": [found]})

@@ -39,6 +39,7 @@ __all__ = [
     "RunError",
     "State",
     "claim",
+    "common",
     "grouped",
     "holding",
     "load_weights",
@@ -178,6 +179,13 @@ def grouped(paths: Sequence[str | Path]) -> dict[str, list[Path]]:
     for run, place in zip(runs, held, strict=True):
         groups.setdefault(str(place.relative_to(base)) if place != base else base.name, []).append(run)
     return groups
+
+
+def common(paths: Sequence[str | Path]) -> Path:
+    """The folder that holds them all; that of one is itself."""
+    folders = [os.path.abspath(path if Path(path).is_dir() else Path(path).parent) for path in paths]
+    held = os.path.commonpath(folders)
+    return Path(held if Path(paths[0]).is_absolute() else os.path.relpath(held))
 
 
 def _inside(path: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from ..analysis.pictures import curves, scatter
 from .compare import run_folder
-from .folder import RunError, grouped, read_metrics
+from .folder import RunError, common, grouped, read_metrics
 
 __all__ = ["plot"]
 
@@ -32,13 +31,7 @@ def plot(*folders: str | Path, out: str | Path | None = None) -> list[Path]:
     found = {label: runs for label, runs in found.items() if runs}
     if not found:
         raise RunError(f"{', '.join(map(str, folders))}: there is no run with a finished epoch in it")
-    if out is None:
-        out = (
-            folders[0]
-            if len(folders) == 1
-            else Path(os.path.relpath(os.path.commonpath([*map(os.path.abspath, folders)]))) / "plots"
-        )
-    out = Path(out)
+    out = Path(out or (folders[0] if len(folders) == 1 else common(folders) / "plots"))
     out.mkdir(parents=True, exist_ok=True)
     alone = len(folders) == 1 and (Path(folders[0]) / "metrics.jsonl").exists()
     return _run(out, next(iter(found.values()))[0].metrics) if alone else _several(out, found)
@@ -60,14 +53,15 @@ def _began(run: Path) -> bool:
 
 
 def _read(run: Path) -> _Run:
-    """With what ``compare`` found at more T than those of training, if it came so far."""
+    """With what ``compare`` found at more T than those of training, if it came so far; time is nothing to an ANN."""
     metrics = read_metrics(run)
     for folder in run.parents[:2]:
         if (folder / "results.json").exists():
             results = json.loads((folder / "results.json").read_text())
             for tested in results["runs"]:
                 if run_folder(folder, tested["name"], tested["seed"], len(results["names"])) == run:
-                    return _Run(metrics, results["test_steps"], tested["accuracy"], tested["moments"])
+                    at = results["test_steps"] if metrics[-1]["network"] == "snn" else [1]
+                    return _Run(metrics, at, tested["accuracy"], tested["moments"])
     last = metrics[-1]
     return _Run(metrics, [*range(1, last["steps"] + 1)], last["accuracy_over_steps"], last["moments"])
 
@@ -138,7 +132,7 @@ def _several(folder: Path, found: Mapping[str, Sequence[_Run]]) -> list[Path]:
         ticks = ticks if len(ticks) <= 10 else [2**i for i in range(longest.bit_length())] if log else None
         mark = [(t, "T in training") for t in trained] if len(trained) == 1 else None
         steps = over(lambda run: [run.accuracy[t - 1] for t in run.at], lambda run: run.at)
-        moments = over(lambda run: run.moments[: 2 * trained[-1]])
+        moments = over(lambda run: run.moments[: min(2 * trained[-1], max(run.at))])
         drawn += [
             curves(folder / "accuracy_steps.png", steps, x, ACCURACY, title, log, mark, ticks),
             curves(folder / "accuracy_moments.png", moments, "time step t", ACCURACY,
