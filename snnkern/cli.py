@@ -17,7 +17,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, backends
+from ._version import __version__
+from .backend import backends
 from .files import versions
 from .train.folder import Interrupted, RecipeError, RunError
 
@@ -320,10 +321,11 @@ def report(
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Measure speed beside other libraries; needs a checkout."""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / "benchmarks" / "run.py").exists():
-        _fail(f"the benchmarks live in the source checkout, not in {checkout}: there, `python -m benchmarks.run`", 1)
+    """Measure speed beside other libraries; in a source checkout."""
+    checkouts = [Path(__file__).parents[1], Path.cwd()]  # the latter measures the installed snnkern
+    checkout = next((folder for folder in checkouts if (folder / "benchmarks" / "run.py").exists()), None)
+    if checkout is None:
+        _fail("the benchmarks are not installed: call this in a source checkout, which has them in benchmarks/", 1)
     sys.path.insert(0, str(checkout))
     try:
         from benchmarks.run import app as suite

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from ._version import __version__
 
-__all__ = ["replacing", "versions", "write_json"]
+__all__ = ["commit", "replacing", "versions", "write_json"]
 
 
 def versions() -> dict[str, str]:
@@ -32,6 +33,19 @@ def _processor() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor()
+
+
+def commit(folder: Path) -> str | None:
+    """Of the checkout that ``folder`` is in, "+" behind it where files differ; None without a checkout or git."""
+
+    def git(*command: str) -> str:
+        options = {"capture_output": True, "text": True, "check": True, "cwd": folder}
+        return subprocess.run(["git", *command], **options).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def write_json(path: Path, value: dict) -> None:

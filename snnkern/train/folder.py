@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -36,6 +37,7 @@ __all__ = [
     "RecipeError",
     "Request",
     "RunError",
+    "State",
     "claim",
     "common",
     "grouped",
@@ -60,6 +62,23 @@ class RecipeError(ValueError):
 
 class Interrupted(KeyboardInterrupt):
     """Training stopped on request, and a checkpoint holds all that it did; the message says where it is."""
+
+
+@dataclass
+class State:
+    """Where a training is: ``epoch`` epochs of ``stage`` are finished, and ``step`` steps of the next."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, right, samples in this epoch,
+    seconds: float = 0.0  # and the time that it took
+    found: dict = field(default_factory=dict)  # by the temperature search of this epoch
+    cosines: list[float] = field(default_factory=list)  # of this epoch's probes, summed over its iterations
+    b: float | None = None  # Dspike's temperature
+    accuracy: float = 0.0  # on the test data, after the last epoch,
+    best: float = -1.0  # and the best of this stage
+    lines: int = 0  # of metrics
 
 
 class Request:
