@@ -307,7 +307,7 @@ def report(
                 "samples": samples,
                 "points": 0 if found[label] else points,
                 "directions": 5 if points else 0,
-                **({"longest": 1, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
+                **({"longest": trained.steps, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
                 "on_part": lambda part, run=run: typer.echo(f"{run}: {part}"),
             }
             data = recipe.load_data()
