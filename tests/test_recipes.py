@@ -100,7 +100,7 @@ def test_published_numbers():
     assert load("tet-dvs-plain").stage[0].optimiser["weight_decay"] == 5e-4
     assert "weight_decay" not in load("tet-dvs").stage[0].optimiser
     for name in recipes():
-        if name.startswith(("dspike-cifar", "dspike-dvs", "dspike-imagenet")):
+        if name.startswith("dspike-") and load(name).data["name"] != "mnist":
             decay = {s.optimiser["weight_decay"] for s in load(name).stage}
             assert decay == ({4e-5} if "imagenet" in name else {1e-4})
             searched = [s.temperature for s in load(name).stage if s.network == "snn"]
