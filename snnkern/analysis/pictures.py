@@ -214,7 +214,7 @@ def landscapes(path: Path, panels: Mapping[str, Landscape], loss: str | None = N
             bar = figure.colorbar(filled, ax=grid[:, column], shrink=0.8, label=name)
             bar.set_ticks(levels[::3], labels=[f"{level:.2g}" for level in levels[::3]])
         if len(panels) > 1:
-            text = "Rings lie at the same losses in both rows, evenly spaced around a quadratic bowl: the fewer, the flatter."
+            text = "Rings: the same losses in both rows, evenly spaced around a quadratic bowl; the fewer, the flatter."
             figure.supxlabel(text, fontsize=9)
 
     return _save(path, draw)
