@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import time
 import traceback
 import warnings
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import snnkern
-from snnkern.files import replacing, versions
+from snnkern.files import commit, replacing, versions
 from snnkern.train.folder import RunError
 
 from . import report
@@ -62,9 +61,6 @@ def machine(device: str, memory: str) -> dict:
         from snnkern._C import cpu_isa
 
         name = f"{known['processor']}, {torch.get_num_threads()} threads, {cpu_isa()}"
-    git = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout.strip()
     peers = {}
     for peer in PEERS:
         with suppress(metadata.PackageNotFoundError):
@@ -74,7 +70,7 @@ def machine(device: str, memory: str) -> dict:
         **known,
         **peers,
         "cuda": torch.version.cuda,
-        "commit": commit + ("+" if changed else ""),
+        "commit": commit(Path(__file__).parent),
         "date": date.today().isoformat(),
         "environment": {
             "freed memory": memory,

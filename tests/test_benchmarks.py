@@ -1,10 +1,14 @@
 import contextlib
+import importlib.util
 import io
 import json
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -19,6 +23,8 @@ from benchmarks.contenders import NEURON, Contender, contenders, normed
 from benchmarks.measure import kept
 from benchmarks.run import BLANK
 from benchmarks.workloads import CPU, GPU, QUICK, Workload
+from examples import swap
+from snnkern.files import commit
 from snnkern.models import ResNet19
 from snnkern.surrogate import ATan, Triangle
 from snnkern.train.folder import RunError
@@ -371,6 +377,64 @@ def test_the_command_forwards_to_the_checkout(monkeypatch, tmp_path):
 
     result = CliRunner().invoke(cli.app, ["bench", "--group", "none"])
     assert result.exit_code == 2 and "--group must be one of chain, image, long" in result.output
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "snnkern" / "cli.py"))
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "snnkern" / "cli.py"))  # installed elsewhere
+    monkeypatch.chdir(Path(__file__).parents[1])
+    result = CliRunner().invoke(cli.app, ["bench", "--group", "none"])
+    assert result.exit_code == 2 and "--group must be one of chain, image, long" in result.output
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.app, ["bench"])
     assert result.exit_code == 1 and "source checkout" in result.output
+
+
+@pytest.mark.parametrize("peer", ["SpikingJelly", "plain loop"])
+def test_the_swap_changes_no_bit(peer, tmp_path, monkeypatch, capsys, ours):
+    if peer == "SpikingJelly":
+        pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    else:
+        real = importlib.util.find_spec
+        monkeypatch.setattr(swap, "find_spec", lambda name: None if name == "spikingjelly" else real(name))
+    swap.main(tmp_path / "new", updates=4, steps=64, batch=4)
+    content = json.loads((tmp_path / "new" / "swap.json").read_text())
+    assert list(content["runs"]) == [peer, "snnkern"]
+    theirs, ours = content["runs"].values()
+    assert theirs["loss"] == ours["loss"] and len(set(ours["loss"])) == 4
+    assert theirs["weights"] == ours["weights"]
+    assert all(seconds > 0 for run in (theirs, ours) for seconds in run["seconds"])
+    assert (tmp_path / "new" / "swap.png").stat().st_size > 0
+    told = capsys.readouterr().out
+    assert told.count("equal") == 5 and "differ" not in told
+    assert ("SpikingJelly is not installed" in told) == (peer == "plain loop")
+
+
+def test_the_swap_tells_what_differs(monkeypatch):
+    run = {"seconds": [1.0, 2.0], "peak_bytes": 10**6, "weights": "a" * 64, "loss": [2.0, 1.0]}
+    console = Console(file=io.StringIO(), width=100)
+    console.print(swap.table({"SpikingJelly": run, "snnkern": run | {"loss": [2.0, 1.1], "weights": "b" * 64}}))
+    told = console.file.getvalue()
+    assert told.count("equal") == 1 and told.count("differs") == 1 and told.count("differ ") == 1
+
+
+def test_the_swap_ends_when_a_training_fails(monkeypatch, capfd):
+    monkeypatch.setenv("SNNKERN_BACKEND", "cuda")
+    if snnkern.backends().get("cuda") is None:
+        pytest.skip("the backend that is to fail can run here")
+    with pytest.raises(typer.Exit):
+        swap.measure(["snnkern"], {"updates": 2, "steps": 4, "batch": 2}, Console(file=io.StringIO()))
+    assert "the training with snnkern ended with exit status 1" in capfd.readouterr().err
+
+
+def test_the_commit_of_a_folder_is_known_only_in_a_checkout(tmp_path, monkeypatch):
+    assert commit(tmp_path) is None
+    quiet = {"cwd": tmp_path, "check": True, "capture_output": True}
+    subprocess.run(["git", "init"], **quiet)
+    assert commit(tmp_path) is None  # nothing committed yet
+    (tmp_path / "file").write_text("one")
+    subprocess.run(["git", "add", "file"], **quiet)
+    who = "-c", "user.name=one", "-c", "user.email=one@example.org"
+    subprocess.run(["git", *who, "commit", "-m", "one"], **quiet)
+    clean = commit(tmp_path)
+    assert clean and not clean.endswith("+")
+    (tmp_path / "file").write_text("two")
+    assert commit(tmp_path) == clean + "+"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit(tmp_path) is None

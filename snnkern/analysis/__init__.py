@@ -8,7 +8,7 @@ Networks are taken as ``snnkern.models`` makes them: static images [N, C, H, W],
 from .accuracy import Evaluation, accuracy_over_steps, evaluate, moments, outputs
 from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
 from .landscape import Landscape, landscape, rise
-from .report import report
+from .report import measure, report, write
 
 __all__ = [
     "Energy",
@@ -20,9 +20,11 @@ __all__ = [
     "evaluate",
     "joules",
     "landscape",
+    "measure",
     "moments",
     "outputs",
     "report",
     "rise",
     "sparsity",
+    "write",
 ]

@@ -10,22 +10,22 @@ from __future__ import annotations
 import math
 import resource
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 
-import snnkern
-
 from ..methods import dspike
+from ..nn import LIF
+from ..ops.pack import packed_spikes
 from ..surrogate import Dspike
 from . import folder as runs
 from .batches import Epoch, fetch, to_device
 from .evaluation import test
-from .folder import Interrupted, Request, RunError
+from .folder import Interrupted, Request, RunError, State
 from .processes import World, working
 from .progress import Watch
 from .recipe import Recipe, RecipeError
@@ -44,7 +44,8 @@ def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Mo
     Returns: the network of the last stage, after its last epoch.
 
     Raises:
-        RunError: the folder holds something else, its checkpoint is damaged, or the loss is no longer finite.
+        RunError: the folder holds something else, another process trains in it, it cannot be written, its checkpoint
+            is damaged, or the loss is no longer finite.
         RecipeError: the recipe does not go with its data, or with what is installed.
         Interrupted: on request.
     """
@@ -52,23 +53,6 @@ def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Mo
         raise ValueError("recipe must have a seed: Recipe.runs gives one recipe per seed")
     with working(recipe.device, recipe.threads, recipe.deterministic) as where, Request() as request:
         return _Training(recipe, Path(folder), where, request, watch or Watch()).run()
-
-
-@dataclass
-class State:
-    """Where a training is: ``epoch`` epochs of ``stage`` are finished, and ``step`` steps of the next."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, right, samples in this epoch,
-    seconds: float = 0.0  # and the time that it took
-    found: dict = field(default_factory=dict)  # by the temperature search of this epoch
-    cosines: list[float] = field(default_factory=list)  # of this epoch's probes, summed over its iterations
-    b: float | None = None  # Dspike's temperature
-    accuracy: float = 0.0  # on the test data, after the last epoch,
-    best: float = -1.0  # and the best of this stage
-    lines: int = 0  # of metrics
 
 
 class _Training:
@@ -80,17 +64,18 @@ class _Training:
 
     def run(self) -> nn.Module:
         self.recipe.check_backend(self.where.device.type)
-        if self.where.first:
-            runs.safetensors()
-            runs.claim(self.folder, self.recipe.settings())
-            self.saved = runs.read_checkpoint(self.folder)
-        self.saved = self.where.share(self.saved)
-        if self.saved:
-            self.state = State(**self.saved["state"])
-        if self.where.first and self.recipe.tensorboard:
-            self.board = runs.board(self.folder, self.state.lines)
-        self.watch.start(self.recipe, self.folder, self._cost())
-        with self.board or nullcontext():
+        with ExitStack() as until_the_end:
+            if self.where.first:
+                runs.safetensors()
+                runs.claim(self.folder, self.recipe.settings())
+                until_the_end.enter_context(runs.holding(self.folder))
+                self.saved = runs.read_checkpoint(self.folder)
+            self.saved = self.where.share(self.saved)
+            if self.saved:
+                self.state = State(**self.saved["state"])
+            if self.where.first and self.recipe.tensorboard:
+                self.board = until_the_end.enter_context(runs.board(self.folder, self.state.lines))
+            self.watch.start(self.recipe, self.folder, self._cost())
             for stage in range(self.state.stage, len(self.recipe.stage)):
                 if stage > self.state.stage:
                     self.state = State(stage, b=self.state.b, lines=self.state.lines)
@@ -165,7 +150,7 @@ class _Training:
             x, y = self._to_device(x, y)
             torch.manual_seed(seed + where.rank * recipe.accumulate + part)  # after the samples, which have their own
             alone = self.net.no_sync() if where.size > 1 and part < recipe.accumulate else nullcontext()
-            with alone, snnkern.packed_spikes() if recipe.packed else nullcontext():
+            with alone, packed_spikes() if recipe.packed else nullcontext():
                 with where.autocast(recipe.amp):
                     outputs = self.net(x, None if self.data.events else self.stage.steps)
                     loss = criterion(outputs, y)
@@ -332,7 +317,7 @@ class _Training:
 
 def _surrogate(model: nn.Module, stage: int) -> Dspike:
     for module in model.modules():
-        if isinstance(module, snnkern.nn.LIF) and isinstance(module.settings["surrogate"], Dspike):
+        if isinstance(module, LIF) and isinstance(module.settings["surrogate"], Dspike):
             return module.settings["surrogate"]
     raise RecipeError(f"stage.{stage}.temperature needs neurons of kind LIF with surrogate Dspike")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,10 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 from torch import nn
 
+from .folder import State
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .loop import State
 
 __all__ = ["Show", "Watch"]
 
