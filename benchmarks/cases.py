@@ -93,8 +93,7 @@ class Lif:
         for part in (16, 4):
             x = self.xs[0].detach()[: steps // part].requires_grad_(self.xs[0].requires_grad)
             grad = self.grads[0][: steps // part]
-            if part == 16:
-                self.once(module, x, grad)  # warm-up
+            self.once(module, x, grad)  # warm-up, for each T: it may be a constant of a kernel that is compiled now
             seconds.append(seconds_of(lambda x=x, grad=grad: self.once(module, x, grad), self.device))
             growth = math.log(seconds[-1] / seconds[0]) / math.log(4) if part == 4 else 1
             predicted = seconds[-1] * part ** max(1, growth)
