@@ -434,6 +434,18 @@ def test_every_piece_is_run_before_it_is_timed(monkeypatch):
     assert timed == [4, 17]
 
 
+@pytest.mark.parametrize(("seconds", "passes"), [((1e-5, 0.1), True), ((0.01, 0.16), True), ((0.1, 1.6), False)])
+def test_a_disturbed_piece_does_not_refuse_the_whole(seconds, passes, monkeypatch):
+    pieces = iter(seconds)
+    monkeypatch.setattr(cases, "seconds_of", lambda call, device: next(pieces))
+    layer = torch.nn.Softplus()
+    if passes:
+        Lif(LONGER, "cpu").foresee(layer)
+    else:
+        with pytest.raises(run.Refused, match="would take 26 s a call, more than 4"):
+            Lif(LONGER, "cpu").foresee(layer)
+
+
 def test_the_cache_of_a_gpu_is_emptied_by_reading():
     class Unhurried(CudaClock):
         now, between, filler = Clock.now, Clock.between, torch.zeros(10)
