@@ -1,7 +1,8 @@
 """Builds the extension snnkern._C with CMake. Everything else is in pyproject.toml.
 
-Without a C++ compiler the package installs all the same, without the extension (``snnkern doctor`` says so); a compiler
-that fails is an error. SNNKERN_CUDA=auto|0|1: compile the CUDA kernels if nvcc is found (the default), never, always.
+Without a C++ compiler the package installs all the same, without the extension, which its first slow call and
+``snnkern doctor`` say; a compiler that fails, or a CXX that is not there, is an error. CXX=... chooses the compiler.
+SNNKERN_CUDA=auto|0|1: compile the CUDA kernels if nvcc is found (the default), never, always.
 """
 
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -22,21 +25,48 @@ class CMakeBuild(build_ext):
 
         build, target = Path(self.build_temp).resolve(), Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build.mkdir(parents=True, exist_ok=True)
-        configure = [
+        cmake, ninja = (shutil.which(tool) or tool for tool in ("cmake", "ninja"))
+        configure = [cmake, str(ROOT)]
+        configure += [
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSNNKERN_CUDA={os.environ.get('SNNKERN_CUDA', 'auto')}",
             "-GNinja",
         ]
-        subprocess.run(["cmake", str(ROOT), *configure], cwd=build, check=True)
-        subprocess.run(["cmake", "--build", "."], cwd=build, check=True)
+        # CMake's cache remembers tools, of which an isolated build has new ones each time, and the first CXX for good.
+        named = [f"{name}={os.environ.get(name, '')}" for name in ("CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX")]
+        told, stamp = "\n".join([str(build), *configure, *named]), build / "configured"
+        fresh = [] if stamp.exists() and stamp.read_text() == told else ["--fresh"]
+        self.call([*configure, *fresh], build)
+        stamp.write_text(told)
+        self.call([cmake, "--build", "."], build)
+
+    def call(self, command, build):
+        if subprocess.run(command, cwd=build).returncode:
+            raise CompileError(
+                f"snnkern: {' '.join(command)} failed in {build}; it says above why. "
+                "The extension wants a C++17 compiler; CXX=... chooses another than the one found."
+            )
 
 
-compiler = os.environ.get("CXX", "c++").split()[0]
-found = shutil.which(compiler) is not None
+class OnlyWhatIsThere(build_py):
+    """setuptools leaves in build/lib what an earlier version of the package had, and installs it again."""
+
+    def run(self):
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "snnkern"), ignore_errors=True)
+        super().run()
+
+
+wish = os.environ.get("CXX")
+found = any(shutil.which(name) for name in ([wish.split()[0]] if wish else ["c++", "g++", "clang++"]))
+if wish and not found:
+    raise SetupError(f"CXX={wish}: there is no such compiler")
 if not found:
-    print(
-        f"snnkern: no C++ compiler ({compiler!r} not found): installing without the compiled extension", file=sys.stderr
-    )
-setup(ext_modules=[Extension("snnkern._C", [])] if found else [], cmdclass={"build_ext": CMakeBuild})
+    print("snnkern: no C++ compiler found: installing without the compiled extension", file=sys.stderr)
+setup(
+    ext_modules=[Extension("snnkern._C", [])] if found else [],
+    cmdclass={"build_ext": CMakeBuild, "build_py": OnlyWhatIsThere},
+)

@@ -44,7 +44,7 @@ struct LIFShape {
   int64_t outer, steps, inner;
   int64_t x_outer_stride, x_step_stride;
   int64_t steps_out;
-  int64_t segments, segment_steps, warmup;  // warmup, a multiple of kChunk: see snnkern/ops/split.py
+  int64_t segments, segment_steps, warmup;  // warmup, a multiple of kChunk: see snnkern/spec/split.py
 
   SNN_HOST_DEVICE bool grouped() const { return steps_out < steps; }
 };

@@ -1,11 +1,9 @@
 """Runs the protocols and writes what they show: ``python -m experiments.claims`` (see ``--help``).
 
-Every (protocol, seed) is a unit of work in a process with one thread. A finished unit stays in the work folder and is
-not run again; remove its file to have it run again. The verdict is computed from the bounds that stand in the
-protocols:
-
-- a measure *holds* if its mean over seeds keeps the bound by more than the standard error of that mean;
-- it is *within noise* if it keeps the bound by less, and *does not show* if it does not keep it.
+A claim is tested on trainings, which are recipes run by ``snnkern.train.fit``; one that several claims need is trained
+once. A seed at a time, in a process with one thread. What is finished stays in the work folder and is not run again,
+trainings and results alike; remove its folder or file to have it run again. Verdicts are computed from the bounds that
+stand in the protocols; see ``protocol.Measure.judge``.
 """
 
 from __future__ import annotations
@@ -14,21 +12,18 @@ import argparse
 import json
 import multiprocessing
 import os
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import date
 from pathlib import Path
 
 import torch
 
-from snnkern.files import replacing, versions, write_json
+from snnkern.files import replacing
 
 from . import dspike, tet
-from .protocol import Measure, Protocol, Size
+from .protocol import Protocol, Work, read
 
 PROTOCOLS: dict[str, Protocol] = {
     "E2.1": tet.TET_AND_SDT,
@@ -41,6 +36,14 @@ PROTOCOLS: dict[str, Protocol] = {
     "E2.10": tet.FLATNESS,
     "E2.20": tet.SMOOTH,
     "E2.21": dspike.ENERGY,
+    "E2.22": tet.SECOND_TERM,
+    "E2.23": tet.MOMENTS_AND_TOTAL,
+    "E2.24": tet.MOMENTS,
+    "E2.25": tet.GROWTH,
+    "E2.26": tet.GAP,
+    "E2.27": dspike.DISTANCE,
+    "E2.28": dspike.WHOLE_CHAIN,
+    "E2.29": dspike.SHAPE,
 }
 COMMAND = "python -m experiments.claims"
 
@@ -50,72 +53,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="ID", choices=PROTOCOLS, default=[*PROTOCOLS], help="some protocols"
     )
-    parser.add_argument("--seeds", type=int, help="how many, from 0 up; default: that of each protocol")
+    parser.add_argument("--seeds", type=int, help="at most so many, from 0 up; default: those of each protocol")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
     parser.add_argument(
         "--out", type=Path, default=Path("docs/claims"), help="results.json and pictures, beside OUT.md"
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="finished units")
+    parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="finished trainings and results")
     parser.add_argument(
-        "--quick", action="store_true", help="try the code: an epoch, a few images, numbers mean nothing"
+        "--quick", action="store_true", help="try the code: two epochs, a few images, numbers mean nothing"
     )
     given = parser.parse_args(arguments)
     if given.jobs < 1 or (given.seeds is not None and given.seeds < 1):
         parser.error("--seeds and --jobs must be at least 1")
-    units = [(name, seed) for name in given.only for seed in range(given.seeds or PROTOCOLS[name].seeds)]
+    seeds = {name: min(given.seeds or sys.maxsize, PROTOCOLS[name].seeds) for name in given.only}
+    works = [Work(given.work, seed, given.quick) for seed in range(max(seeds.values()))]
     given.work.mkdir(parents=True, exist_ok=True)
-    paths = {unit: given.work / f"{unit[0]}-seed{unit[1]}{'-quick' if given.quick else ''}.json" for unit in units}
-    run_units({unit: path for unit, path in paths.items() if not path.exists()}, Size(given.quick), given.jobs)
-    report({name: [json.loads(paths[u].read_text()) for u in units if u[0] == name] for name in given.only}, given.out)
+    run_seeds({work.seed: [name for name in seeds if work.seed < seeds[name]] for work in works}, works, given.jobs)
+    done = {name: [read(work.path(PROTOCOLS[name].key, ".json")) for work in works[: seeds[name]]] for name in seeds}
+    report(done, given.work, given.out)
 
 
-def run_units(units: dict[tuple[str, int], Path], size: Size, jobs: int) -> None:
-    """Runs and saves them, the units of one protocol together, and says how it goes."""
+def run_seeds(names: dict[int, list[str]], works: Sequence[Work], jobs: int) -> None:
+    """Each seed in one process, as its protocols share trainings."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes as they start
-    started = time.perf_counter()
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        running = {pool.submit(run_unit, name, seed, size, path): (name, seed) for (name, seed), path in units.items()}
+        running = [pool.submit(run_seed, names[work.seed], work) for work in works if names[work.seed]]
         try:
             for done, future in enumerate(as_completed(running), start=1):
-                name, seed = running[future]
-                seconds = future.result()
-                left = (time.perf_counter() - started) / done * (len(units) - done)
-                text = (
-                    f"{name:6} seed {seed}: {seconds:5.0f} s   {done} of {len(units)}, about {left / 60:.0f} min left"
-                )
-                print(text, flush=True)
+                print(f"seed {future.result()}: {done} of {len(running)}", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def run_unit(name: str, seed: int, size: Size, path: Path) -> float:
-    started = time.perf_counter()
-    result = PROTOCOLS[name].run(seed, size)
-    seconds = time.perf_counter() - started
-    about = {"seed": seed, "seconds": seconds, "quick": size.quick, "commit": commit(), **versions()}
-    write_json(path, {**about, "date": date.today().isoformat(), "result": result})
-    return seconds
-
-
-def commit() -> str:
-    git = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout.strip()
-    return found + ("+" if changed else "")
-
-
-def judge(measure: Measure, results: Sequence[dict]) -> dict:
-    """The measure over seeds: values, mean, sd, and, if something is wanted, in how many seeds it is so."""
-    values = [float(measure.of(result)) for result in results]
-    average, sd = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-    row = {"measure": measure.name, "mean": average, "sd": sd, "values": values}
-    if measure.wanted is None:
-        return row
-    state = "does not show"
-    if measure.kept(average):
-        state = "within noise" if 0 < measure.margin(average) <= sd / len(values) ** 0.5 else "holds"
-    return {**row, "wanted": measure.wanted, "seeds": sum(map(measure.kept, values)), "state": state}
+def run_seed(names: Sequence[str], work: Work) -> int:
+    for name in names:
+        began, clock = time.process_time(), time.perf_counter()
+        PROTOCOLS[name].unit(work)
+        seconds, clock = time.process_time() - began, time.perf_counter() - clock
+        print(f"{name:6} seed {work.seed}: {seconds:5.0f} s of the processor, {clock:5.0f} by the clock", flush=True)
+    return work.seed
 
 
 def verdict(rows: Sequence[dict]) -> str:
@@ -133,76 +110,122 @@ def verdict(rows: Sequence[dict]) -> str:
     return ". ".join(parts)
 
 
-def report(done: dict[str, list[dict]], out: Path) -> None:
+def report(done: dict[str, list[dict]], work: Path, out: Path) -> None:
     """``results.json`` and pictures in ``out``, and ``out``.md beside it. What is there of other protocols is kept."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read(path) if path.exists() else {"claims": {}, "results": {}, "runs": {}}
     for name, units in done.items():
         protocol, results = PROTOCOLS[name], [unit["result"] for unit in units]
-        rows = [judge(measure, results) for measure in protocol.measures]
+        rows = [measure.judge(results) for measure in protocol.measures]
+        checks = [check.check(results) for check in protocol.checks]
         protocol.draw(out / f"{name}.png", results)
-        found[name] = {
-            "verdict": verdict(rows),
-            "rows": rows,
-            "seconds": sum(unit["seconds"] for unit in units),
-            "units": [{k: v for k, v in unit.items() if k != "result"} for unit in units],
+        found["claims"][name] = {"verdict": verdict(rows), "rows": rows, "checks": checks}
+        found["results"][protocol.key] = units
+        for run in {run for unit in units for run in unit["runs"]}:
+            folders = [Work(work, unit["seed"], unit["quick"]).path(run) for unit in units if run in unit["runs"]]
+            found["runs"][run] = [read(folder / "ran.json") for folder in folders]
+    used = {run for units in found["results"].values() for unit in units for run in unit["runs"]}
+    for part, names in (("claims", PROTOCOLS), ("results", {p.key for p in PROTOCOLS.values()}), ("runs", used)):
+        found[part] = {
+            name: found[part][name] for name in (names if part == "claims" else sorted(names)) if name in found[part]
         }
-    found = {name: found[name] for name in PROTOCOLS if name in found}
-    write_json(path, found)
+    with replacing(path) as file:
+        file.write(_lines(found).encode())
     with replacing(out.with_suffix(".md")) as file:
         file.write(text(found, out.name).encode())
     print(f"{path}, {out.with_suffix('.md')}")
 
 
+def _lines(value, depth: int = 4) -> str:
+    """As JSON, with a line for each seed, row and check."""
+    if not depth or not isinstance(value, (dict, list)) or not value:
+        return json.dumps(value)
+    keys = [json.dumps(key) + ": " for key in value] if isinstance(value, dict) else [""] * len(value)
+    items = value.values() if isinstance(value, dict) else value
+    inside = ",\n".join(key + _lines(item, depth - 1) for key, item in zip(keys, items, strict=True))
+    return "{\n" + inside + "\n}" if isinstance(value, dict) else "[\n" + inside + "\n]"
+
+
 def text(found: dict, folder: str) -> str:
-    """The page: a row per claim, then a part per claim with its numbers and picture."""
-    units = [unit for claim in found.values() for unit in claim["units"]]
-    machines = sorted({unit["processor"] for unit in units})
-    versions = sorted({f"snnkern {unit['snnkern']} ({unit['commit']}), PyTorch {unit['torch']}" for unit in units})
-    minutes = sum(claim["seconds"] for claim in found.values()) / 60
+    """The page: a row per claim, then a part per claim with its numbers and picture, the checks and the trainings."""
+    claims, runs = found["claims"], found["runs"]
+    units = [unit for kept in found["results"].values() for unit in kept]
+    made = units + [ran for kept in runs.values() for ran in kept]
+    versions = sorted({f"snnkern {about['snnkern']} ({about['commit']}), PyTorch {about['torch']}" for about in made})
+    minutes = sum(ran["seconds"] for kept in runs.values() for ran in kept) / 60
     parts = [
         "# The papers' claims, in miniature\n",
         "Handwritten digits of 8x8 pixels with noise, small networks, minutes of a CPU: what shows here gives "
         "the direction of an effect, and what does not may at full size. Methods that are compared share "
-        "split, noise, initial weights and batches, seed by seed; numbers are mean ± standard deviation over seeds.\n",
-        "A measure *holds* if its mean keeps the bound that was stated before by more than the standard error of the "
-        "mean; *within noise*: by less; *does not show*: not at all.\n",
-        f"{'; '.join(machines)}, one thread per process. {'; '.join(versions)}. {minutes:.0f} core minutes.\n",
-        f"Command: `{COMMAND}`. Raw numbers: [results.json]({folder}/results.json).\n",
+        "split, noise, initial weights and batches, seed by seed; numbers are mean ± standard error over seeds.\n",
+        "A measure *holds* if its mean keeps the bound that was stated before by more than two standard errors of the "
+        "mean; *within noise*: by less; *does not show*: not at all. What is so by arithmetic or by construction is no "
+        "evidence and stands under [checks](#checks).\n",
+        f"{'; '.join(sorted({about['processor'] for about in made}))}, one thread per process. {'; '.join(versions)}. "
+        f"{minutes:.0f} core minutes of training.\n",
+        f"Command: `{COMMAND}`. Numbers and curves of every seed: [results.json]({folder}/results.json).\n",
     ]
     if any(unit["quick"] for unit in units):
-        parts.append("**A trial of the code: one epoch, a few images. The numbers mean nothing.**\n")
+        parts.append("**A trial of the code: two epochs, a few images. The numbers mean nothing.**\n")
     rows = []
-    for name, claim in found.items():
+    for name, claim in claims.items():
         cells = f"[{name}](#{name.lower().replace('.', '')})", PROTOCOLS[name].claim, claim["verdict"], first(claim)
         rows.append((*cells, f"`{COMMAND} --only {name}`"))
     parts.append(table(("", "claim", "verdict", "first measure", "command"), rows))
-    for name, claim in found.items():
-        protocol = PROTOCOLS[name]
+    for name, claim in claims.items():
+        protocol, kept = PROTOCOLS[name], found["results"][PROTOCOLS[name].key]
         parts += [
             f"## {name}\n",
             f"**{protocol.claim}** ({protocol.source}).\n",
-            f"Protocol: {protocol.setup}. {len(claim['units'])} seeds, {claim['seconds']:.0f} s.\n",
-            table(("measure", "mean ± sd", "wanted", "seeds", ""), [cells_of(row) for row in claim["rows"]]),
+            f"Protocol: {protocol.setup}. {len(kept)} seeds. Trainings: {', '.join(kept[0]['runs'])}.\n",
+            table(("measure", "mean ± error", "wanted", "seeds", ""), [cells_of(row) for row in claim["rows"]]),
             f"Verdict: {claim['verdict']}.\n",
             f"![{protocol.claim}]({folder}/{name}.png)\n",
         ]
+    checks = [
+        (name, c["check"], digits_of(c["worst"]), _bound(c), "yes" if c["kept"] else "**no**")
+        for name, claim in claims.items()
+        for c in claim["checks"]
+    ]
+    if checks:
+        parts += [
+            "## Checks\n",
+            "So by arithmetic or by construction; the value is that of the worst seed.\n",
+            table(("", "check", "value", "has to be", "is so"), checks),
+        ]
+    parts += [
+        "## Trainings\n",
+        "Read back from the weights and metrics that each run left behind; a run that turns out to be another than its "
+        "protocol says is an error.\n",
+        table(
+            ("", "network, T, epochs of a loss, learning rate", "seeds", "core seconds each"),
+            [(run, "; ".join({r["ran"]: 0 for r in kept}), str(len(kept)), _each(kept)) for run, kept in runs.items()],
+        ),
+    ]
     return "\n".join(parts)
+
+
+def _each(kept: Sequence[dict]) -> str:
+    return f"{sum(ran['seconds'] for ran in kept) / len(kept):.0f}"
 
 
 def first(claim: dict) -> str:
     name, number, wanted, seeds, _ = cells_of(claim["rows"][0])
-    return f"{name}: {number} (wanted {wanted}; {seeds})"
+    return f"{name}: {number} (wanted {wanted}{'; ' if seeds else ''}{seeds})"
 
 
 def cells_of(row: dict) -> tuple[str, ...]:
-    few = len(row["values"]) == 1
-    number = digits_of(row["mean"]) + ("" if few else f" ± {digits_of(row['sd'])}")
+    number = digits_of(row["mean"]) + ("" if row["error"] is None else f" ± {digits_of(row['error'])}")
     if "state" not in row:
         return row["measure"], number, "", "", ""
-    wanted = " ".join(map(str, row["wanted"]))
-    return row["measure"], number, wanted, f"{row['seeds']} of {len(row['values'])}", row["state"]
+    seeds = "" if row["seeds"] is None else f"{row['seeds']} of {len(row['values'])}"
+    return row["measure"], number, _bound(row), seeds, row["state"]
+
+
+def _bound(row: dict) -> str:
+    sign, bound = row["wanted"]
+    return f"{sign} {bound:.4g}"
 
 
 def digits_of(value: float) -> str:
@@ -219,4 +242,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("interrupted; finished units are kept")
+        sys.exit("interrupted; finished trainings and results are kept")

@@ -1,37 +1,117 @@
-"""What the protocols are made of: data, training, and what a claim says about the numbers, stated before.
+"""What the protocols are made of: trainings that are recipes, and what a claim says about the numbers, stated before.
 
 All train on scikit-learn's digits made hard: pixel noise of standard deviation 0.4 and 600 training images, as without
-the noise every method reaches 98 to 99 % and nothing can be told apart; where a protocol says *clean*, 1200 images
-without noise. Networks that are compared share the seed: split, noise, initial weights and order of the batches.
+the noise every method reaches 98 to 99 % and nothing can be told apart; where a protocol says *clean*, there is no
+noise. Networks that are compared share the seed: split, noise, initial weights and order of the batches.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import statistics
+import subprocess
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch.nn import ReLU
 
-from snnkern import analysis, losses
-from snnkern.data import digits
-
-LOSSES = {"SDT": losses.sdt, "TET": losses.tet}
+from snnkern.files import versions, write_json
+from snnkern.nn import LIF, SmoothLIF
+from snnkern.train import fit
+from snnkern.train.evaluation import restore
+from snnkern.train.folder import claim, read_metrics
+from snnkern.train.recipe import Recipe, load
 
 
 @dataclass(frozen=True)
-class Size:
-    """``quick`` is a trial of the code: an epoch, a few images; its numbers say nothing."""
+class Run:
+    """A recipe of ``snnkern train``, and what has to be read back from its weights and metrics once it has run: the
+    words of ``ran``. A run that turns out to be another is an error."""
 
+    name: str
+    recipe: str
+    overrides: tuple[str, ...]
+    wanted: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    folder: Path
+    recipe: Recipe
+
+    def lines(self, stage: int = -1) -> list[dict]:
+        """Of metrics, one per epoch of the stage."""
+        stage %= len(self.recipe.stage)
+        return [line for line in read_metrics(self.folder) if line["stage"] == stage]
+
+    def accuracy(self, stage: int = -1) -> float:
+        """On the test images after the last epoch, in percent."""
+        return 100 * self.lines(stage)[-1]["test_accuracy"]
+
+    def model(self, stage: int = -1) -> torch.nn.Module:
+        return restore(self.folder, stage).model
+
+    def images(self, part: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
+        return getattr(self.recipe.load_data(), part).tensors
+
+
+@dataclass
+class Work:
+    """One seed's trainings, each done once for all protocols and kept in ``folder``.
+
+    ``quick`` is a trial of the code: two epochs, a few images; its numbers say nothing.
+    """
+
+    folder: Path
+    seed: int
     quick: bool = False
+    used: list[str] = field(default_factory=list)  # names of the runs asked for
 
-    def epochs(self, count: int) -> int:
-        return 1 if self.quick else count
+    def train(self, run: Run) -> Trained:
+        folder = self.path(run.name)
+        quick = ("stage.epochs=2", "data.train=60") if self.quick else ()
+        recipe = load(run.recipe, (*run.overrides, f"seed={self.seed}", "device=cpu", "threads=1", *quick))
+        if not (folder / "ran.json").exists():
+            started = time.process_time()
+            fit(recipe, folder)
+            about = {"ran": ran(folder), "seconds": time.process_time() - started, "commit": commit(), **versions()}
+            wanted = re.sub(r"\d+ (sdt|tet)[^;]*?, lr", r"2 \1, lr", run.wanted) if self.quick else run.wanted
+            if about["ran"] != wanted:
+                raise AssertionError(f"run {run.name} was to be\n  {wanted}\nand turned out to be\n  {about['ran']}")
+            write_json(folder / "ran.json", about)
+        claim(folder, recipe.settings())  # an error if it holds another
+        self.used.append(run.name)
+        return Trained(folder, recipe)
 
-    def data(self, seed: int, noise: float = 0.4, train: int = 600):
-        train, test = digits(seed, noise, 60 if self.quick else train)
-        return (train, tuple(part[:50] for part in test)) if self.quick else (train, test)
+    def path(self, name: str, suffix: str = "") -> Path:
+        return self.folder / f"{name}-seed{self.seed}{'-quick' if self.quick else ''}{suffix}"
+
+
+def ran(folder: Path) -> str:
+    """What a finished run trained, read back from what it left behind: the shapes of its weights, a stage's network, T,
+    losses and epochs from the lines of metrics, and the neurons of the network that its weights fit."""
+    stages = []
+    for index, part in groupby(read_metrics(folder), key=lambda line: line["stage"]):
+        lines, model = list(part), restore(folder, index).model  # fails where the weights are of other shapes
+        first, last, weights = lines[0], lines[-1], [p for p in model.parameters() if p.dim() > 1]
+        layers = "-".join(f"{len(w)}C{w.shape[-1]}" if w.dim() == 4 else f"FC{w.shape[1]}" for w in weights)
+        neuron = next(module for module in model.modules() if isinstance(module, (LIF, SmoothLIF, ReLU)))
+        losses = ", ".join(f"{len([*group])} {name}" for name, group in groupby(line["criterion"] for line in lines))
+        falling = " falling" if last["lr"] < first["lr"] else ""
+        stages.append(f"{layers} of {neuron}, T = {last['steps']}: {losses}, lr {first['lr']:g}{falling}")
+    return "; ".join(stages)
+
+
+def commit() -> str:
+    git = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout.strip()
+    return found + ("+" if changed else "")
 
 
 @dataclass(frozen=True)
@@ -39,11 +119,13 @@ class Measure:
     """A number of every seed's result, and the bound that its mean over seeds is to keep.
 
     ``wanted``: (">" , "<", ">=", "=" or "within", bound); "within": not further from 0 than that.
+    ``together``: ``of`` takes the results of all seeds at once, and its error is that of the jackknife.
     """
 
     name: str
-    of: Callable[[dict], float]
+    of: Callable[..., float]
     wanted: tuple[str, float] | None = None
+    together: bool = False
 
     def kept(self, value: float) -> bool:
         return self.margin(value) > 0 or (self.margin(value) == 0 and self.wanted[0] in (">=", "=", "within"))
@@ -55,63 +137,83 @@ class Measure:
             return -abs(value - bound)
         return {"<": bound - value, "within": bound - abs(value)}.get(sign, value - bound)
 
+    def judge(self, results: Sequence[dict]) -> dict:
+        """Over seeds: values, mean and its standard error, and, if something is wanted, in how many seeds it is so and
+        the state: it *holds* if the mean keeps the bound by more than two standard errors, is *within noise* if by
+        less, and *does not show* if it does not keep it."""
+        count = len(results)
+        if self.together:
+            values = [float(self.of([*results[:i], *results[i + 1 :]])) for i in range(count)] if count > 2 else []
+            average = float(self.of(results))
+            error = statistics.pstdev(values) * (count - 1) ** 0.5 if values else None
+        else:
+            values = [float(self.of(result)) for result in results]
+            average = statistics.mean(values)
+            error = statistics.stdev(values) / count**0.5 if count > 1 else None
+        row = {"measure": self.name, "mean": average, "error": error, "values": values}
+        if self.wanted is None:
+            return row
+        state = "does not show"
+        if self.kept(average):
+            state = "within noise" if error is None or 0 < self.margin(average) <= 2 * error else "holds"
+        seeds = None if self.together else sum(map(self.kept, values))
+        return {**row, "wanted": self.wanted, "seeds": seeds, "state": state}
+
+    def check(self, results: Sequence[dict]) -> dict:
+        """Of something that is so in every seed or is broken."""
+        values = [float(self.of(result)) for result in results]
+        worst = min(values, key=self.margin)
+        return {"check": self.name, "worst": worst, "wanted": self.wanted, "kept": self.kept(worst)}
+
 
 @dataclass(frozen=True)
 class Protocol:
+    """A claim, and what is to show it.
+
+    Args:
+        measures: the evidence, with bounds that were set before.
+        checks: what is so by arithmetic or by construction, and says something about the code alone.
+    """
+
     claim: str
     source: str
     setup: str
-    run: Callable[[int, Size], dict]
+    run: Callable[[Work], dict]
     measures: Sequence[Measure]
     draw: Callable[[Path, list[dict]], Path]
-    seeds: int = 6
+    seeds: int = 12
+    checks: Sequence[Measure] = ()
+
+    @property
+    def key(self) -> str:
+        """Of the results, which protocols with one ``run`` share."""
+        return self.run.__name__
+
+    def unit(self, work: Work) -> None:
+        """Runs one seed, if that has not been done."""
+        path = work.path(self.key, ".json")
+        if not path.exists():
+            work.used.clear()
+            result = self.run(work)
+            about = {"seed": work.seed, "quick": work.quick, "commit": commit(), "runs": sorted(set(work.used))}
+            write_json(path, {**about, **versions(), "result": _short(result)})
 
 
-def train(
-    model: nn.Module,
-    data: tuple[torch.Tensor, torch.Tensor],
-    plan: Sequence[tuple[Callable, int]],
-    seed: int,
-    lr: float = 2e-3,
-    batch: int = 100,
-    steps: int | None = None,
-    constant: bool = False,
-    each: Callable[[int], None] | None = None,
-) -> nn.Module:
-    """Adam; cosine to 0 over all epochs unless ``constant``. ``plan``: (loss, epochs) one after the other.
-
-    ``each``: called before every epoch with its number.
-    """
-    x, y = data
-    epochs = sum(count for _, count in plan)
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
-    shuffle = torch.Generator().manual_seed(seed)
-    for epoch, criterion in enumerate(criterion for criterion, count in plan for _ in range(count)):
-        if each is not None:
-            each(epoch)
-        model.train()
-        for index in torch.randperm(len(x), generator=shuffle).split(batch):
-            loss = criterion(model(x[index], steps), y[index])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        if not constant:
-            schedule.step()
-    return model
+def _short(value):
+    """Numbers with six digits."""
+    if isinstance(value, dict):
+        return {str(key): _short(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return make()
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
 
 
 def percent(values: Sequence[float]) -> list[float]:
     return [100 * value for value in values]
-
-
-def accuracy(model: nn.Module, test, steps: int) -> float:
-    return 100 * analysis.accuracy_over_steps(model, *test, steps)[-1]
 
 
 def mean(values: Sequence[float]) -> float:

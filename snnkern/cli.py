@@ -7,6 +7,8 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean, stdev
+from tempfile import NamedTemporaryFile
 from typing import Annotated, NoReturn
 
 import torch
@@ -15,17 +17,32 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from . import backends
-from .train.folder import Interrupted, RunError, versions
+from ._version import __version__
+from .backend import backends
+from .files import versions
+from .train.folder import Interrupted, RecipeError, RunError
 
 app = typer.Typer(
     name="snnkern",
-    help="Fused leaky integrate-and-fire neurons for PyTorch.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"snnkern {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Fused leaky integrate-and-fire neurons for PyTorch."""
 
 
 @app.command()
@@ -73,34 +90,35 @@ def train(
     elif recipe is None:
         _fail("RECIPE is missing: the name of one (snnkern train --list) or the path of a .toml file")
     else:
-        _train([recipe], overrides or [], out or Path("runs") / Path(recipe).stem)
+        _train([recipe, *(overrides or [])], out)
 
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RECIPE RECIPE ... [KEY=VALUE ...]")],
+    words: Annotated[list[str], typer.Argument(metavar="RECIPE[:KEY=VALUE] ... [KEY=VALUE ...]", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder of all runs; default: runs/RECIPE-vs-RECIPE.")] = None,
 ) -> None:
     """Train several recipes with the same seeds, and compare them with the first, seed by seed.
 
-    Overrides hold for all of them; see snnkern train.
+    Overrides hold for all of them, see snnkern train; one behind a recipe and a colon for that alone. So a sweep is
+    snnkern compare digits-tet digits-tet:stage.steps=2 digits-tet:stage.steps=4, which bash also writes as
+    digits-tet:stage.steps={2,4,6}.
     """
-    overrides = [name for name in names if "=" in name]
-    names = [name for name in names if "=" not in name]
-    if len(names) < 2:
-        _fail(f"compare needs two recipes or more, got {', '.join(names) or 'none'}")
-    _train(names, overrides, out or Path("runs") / "-vs-".join(Path(name).stem for name in names))
+    _train(words, out, 2)
 
 
-def _train(names: list[str], overrides: list[str], out: Path) -> None:
-    from .train.compare import compare, table
-    from .train.progress import Show
-    from .train.recipe import load
-
+def _train(words: list[str], out: Path | None, least: int = 1) -> None:
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first, soft_wrap=True)
-    with _errors(out):
-        recipes = {Path(name).stem: load(name, overrides) for name in names}
+    with _errors(out or Path("runs")):
+        from .train.compare import compare, named, table
+        from .train.progress import Show
+
+        recipes = named(words)
+    if len(recipes) < least:
+        _fail(f"compare needs two recipes or more, got {', '.join(recipes) or 'none'}")
+    out = out or Path("runs") / "-vs-".join(recipes)
+    with _errors(out, trains=True):
         runs = [run for recipe in recipes.values() for run in recipe.runs()]
         total = sum(run.total_cost for run in runs)
         with Show(total, brief=len(runs) > 1, console=console) as watch:
@@ -114,57 +132,92 @@ def _train(names: list[str], overrides: list[str], out: Path) -> None:
     console.print(f"Training took {seconds:.0f} s. Pictures: snnkern plot {out}", highlight=False)
 
 
+Best = Annotated[bool, typer.Option("--best", help="The epoch that did best on the test data, not the last.")]
+StageOption = Annotated[int, typer.Option("--stage", help="Of the run, counted from 0; -1 is the last.")]
+RUNS = "A run's folder, a .safetensors file in it, or the folder of a train or a compare: all its seeds."
+
+
 @app.command(name="eval")
 def evaluate(
-    path: Annotated[
-        Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run's folder, or a .safetensors file in it.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help=RUNS)],
     overrides: Overrides = None,
     steps: Annotated[
         str | None, typer.Option(help="Time steps T, such as 1,2,4,8. Default: 1 to T of training.")
     ] = None,
-    stage: Annotated[int, typer.Option(help="Of the run, counted from 0; -1 is the last.")] = -1,
-    best: Annotated[
-        bool, typer.Option("--best", help="The epoch that did best on the test data, not the last.")
-    ] = False,
+    stage: StageOption = -1,
+    best: Best = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Test a trained network at several T: accuracy of the averaged potential and of each single step, and losses."""
+    """Test trained networks at several T: accuracy of the averaged potential and of each single step, and losses."""
+    from .train.folder import grouped
+
+    asked = _steps(steps) if steps else None
+    with _errors(path):
+        runs = grouped([path])
+        found = {
+            label: [_tested(run, overrides or [], asked, stage, best) for run in held] for label, held in runs.items()
+        }
+    if as_json:
+        alone = sum(map(len, found.values())) == 1
+        typer.echo(json.dumps(next(iter(found.values()))[0] if alone else {"networks": found}, indent=2))
+        return
+    header = "T", "accuracy, %", "at step T alone, %", "SDT loss", "TET loss"
+    forms = {"accuracy": (100, ".2f"), "moment": (100, ".2f"), "sdt": (1, ".4f"), "tet": (1, ".4f")}
+    for label, tested in found.items():
+        lines = []
+        for rows in zip(*(each["rows"] for each in tested), strict=True):
+            cells = [_spread([scale * row[key] for row in rows], form) for key, (scale, form) in forms.items()]
+            lines.append([str(rows[0]["T"]), *cells])
+        one, several = tested[0], f"{label}: mean ± sd of {len(tested)} seeds, " if len(tested) > 1 else ""
+        title = (
+            f"{one['title']}\n{several}stage.{one['stage']} after epoch {one['epoch']}, {one['samples']} test samples"
+        )
+        Console().print(_table(header, lines, title))
+
+
+def _tested(path: Path, overrides: list[str], at: list[int] | None, stage: int, best: bool) -> dict:
     from .train.evaluation import restore, test
     from .train.recipe import override
 
-    with _errors(path):
-        model, recipe, about = restore(path, stage, best)
-        recipe = override(recipe, overrides or [])
-        trained = recipe.stage[about["stage"]].steps
-        at = _steps(steps) if steps else list(range(1, trained + 1))
-        data = recipe.load_data()
-        if data.events and max(at) > data.shape[0]:
-            _fail(f"--steps must be at most the number of frames, {data.shape[0]}, got {max(at)}")
-        found = test(recipe, model, data, max(at))
+    model, recipe, about = restore(path, stage, best)
+    recipe = override(recipe, overrides)
+    trained = recipe.stage[about["stage"]].steps
+    at = at or list(range(1, trained + 1))
+    data = recipe.load_data()
+    if data.events and max(at) > data.shape[0]:
+        _fail(f"--steps must be at most the number of frames, {data.shape[0]}, got {max(at)}")
+    found = test(recipe, model, data, max(at))
     rows = [
         {"T": t, "accuracy": found.accuracy[t - 1], "moment": found.moments[t - 1], "sdt": found.sdt[t - 1],
          "tet": found.tet[t - 1]}
         for t in at
     ]  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps({**about, "trained_steps": trained, "samples": found.samples, "rows": rows}, indent=2))
-        return
-    header = "T", "accuracy, %", "at step T alone, %", "SDT loss", "TET loss"
-    forms = "d", ".2f", ".2f", ".4f", ".4f"
-    cells = [(row["T"], 100 * row["accuracy"], 100 * row["moment"], row["sdt"], row["tet"]) for row in rows]
-    lines = [[format(value, form) for value, form in zip(line, forms, strict=True)] for line in cells]
-    title = f"{recipe.title}\nstage.{about['stage']} after epoch {about['epoch']}, {found.samples} test samples"
-    Console().print(_table(header, lines, title))
+    return {
+        "run": str(path),
+        "title": recipe.title,
+        **about,
+        "trained_steps": trained,
+        "samples": found.samples,
+        "rows": rows,
+    }
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
 
 
 @app.command()
-def plot(run: Annotated[Path, typer.Argument(help="The folder of a run, of a train or of a compare.")]) -> None:
-    """Draw a run, or the results of several, as pictures, into its folder."""
-    from .train.plot import plot as draw
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of a run, a train or a compare.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures; default: the one given, or plots beside several.")
+    ] = None,
+) -> None:
+    """Draw a run as pictures, or several in one: the seeds of a recipe, recipes, whatever folders are given."""
+    with _errors(runs[0]):
+        from .train.plot import plot as draw
 
-    with _errors(run):
-        for path in draw(run):
+        for path in draw(*runs, out=out and _folder(out)):
             typer.echo(path)
 
 
@@ -174,18 +227,22 @@ def export(
         Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run's folder, or a .safetensors file in it.")
     ],
     out: Annotated[Path, typer.Argument(help="File to write.")],
-    stage: Annotated[int, typer.Option(help="Of the run, counted from 0; -1 is the last.")] = -1,
-    best: Annotated[
-        bool, typer.Option("--best", help="The epoch that did best on the test data, not the last.")
-    ] = False,
+    stage: StageOption = -1,
+    best: Best = False,
 ) -> None:
     """Write a trained network's weights with the batch norms folded into the layers before them, as safetensors."""
     from .nn import fold
-    from .train.evaluation import restore
-    from .train.folder import save_weights
 
+    if out.is_dir() or not out.parent.is_dir():
+        _fail(f"OUT must be a file in a folder that exists, got {out}")
     with _errors(path):
-        model, recipe, about = restore(path, stage, best)
+        from .train.evaluation import restore
+        from .train.folder import grouped, save_weights
+
+        runs = [run for held in grouped([path]).values() for run in held]
+        if len(runs) > 1:
+            _fail(f"{path} holds {len(runs)} runs; name one of them, such as {runs[0]}")
+        model, recipe, about = restore(runs[0], stage, best)
         try:
             folded = fold(model)
         except ValueError as error:
@@ -196,44 +253,71 @@ def export(
 
 @app.command()
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run's folder, or a .safetensors file in it.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Folder to write to; default: analysis, in the run's.")] = None,
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN|CHECKPOINT", help=RUNS)],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default: analysis, in the one given.")] = None,
     samples: Annotated[int, typer.Option(help="Of the test data, and of the training data for the landscape.")] = 1000,
     points: Annotated[int, typer.Option(help="Of the loss landscape along each direction; 0 leaves it out.")] = 15,
-    stage: Annotated[int, typer.Option(help="Of the run, counted from 0; -1 is the last.")] = -1,
-    best: Annotated[
-        bool, typer.Option("--best", help="The epoch that did best on the test data, not the last.")
-    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="T up to which to test; default: 2 T of training, or all frames.")
+    ] = None,
+    stage: StageOption = -1,
+    best: Best = False,
 ) -> None:
-    """Measure a trained network: accuracy over T and at single steps, energy, sparsity and the loss landscape."""
-    from . import analysis
-    from .train.evaluation import restore
-    from .train.processes import working
+    """Measure trained networks: accuracy over T and at single steps, energy, sparsity and the loss landscape.
 
-    with _errors(run):
-        model, recipe, about = restore(run, stage, best)
-        folder = out or (run if run.is_dir() else run.parent) / "analysis"
-        with working(recipe.device, recipe.threads) as where:
-            steps = recipe.stage[about["stage"]].steps
-            options = {"steps": steps, "samples": samples, "points": points, "on_part": typer.echo}
-            analysis.report(model.to(where.device), recipe.load_data(), folder, **options)
+    All on the same samples; several networks are drawn into the same pictures: mean and range over the seeds of each
+    recipe, and the landscape of the first.
+    """
+    if samples < 1:
+        _fail(f"--samples must be at least 1, got {samples}")
+    if points and (points < 3 or points % 2 == 0):
+        _fail(f"--points must be odd and at least 3, or 0, got {points}")
+    if steps is not None and steps < 1:
+        _fail(f"--steps must be at least 1, got {steps}")
+    with _errors(paths[0]):
+        from . import analysis
+        from .train.evaluation import restore
+        from .train.folder import common, grouped
+        from .train.processes import working
+
+        analysis.pictures.matplotlib()
+        restored = {
+            label: [(run, *restore(run, stage, best)) for run in runs] for label, runs in grouped(paths).items()
+        }
+        folder = _folder(out or common(paths) / "analysis")
+        found: dict[str, list[dict]] = {label: [] for label in restored}
+        for label, run, model, recipe, about in ((label, *each) for label, held in restored.items() for each in held):
+            trained = recipe.stage[about["stage"]]
+            options = {
+                "steps": trained.steps,
+                "samples": samples,
+                "points": 0 if found[label] else points,
+                "directions": 5 if points else 0,
+                **({"longest": 1, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
+                "on_part": lambda part, run=run: typer.echo(f"{run}: {part}"),
+            }
+            data = recipe.load_data()
+            if data.events and (steps or 1) > data.shape[0]:
+                _fail(f"--steps must be at most the number of frames, {data.shape[0]}, got {steps}")
+            with working(recipe.device, recipe.threads) as where:
+                found[label].append(analysis.measure(model.to(where.device), data, **options))
+        analysis.write(folder, found)
     typer.echo(folder / "analysis.md")
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Measure the ops and whole models beside their peers; needs a source checkout. Options: snnkern bench --help"""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / "benchmarks" / "run.py").exists():
-        _fail(f"the benchmarks live in the source checkout, not in {checkout}: there, `python -m benchmarks.run`", 1)
+    """Measure the ops and whole models beside their peers; in a source checkout. Options: snnkern bench --help"""
+    checkouts = [Path(__file__).parents[1], Path.cwd()]  # the latter measures the installed snnkern
+    checkout = next((folder for folder in checkouts if (folder / "benchmarks" / "run.py").exists()), None)
+    if checkout is None:
+        _fail("the benchmarks are not installed: call this in a source checkout, which has them in benchmarks/", 1)
     sys.path.insert(0, str(checkout))
     try:
         from benchmarks.run import app as suite
     except ModuleNotFoundError as error:
         _fail(f"{error}; `pip install 'snnkern[bench]'` brings what the benchmarks need", 1)
-    suite(context.args, prog_name="snnkern bench")
+    suite(["--help" if part == "-h" else part for part in context.args], prog_name="snnkern bench")
 
 
 def main() -> None:
@@ -241,10 +325,11 @@ def main() -> None:
 
 
 def _list() -> None:
-    from .train.recipe import load, recipes
+    with _errors(Path("runs")):
+        from .train.recipe import load, recipes
 
-    for name in recipes():
-        recipe = load(name)
+        found = {name: load(name) for name in recipes()}
+    for name, recipe in found.items():
         typer.echo(f"{name:26}{recipe.title}\n{'':26}{recipe.source}")
 
 
@@ -267,11 +352,18 @@ def _table(header, lines: list[list[str]], title: str | None) -> Table:
     return shown
 
 
-@contextmanager
-def _errors(folder: Path):
-    """Mistakes of the user, and what stops a training, as one line."""
-    from .train.recipe import RecipeError
+def _folder(path: Path) -> Path:
+    """``path`` as a folder that can be written to: found out before the work, not after it."""
+    with _errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path):
+            pass
+    return path
 
+
+@contextmanager
+def _errors(folder: Path, trains: bool = False):
+    """Mistakes of the user, and what stops a training, as one line."""
     try:
         yield
     except RecipeError as error:
@@ -279,10 +371,13 @@ def _errors(folder: Path):
     except Interrupted as error:
         _fail(f"interrupted in {error}; all of it is safe in {folder}. The same command goes on from there.", 130)
     except KeyboardInterrupt:
-        _fail(
-            f"interrupted; what the last checkpoint holds is safe in {folder}. The same command goes on from it.", 130
-        )
-    except (RunError, ImportError, FileNotFoundError) as error:
+        safe = f"; what the last checkpoint holds is safe in {folder}. The same command goes on from it."
+        _fail(f"interrupted{safe if trains else ''}", 130)
+    except FileExistsError as error:
+        _fail(f"{error.filename} is a file, where a folder was to be made", 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
+    except (RunError, ImportError) as error:
         _fail(str(error), 1)
 
 

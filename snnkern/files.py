@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -55,10 +55,19 @@ def write_json(path: Path, value: dict) -> None:
 
 @contextmanager
 def replacing(path: Path):
-    """A binary file that takes the name ``path`` when it is complete and on disk; until then, what was there stays."""
+    """A binary file that takes the name ``path`` when it is complete and on disk; until then, what was there stays. A
+    failure leaves nothing behind; one of the system's is an OSError that names ``path``."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink()
+        refused = error if isinstance(error, OSError) else error.__context__  # torch.save's error is a RuntimeError
+        if isinstance(refused, OSError) and not isinstance(error, KeyboardInterrupt):
+            raise OSError(refused.errno, refused.strerror, str(path)) from error
+        raise

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 from snnkern import analysis, losses
 from snnkern.models import CNN6, VGGSNN, ResNet19
 from snnkern.nn import LIF, SmoothLIF
+from snnkern.surrogate import Dspike
 
 pytest.importorskip("matplotlib")
 from snnkern.analysis import pictures
@@ -106,6 +107,11 @@ def test_event_frames_may_count_as_spikes_in_the_first_layer_too():
     assert counted.multiplications == 0 and counted.steps == 5
     assert counted.additions == pytest.approx(5 * x.mean().item() * counted.macs)
     assert analysis.energy(model, x, 2).layers[0].multiplications == 2 * counted.macs
+
+
+def test_all_layers_of_an_ann_multiply():
+    found = analysis.energy(Small(nn.ReLU), torch.randn(10, 2, 4, 4), 1, neurons=())
+    assert found.additions == found.multiplications == found.macs and found.joules == found.ann_joules
 
 
 def test_sums_of_spikes_count_as_their_value():
@@ -270,7 +276,7 @@ def test_a_network_of_smooth_neurons_runs_too(cnn):
 
 
 class Sets(NamedTuple):
-    train: Dataset
+    plain: Dataset
     test: Dataset
     classes: int = 10
     shape: tuple = (1, 8, 8)
@@ -282,9 +288,10 @@ def test_report_of_static_images(tmp_path, cnn):
     data = Sets(TensorDataset(x, y), TensorDataset(x, y))
     parts = []
     found = analysis.report(model, data, tmp_path / "new", samples=12, points=3, on_part=parts.append)
-    assert parts == ["accuracy", "energy", "landscape", "pictures"]
+    assert parts == ["accuracy", "energy", "landscape"]
     assert json.loads((tmp_path / "new" / "analysis.json").read_text()) == found
-    assert found["accuracy_over_steps"] == analysis.accuracy_over_steps(model, x[:12], y[:12], 6)
+    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:12]
+    assert found["accuracy_over_steps"] == analysis.accuracy_over_steps(model, x[chosen], y[chosen], 6)
     text = (tmp_path / "new" / "analysis.md").read_text()
     drawn = sorted(path.name for path in (tmp_path / "new").glob("*.png"))
     assert len(drawn) == 6 and all(f"({name})" in text for name in drawn)
@@ -295,7 +302,62 @@ def test_report_of_events(tmp_path):
     data = Sets(TensorDataset(frames, torch.arange(5) % 3), TensorDataset(frames, torch.arange(5) % 3), events=True)
     found = analysis.report(Small(partial(LIF, threshold=0.1)), data, tmp_path, points=0)
     assert len(found["moments"]) == found["steps"] == 4 and found["samples"] == 5
-    assert "landscape" not in found and not (tmp_path / "landscape.png").exists()
+    assert "landscape" not in found and not (tmp_path / "landscape.png").exists() and len(found["rise"]["L_TET"]) == 2
+    assert "rise" not in analysis.measure(Small(), data, points=0, directions=0)
+
+
+class Sorted(Dataset):
+    """Frames [2, 4, 4] that say which sample they are, sorted by class: three of 200."""
+
+    def __len__(self):
+        return 600
+
+    def __getitem__(self, index):
+        return torch.full((2, 4, 4), float(index)), index // 200
+
+
+class Watching(Small):
+    """Notes which samples it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, steps=None):
+        self.seen.append(tuple(x[:, 0, 0, 0].int().tolist()))
+        return super().forward(x, steps)
+
+
+def test_every_network_is_measured_on_the_same_samples_of_all_classes():
+    data, models = Sets(Sorted(), Sorted()), (Watching(), Watching())
+    for shift, model in enumerate(models):
+        torch.manual_seed(shift)
+        analysis.measure(model, data, samples=50, points=3, directions=1, steps=2)
+    assert models[0].seen == models[1].seen and len(set(models[0].seen)) == 1
+    assert {index // 200 for index in models[0].seen[0]} == {0, 1, 2} and len(set(models[0].seen[0])) == 50
+    other = Watching()
+    analysis.measure(other, data, samples=50, points=0, directions=0, steps=2, seed=1)
+    assert set(other.seen) != set(models[0].seen)
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        analysis.measure(other, data, samples=0)
+
+
+def test_report_of_several_networks_beside_each_other(tmp_path, cnn):
+    model, x, y = cnn
+    data = Sets(TensorDataset(x, y), TensorDataset(x, y))
+    found = [analysis.measure(model, data, samples=12, points=points, steps=3) for points in (3, 0)]
+    networks = {"SDT": found, "TET": [analysis.measure(CNN6(4), data, samples=12, points=3, longest=5)]}
+    analysis.write(tmp_path, networks)
+    assert json.loads((tmp_path / "analysis.json").read_text()) == {"networks": networks}
+    text = (tmp_path / "analysis.md").read_text()
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert lines[0] == ["| mean ± sd", "SDT", "TET |"] and lines[2] == ["| seeds", "2", "1 |"]
+    cells = {line[0]: line[1:] for line in lines}
+    accuracy = [100 * found[0]["accuracy_over_steps"][5], 100 * networks["TET"][0]["moments"][4]]
+    assert cells["| accuracy at T = 6, %"] == [f"{accuracy[0]:.1f}", "- |"]
+    assert cells["| accuracy at step 5 alone, %"][1] == f"{accuracy[1]:.1f} |"
+    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert len(drawn) == 6 and all(f"({name})" in text for name in drawn)
 
 
 def test_pictures_compare_several(tmp_path, cnn):
@@ -305,6 +367,8 @@ def test_pictures_compare_several(tmp_path, cnn):
         pictures.curves(tmp_path / "a.png", {"x": ([1, 2], [[1, 2], [3, 4]]), "y": ([1, 2], [[2, 2]])}, "x", "y", "t"),
         pictures.curves(tmp_path / "b.png", {"": ([1, 2, 4], [[1, 2, 3]])}, "x", "y", "t", 2, (2, "m"), [1, 4], 0.0),
         pictures.bars(tmp_path / "c.png", {"SDT": rates, "TET": rates}, "rate", "t"),
-        pictures.energy_curves(tmp_path / "d.png", {"SDT": rows, "TET": rows}, "t"),
+        pictures.energy_curves(tmp_path / "d.png", {"SDT": [rows], "TET": [rows, rows]}, "t"),
+        pictures.scatter(tmp_path / "e.png", {"SDT": [(1, 2), (2, 3), (3, 1)], "TET": [(1, 2)]}, "x", "y", "t"),
+        pictures.surrogates(tmp_path / "f.png", {f"b = {b:g}": Dspike(b) for b in (0.5, 4)}, 0.5),
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)

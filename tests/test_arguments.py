@@ -2,12 +2,15 @@
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
 
 import snnkern
+from snnkern import backend as backends
 from snnkern import surrogate as surrogates
+from snnkern.backend import _extension as extension
 from snnkern.surrogate import ATan
 
 X = torch.zeros(3, 4)
@@ -64,9 +67,7 @@ def test_the_environment_forces_a_backend(monkeypatch):
 
 
 def test_automatic_choice_logs_why_not(caplog):
-    from snnkern.backend import _choose
-
-    _choose.cache_clear()
+    backends._choose.cache_clear()
     with caplog.at_level("DEBUG", logger="snnkern"):
         snnkern.lif(X)
     reasons = snnkern.backends()
@@ -76,6 +77,43 @@ def test_automatic_choice_logs_why_not(caplog):
 
 def test_the_cpu_backend_is_built():
     assert snnkern.backends()["cpu"] is None
+
+
+@pytest.fixture
+def without_the_extension(monkeypatch):
+    """As in a source folder after an installation elsewhere."""
+    for function in (backends._choose, backends._warn_of_the_reference):
+        function.cache_clear()
+    monkeypatch.setattr(extension, "_missing", "nobody built it")
+    yield
+    for function in (backends._choose, backends._warn_of_the_reference):
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("without_the_extension")
+def test_the_reference_for_want_of_the_extension_is_told_once(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        snnkern.lif(X, backend="reference")
+        monkeypatch.setenv("SNNKERN_BACKEND", "reference")
+        snnkern.lif(X)
+        monkeypatch.delenv("SNNKERN_BACKEND")
+        snnkern.lif(torch.zeros(3, 4, device="meta"))
+    with pytest.warns(RuntimeWarning, match="many times slower than the kernels: nobody built it") as told:
+        snnkern.lif(X)
+        snnkern.lif(X.double())
+        snnkern.ttm(X, 2)
+    assert len(told) == 1
+
+
+def test_why_the_extension_is_missing(tmp_path):
+    package, error = tmp_path / "snnkern", ImportError("wrong ELF class")
+    package.mkdir()
+    assert "install a C++ compiler, then snnkern again" in extension._why(error, package)
+    (package / "_C.cpython-39-x86_64-linux-gnu.so").touch()
+    assert "_C.cpython-39-x86_64-linux-gnu.so, cannot be loaded (wrong ELF class)" in extension._why(error, package)
+    (tmp_path / "CMakeLists.txt").touch()
+    assert f"`python -m pip install -e {tmp_path}` builds it there" in extension._why(error, package)
 
 
 def test_mutable_spikingjelly_surrogates_are_read_at_every_call():

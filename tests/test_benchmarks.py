@@ -479,7 +479,11 @@ def test_the_command_forwards_to_the_checkout(monkeypatch, tmp_path):
 
     result = CliRunner().invoke(cli.app, ["bench", "--group", "none"])
     assert result.exit_code == 2 and "--group must be one of chain, image, long" in result.output
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "snnkern" / "cli.py"))
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "snnkern" / "cli.py"))  # installed elsewhere
+    monkeypatch.chdir(Path(__file__).parents[1])
+    result = CliRunner().invoke(cli.app, ["bench", "--group", "none"])
+    assert result.exit_code == 2 and "--group must be one of chain, image, long" in result.output
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.app, ["bench"])
     assert result.exit_code == 1 and "source checkout" in result.output
 

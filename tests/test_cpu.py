@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import assert_gradients_close
 from test_bn_lif import run
 from test_lif import draw, state_of
 
+import snnkern
 from snnkern import _C
 from snnkern.backend import cpu
 from snnkern.spec.split import CHUNK
@@ -81,3 +83,97 @@ def test_kept_memory_is_not_faulted_in_again():
 
     assert faults(True)[0] == "True"
     assert int(faults(True)[1]) < 1000 < int(faults(False)[1])
+
+
+def with_threads(threads, call):
+    """What ``call`` returns while the kernels are asked to use that many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        return call()
+
+
+def everything(dtype):
+    """Outputs and gradients of all ops on the CPU, on inputs large enough for several threads."""
+    results = []
+    for shape, time_dim in [((40, 1300), 0), ((33, 70, 30), 1), ((2, 300, 100), 1), ((1500, 20), 0)]:
+        x = draw(shape, dtype).requires_grad_()
+        spikes, v = snnkern.lif(x, time_dim=time_dim, backend="cpu")
+        (gradient,) = torch.autograd.grad((spikes, v), x, (draw(shape, dtype, seed=2), draw(v.shape, v.dtype, seed=3)))
+        results += [spikes, v, gradient, snnkern.ttm(x, shape[time_dim] // 3, time_dim=time_dim, backend="cpu")]
+    for shape in [(4, 6, 18, 20, 11), (4, 400, 33)]:
+        y = draw(shape, dtype)
+        grads = draw(shape, dtype, seed=2), state_of(y, seed=3)
+        *outputs, gradients = run(y, "cpu", residual=draw(shape, dtype, seed=7), grads=grads)
+        results += [*outputs[:2], *gradients]
+    bits, x = torch.empty(40 * 1300 * 2 // 8, dtype=torch.uint8), (draw((80, 1300)) > 0).to(dtype)
+    assert cpu.pack(x, bits, True)
+    cpu.unpack(bits, back := torch.empty_like(x))
+    return [*results, bits, back]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_any_number_of_threads_gives_the_same_bits(dtype):
+    wanted = with_threads(1, lambda: everything(dtype))
+    for threads in (2, 3, 16, 300):
+        for got, want in zip(with_threads(threads, lambda: everything(dtype)), wanted, strict=True):
+            assert torch.equal(got, want), threads
+
+
+def test_callers_on_several_threads_at_once():
+    wanted = with_threads(1, lambda: everything(torch.float32))
+
+    def repeat(_):
+        return all(torch.equal(g, w) for _ in range(5) for g, w in zip(everything(torch.float32), wanted, strict=True))
+
+    with ThreadPoolExecutor(6) as callers:
+        assert with_threads(4, lambda: list(callers.map(repeat, range(6)))) == [True] * 6
+
+
+def outcome(script):
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+
+
+PREPARED = """
+import os, resource, sys, threading, torch, snnkern
+x = torch.rand(80, 480)
+torch.set_num_threads(1)  # PyTorch's own threads do not survive a fork
+wanted = snnkern.lif(x)[0]
+torch.get_num_threads = lambda: 4
+def right():
+    return all(torch.equal(snnkern.lif(x)[0], wanted) for _ in range(200))
+def threads():
+    return len(os.listdir("/proc/self/task"))
+before = threads()
+"""
+
+FORK = """
+assert right() and threads() >= before + 3
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if threads() == 1 and right() and threads() == 4 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 and right()
+"""
+
+# A thread's stack does not fit into what memory is left: the work of those that do not come falls to the caller.
+ALONE = """
+size = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 19), resource.RLIM_INFINITY))
+assert right() and threads() == before
+"""
+
+EXIT = """
+def for_ever():
+    while True:
+        right()
+for _ in range(3):
+    threading.Thread(target=for_ever, daemon=True).start()
+assert right()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux lists them")
+@pytest.mark.parametrize("script", [FORK, ALONE, EXIT], ids=["in a fork", "that cannot be had", "at exit"])
+def test_threads(script):
+    ended = outcome(PREPARED + script)
+    assert ended.returncode == 0, ended.stderr

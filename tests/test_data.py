@@ -23,6 +23,9 @@ import torch
 import snnkern.data.events as events
 from snnkern.data import digits, load
 from snnkern.data.images import NORMS, Cutout
+from snnkern.train.compare import compare, named
+from snnkern.train.plot import plot
+from snnkern.train.recipe import load as load_recipe
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -102,6 +105,7 @@ def assert_only_torch_draws(data, index=0):
 
 def test_pixels_are_normalised_as_published():
     assert NORMS == {
+        "mnist": ((0.1307,), (0.3081,)),
         "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
         "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
         "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -109,8 +113,8 @@ def test_pixels_are_normalised_as_published():
 
 
 def test_names_and_options_are_checked():
-    with pytest.raises(ValueError, match=r"name must be one of digits, .*dvs-cifar10, got 'mnist'"):
-        load("mnist")
+    with pytest.raises(ValueError, match=r"name must be one of digits, .*dvs-cifar10, got 'svhn'"):
+        load("svhn")
     with pytest.raises(ValueError, match="digits has no option 'augment'; it has noise, train"):
         load("digits", augment="crop-flip")
     with pytest.raises(ValueError, match="noise must be a finite number, not negative, got 'much'"):
@@ -139,11 +143,13 @@ def test_digits_are_those_of_digits():
     (x, y), (test_x, test_y) = digits(seed=3, noise=0.1, train=50)
     assert (data.classes, data.shape, data.events) == (10, (1, 8, 8), False)
     assert all(map(torch.equal, data.train.tensors + data.test.tensors, (x, y, test_x, test_y)))
+    assert data.plain is data.train
 
 
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
     [
+        ("mnist", "torchvision", "vision"),
         ("cifar100", "torchvision", "vision"),
         ("imagenet", "torchvision", "vision"),
         ("dvs-cifar10", "tonic", "events"),
@@ -170,6 +176,65 @@ def test_torchvision_of_another_torch(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(ImportError, match=r"torchvision does not go with torch .*\(operator torchvision::nms does"):
         load("cifar10")
+
+
+# MNIST
+
+
+def write_idx(path, values):
+    """The files of MNIST: two zeros, the type (8: bytes), the number of axes, their lengths, the values."""
+    path.write_bytes(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
+
+
+@pytest.fixture
+def mnist(torchvision, tmp_path):
+    """The folder, and images [25, 28, 28] and labels of both parts, 20 to train."""
+    drawn = np.random.default_rng(0)
+    images, labels = drawn.integers(0, 256, (25, 28, 28), np.uint8), drawn.integers(0, 10, 25, np.uint8)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    for name, part in (("train", slice(20)), ("t10k", slice(20, 25))):
+        write_idx(tmp_path / "MNIST" / "raw" / f"{name}-images-idx3-ubyte", images[part])
+        write_idx(tmp_path / "MNIST" / "raw" / f"{name}-labels-idx1-ubyte", labels[part])
+    return tmp_path, torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def test_mnist_reads_its_files(mnist):
+    root, images, labels = mnist
+    data = load("mnist", root)
+    assert (len(data.train), len(data.test), data.plain is data.train) == (20, 5, True)
+    assert (data.classes, data.shape, data.events) == (10, (1, 28, 28), False)
+    x, y = (torch.cat(pair) for pair in zip(data.train.tensors, data.test.tensors, strict=True))
+    torch.testing.assert_close(x[:, 0], (images / 255 - 0.1307) / 0.3081)
+    assert x.dtype == torch.float32 and torch.equal(y, labels.long())
+    with pytest.raises(ValueError, match="mnist has no option 'augment'; it has none"):
+        load("mnist", root, augment="none")
+
+
+def test_figure_2_and_table_1_of_dspike_on_mnist(mnist, tmp_path):
+    pytest.importorskip("matplotlib")
+    small = f"data.root={mnist[0]}", "batch=10", "stage.epochs=2", "seeds=2", "stage.steps=1"
+    probe = "dspike-fig2:stage.probe.iterations=1:stage.probe.eps=[0.1,0.01]"
+    compare(named([*small, probe, f"{probe}:stage.network=ann"]), tmp_path / "fig2")
+    drawn = [path.name for path in plot(tmp_path / "fig2")]
+    assert drawn == ["accuracy_epochs.png", "accuracy_steps.png", "accuracy_moments.png", "similarity.png"]
+    one = next(path.parent for path in (tmp_path / "fig2").rglob("metrics.jsonl"))
+    assert [path.name for path in plot(one)] == ["loss.png", "accuracy.png", "similarity.png"]
+    results = compare(
+        named([*small, "dspike-table1", "dspike-table1:stage.0.differences.eps=0.1"]), tmp_path / "table1"
+    )
+    first, second = results["names"]
+    assert first == "dspike-table1" and second == "dspike-table1,eps=0.1"
+    last = results["rows"][0]
+    assert last["measure"] == "last epoch, %" and last["differences"][second]["positive"] in (0, 1, 2)
+
+
+@pytest.mark.parametrize("problem", ["missing", "cut"])
+def test_mnist_that_is_not_whole(mnist, problem):
+    path = mnist[0] / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.unlink() if problem == "missing" else path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FileNotFoundError, match=r"MNIST is not in .*, or not whole") as error:
+        load("mnist", mnist[0])
+    assert "import MNIST as C" in code_of(error)
 
 
 # CIFAR
@@ -239,7 +304,10 @@ def test_cifar_reads_the_python_files(cifar, name, classes, scale):
         torch.testing.assert_close(x, (images[index] / 255 - mean) / std)
         assert y == scale * (index % 10)
     for augment in ("crop-flip", "autoaugment-cutout"):
-        assert torch.equal(load(name, str(root), augment=augment).test[0][0], data.test[0][0])
+        drawn = load(name, str(root), augment=augment)
+        assert torch.equal(drawn.test[0][0], data.test[0][0])
+        assert all(torch.equal(drawn.plain[index][0], data.train[index][0]) for index in (0, 3, 0))
+        assert any(not torch.equal(drawn.train[0][0], data.train[0][0]) for _ in range(5))
 
 
 def test_crop_flip_moves_by_up_to_four_pixels(cifar):
@@ -259,7 +327,7 @@ def test_crop_flip_moves_by_up_to_four_pixels(cifar):
 
 
 def test_autoaugment_cutout_is_in_the_order_of_the_published_code(cifar):
-    for name in NORMS.keys() - {"imagenet"}:
+    for name in ("cifar10", "cifar100"):
         train = load(name, cifar[0], augment="autoaugment-cutout").train
         steps = train.transform.transforms
         order = ["RandomCrop", "RandomHorizontalFlip", "AutoAugment", "ToTensor", "Cutout", "Normalize"]
@@ -341,6 +409,8 @@ def test_imagenet_training_images_are_cut_scaled_and_flipped(imagenet):
     areas = [width * height for width, height in zip(widths, heights, strict=True)]
     assert min(areas) < 0.25 and max(areas) > 0.6 and min(heights) > 0
     assert_only_torch_draws(train)
+    plain = load("imagenet", imagenet[0], augment="none").train
+    assert torch.equal(load("imagenet", imagenet[0]).plain[0][0], plain[0][0])
 
 
 def test_missing_imagenet_says_how_to_get_it(torchvision, tmp_path):
@@ -418,6 +488,14 @@ def dvs(tmp_path_factory, tonic):
     return root
 
 
+def test_frames_of_dspike_stay_zeros_and_ones(dvs):
+    """Li et al., NeurIPS 2021, section 5: the first layer takes frames of 0 and 1."""
+    recipe = load_recipe("dspike-dvs", [f"data.root={dvs}"])
+    for part in (recipe.load_data().train, recipe.load_data().test):
+        for index in (0, 1, 99):
+            assert part[index][0].unique().tolist() == [0, 1]
+
+
 def test_frames_by_time_and_by_count():
     t = np.array([100, 101, 109, 110, 119, 120, 129], np.uint64)  # 30 us: blocks from 100, 110 and 120
     x, y = np.array([0, 0, 1, 2, 3, 3, 3], np.uint16), np.array([2, 2, 0, 1, 3, 3, 3], np.uint16)
@@ -448,6 +526,8 @@ def test_dvs_splits_by_the_number_of_a_recording(dvs):
             assert torch.equal(x, events.to_frames(*expected, 10))
             assert x[-1, 0, 4 * target + order, 7] >= 5
     assert torch.equal(data.train[1][0], events.to_frames(*recording(127), 10))
+    plain = load("dvs-cifar10", dvs, augment="nda", size=128).plain
+    assert len(plain) == 9000 and torch.equal(plain[900][0], data.train[900][0])
 
 
 def test_dvs_options(dvs):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
 

@@ -1,8 +1,7 @@
-import re
-
 import pytest
 import torch
 
+pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
 
@@ -16,6 +15,7 @@ from snnkern.train.recipe import RecipeError, load, override, read, recipes
 # classes and shape of a sample
 DATA = {
     "digits": (10, (1, 8, 8)),
+    "mnist": (10, (1, 28, 28)),
     "cifar10": (10, (3, 32, 32)),
     "cifar100": (100, (3, 32, 32)),
     "imagenet": (1000, (3, 224, 224)),
@@ -33,7 +33,7 @@ def network(recipe, stage=0):
 def test_recipe_is_short_and_makes_its_networks(name):
     assert len(recipes()[name].read_text().splitlines()) <= 40
     recipe = load(name)
-    assert recipe.data["name"] in SETS and re.search(r"(Deng|Li) et al., (ICLR 2022|NeurIPS 2021)", recipe.source)
+    assert recipe.data["name"] in SETS and recipe.title and recipe.source
     names = [set(network(recipe, stage).state_dict()) for stage in range(len(recipe.stage))]
     assert all(each == names[0] for each in names)  # so that weights can be passed on
     for stage in recipe.stage:
@@ -67,6 +67,8 @@ def stages(name):
         ("dspike-imagenet-resnet34", [(6, 100, 0.04)]),
         ("dspike-imagenet-vgg16", [(5, 100, 0.04)]),
         ("dspike-dvs", [(10, 300, 0.01)]),
+        ("dspike-fig2", [(6, 5, 0.01)]),
+        ("dspike-table1", [(6, 10, 0.01)]),
     ],
 )
 def test_published_stages(name, wanted):
@@ -89,7 +91,7 @@ def test_published_numbers():
     assert load("tet-dvs-plain").stage[0].optimiser["weight_decay"] == 5e-4
     assert "weight_decay" not in load("tet-dvs").stage[0].optimiser
     for name in recipes():
-        if name.startswith("dspike-"):
+        if name.startswith(("dspike-cifar", "dspike-dvs", "dspike-imagenet")):
             decay = {s.optimiser["weight_decay"] for s in load(name).stage}
             assert decay == ({4e-5} if "imagenet" in name else {1e-4})
             searched = [s.temperature for s in load(name).stage if s.network == "snn"]
@@ -156,28 +158,46 @@ def test_overrides():
     assert [run.seed for run in recipe.runs()] == [7]
     assert [run.seed for run in load("tet-cifar10", ["seeds=2"]).runs()] == [0, 1]
     assert network(load("tet-cifar10", ["model.hidden=none"])).head.in_features == 512
+    recipe = load("dspike-cifar10", ["stage.temperature.eps=0.2"])  # the ann has none, and gets none
+    assert [stage.temperature and stage.temperature.eps for stage in recipe.stage] == [None, 0.2, 0.2, 0.2]
+    assert override(recipe, ["stage.temperature.eps=0.1"]) == load("dspike-cifar10")
+    made = override(recipe, ["stage.0.probe.iterations=3", "stage.0.differences.eps=0.2"]).stage
+    assert made[0].probe.iterations == 3 and made[0].differences.eps == 0.2 and made[1].probe is None
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("epochs=3", "epochs is no key; there are title, source"),
+        ("epochs=3", "epochs is no key, did you mean stage.epochs?"),
         ("stage.0.epoch=3", "stage.0.epoch is no key, did you mean epochs?"),
-        ("stage.0.epochs=-1", "stage.0.epochs must be a whole number from 1 up, got -1"),
-        ("stage.0.epochs=1.5", "stage.0.epochs must be a whole number, got 1.5"),
-        ("stage.0.epochs=true", "stage.0.epochs must be a whole number, got True"),
+        ("stage.0.epochs=-1", "stage.0.epochs must be greater than or equal to 1, got -1"),
+        ("stage.0.epochs=1.5", "stage.0.epochs must be a valid integer, got 1.5"),
+        ("stage.0.epochs=true", "stage.0.epochs must be a valid integer, got True"),
         ("stage.3.epochs=1", "stage.3.epochs: there are 1, counted from 0, got 3"),
-        ("stage.0.network=cnn", "stage.0.network must be one of snn, ann, got 'cnn'"),
+        ("stage.0.network=cnn", "stage.0.network must be 'snn' or 'ann', got 'cnn'"),
         ("stage.0.inherit=0", "stage.0.inherit must be the number of a stage before, got 0"),
-        ("stage.0.optimiser.lr=0", "stage.0.optimiser.lr must be a positive, finite number, got 0.0"),
+        ("stage.0.optimiser.lr=0", "stage.0.optimiser.lr must be greater than 0, got 0"),
         ("stage.0.optimiser.name=LBFGS", "stage.0.optimiser.name must be one of SGD, Adam, AdamW, got 'LBFGS'"),
         ("stage.0.optimiser.momentum=0.9", "stage.0.optimiser.momentum is no key"),
         ("stage.0.optimiser.weight_decay=-1", "stage.0.optimiser: Invalid weight_decay value: -1"),
-        ("stage.0.schedule=step", "stage.0.schedule must be one of cosine, linear, constant, got 'step'"),
-        ("stage.0.loss.name=mse", "stage.0.loss.0.name must be one of sdt, tet, got 'mse'"),
-        ("stage.0.loss.lamb=1.1", r"stage.0.loss.0.lamb must be a number in [0, 1], got 1.1"),
+        ("stage.0.schedule=step", "stage.0.schedule must be 'cosine', 'linear' or 'constant', got 'step'"),
+        ("stage.0.loss.name=mse", "stage.0.loss.0.name must be 'sdt' or 'tet', got 'mse'"),
+        ("stage.0.loss.lamb=1.1", "stage.0.loss.0.lamb must be less than or equal to 1, got 1.1"),
         ("stage.0.loss.from_epoch=2", "stage.0.loss must begin with one from_epoch = 1 and go up, got [2]"),
-        ("stage.0.temperature.eps=0", "stage.0.temperature.eps must be a positive, finite number, got 0.0"),
+        ("stage.0.temperature.eps=0", "stage.0.temperature.eps must be greater than 0, got 0"),
+        ("stage.0.temperature.eps=inf", "stage.0.temperature.eps must be a finite number, got inf"),
+        ("stage.temperature.eps=0.2", "stage.temperature.eps: none of the 1 has temperature; a number before it makes "
+         "one, as in stage.0.temperature.eps"),
+        ("stage.0.temperature=3", "stage.0.temperature must be a table, got 3"),
+        ("stage.0.temperature.stop=3", "stage.0.temperature.stop is no key, did you mean step?"),
+        ("stage.0.probe.eps=[]", "stage.0.probe.eps: Value should have at least 1 item"),
+        ("stage.0.probe.eps=[0.1, -1]", "stage.0.probe.eps.1 must be greater than 0, got -1"),
+        ("lamb=0.1", "lamb is no key, did you mean stage.loss.lamb?"),
+        ("lr=0.1", "lr is no key, did you mean stage.optimiser.lr?"),
+        ("stage.loss={}", "stage.0.loss.0.name is missing"),
+        ("packed=1", "packed must be a valid boolean, got 1"),
+        ("model=CNN6", "model must be a table, got 'CNN6'"),
+        ("test_steps.a.b=1", "test_steps.a.b: none of the 8 has a"),
         ("stage=[]", "stage must be one [[stage]] table or more, got none"),
         ("model.name=ResNet20", "model.name must be one of CNN6, "),
         ("model.stem=3", "model.stem is no key"),
@@ -188,10 +208,10 @@ def test_overrides():
         ("neuron.surrogate.name=Tent", "neuron.surrogate.name must be one of "),
         ("neuron.surrogate.gamma=-1", "neuron.surrogate: Triangle: gamma must be positive and finite, got -1"),
         ("data.name=mnist", "data.name must be one of digits, "),
-        ("amp=half", "amp must be one of off, bfloat16, float16, got 'half'"),
+        ("amp=half", "amp must be 'off', 'bfloat16' or 'float16', got 'half'"),
         ("accumulate=61", "accumulate must be at most batch, 60, got 61"),
         ("test_steps=[2, 1]", "test_steps must be increasing, got [2, 1]"),
-        ("title=3", "title must be a text, got 3"),
+        ("title=3", "title must be a valid string, got 3"),
         ("batch", "an override must be key=value, got 'batch'"),
         ("batch.size=3", "batch.size must be a key of the recipe: 60 has no key 'size'"),
     ],

@@ -1,8 +1,8 @@
 """The Triton kernels without a GPU: run by Triton's interpreter, and compiled for GPUs that are not there.
 
-The interpreter wants TRITON_INTERPRET=1 before Triton is imported, so its tests run in a process of their own, which
-``test_in_the_interpreter`` starts. It checks indices, masks and mathematics, not what the compiler makes of them; that
-is read from the machine code. On a machine with a GPU ``test_lif.py`` runs the kernels themselves.
+The interpreter wants TRITON_INTERPRET=1 before Triton is imported, so its tests run in processes of their own, in the
+second half of ``make test``. It checks indices, masks and mathematics, not what the compiler makes of them; that is
+read from the machine code. On a machine with a GPU ``test_lif.py`` runs the kernels themselves.
 """
 
 import os
@@ -32,16 +32,8 @@ from snnkern.backend.triton import bn_lif as norms  # noqa: E402  # imports Trit
 from snnkern.backend.triton import lif as kernels  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poison")
-in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter, in another process")
+in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="for TRITON_INTERPRET=1, as `make test` runs this file too")
 compiles = pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
-
-
-@compiles
-def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
 
 
 @in_interpreter

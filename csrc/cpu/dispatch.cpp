@@ -50,11 +50,11 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// Whether an output is to be streamed past the cache: if it is larger than what its threads can count on, it would be
-// evicted before anyone reads it. What the system reports as last-level cache may be shared with many other cores, so a
-// modest constant stands for it.
-bool expect(void* output, DType dtype, int64_t numel, int threads) {
-  constexpr int64_t cache_per_thread = int64_t(2) << 20;
+// Whether an output is to be streamed past the cache: if it is larger than what one can count on, it would be evicted
+// before anyone reads it. What the system reports as last-level cache may be shared with many other cores, and not
+// every thread may come to help, so a modest constant stands for it.
+bool expect(void* output, DType dtype, int64_t numel) {
+  constexpr int64_t cache = int64_t(2) << 20;
   const int64_t bytes = numel * (dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2);
 #ifdef __linux__
   // A large output is fresh from the system, which maps it page by page as it is first written; with 4 KiB pages that
@@ -64,7 +64,7 @@ bool expect(void* output, DType dtype, int64_t numel, int threads) {
   const uintptr_t to = (reinterpret_cast<uintptr_t>(output) + bytes) & ~(page - 1);
   if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
 #endif
-  return bytes > cache_per_thread * threads;
+  return bytes >= cache;
 }
 
 }  // namespace
@@ -72,10 +72,10 @@ bool expect(void* output, DType dtype, int64_t numel, int threads) {
 const char* cpu_isa() { return kernels().isa; }
 
 void lif_forward_cpu(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads) {
-  kernels().lif_forward(p, s, a, threads, expect(a.spikes, s.dtype, s.outer * s.steps_out * s.inner, threads));
+  kernels().lif_forward(p, s, a, threads, expect(a.spikes, s.dtype, s.outer * s.steps_out * s.inner));
 }
 void lif_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads) {
-  kernels().lif_backward(p, s, a, threads, expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner, threads));
+  kernels().lif_backward(p, s, a, threads, expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner));
 }
 int64_t norm_parts_cpu(const LIFShape& s) { return kernels().norm_parts(s); }
 void moments_cpu(const LIFShape& s, const Norm& n, const void* x, double* moments, int threads) {
@@ -94,17 +94,17 @@ void gradients_cpu(const NormPlan& p, const void* table, const double* sums, con
 int64_t norm_kept_cpu(const LIFShape& s, const Norm& n, int threads) { return kernels().norm_kept(s, n, threads); }
 void norm_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const NormPlan& plan, double* sums,
                        void* affine, void* pull_push, int threads) {
-  const bool streaming = expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner, threads);
+  const bool streaming = expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner);
   kernels().norm_backward(p, s, a, plan, sums, affine, pull_push, threads, streaming);
 }
 void ttm_cpu(const TTMShape& s, const void* x, void* y, int threads) {
-  kernels().ttm(s, x, y, threads, expect(y, s.dtype, s.outer * s.steps_out * s.inner, threads));
+  kernels().ttm(s, x, y, threads, expect(y, s.dtype, s.outer * s.steps_out * s.inner));
 }
 bool pack_cpu(DType dtype, int64_t n, const void* x, uint8_t* bits, int threads) {
   return kernels().pack(dtype, n, x, bits, threads);
 }
 void unpack_cpu(DType dtype, int64_t n, const uint8_t* bits, void* x, int threads) {
-  kernels().unpack(dtype, n, bits, x, threads, expect(x, dtype, n, threads));
+  kernels().unpack(dtype, n, bits, x, threads, expect(x, dtype, n));
 }
 
 }  // namespace snnkern

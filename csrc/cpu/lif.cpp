@@ -17,12 +17,13 @@
 
 #include "kernels.h"
 #include "rows.h"
+#include "threads.h"
 
 namespace snnkern::SNN_ISA {
 namespace {
 
-constexpr int kAhead = 2;           // rows between a prefetch and its use
-constexpr int64_t kSerial = 16384;  // elements below which a second thread costs more than it brings
+constexpr int kAhead = 2;         // rows between a prefetch and its use
+constexpr int64_t kWorth = 8192;  // elements that another thread is worth
 
 // The states with which the segments of a split start and end, [segments, neurons].
 template <class S>
@@ -132,8 +133,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
       return saved + (t / kChunk - 1) * s.outer * s.inner + tile.first;
     };
 
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < tiles.count; ++i) {
+    parallel_for(tiles.count, threads, [&](int64_t i) {
       const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
       Local<S> at;
       if (a.norm.table) at.lanes.fill(a.norm, tile);
@@ -150,12 +150,11 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
       seams.note(seams.ends, tile, v);
       if (tile.end == s.steps) std::copy_n(v, tile.lanes, v_last + tile.first);
       if (streaming) stream_fence();
-    }
+    });
     if (s.segments == 1 || seams.all_meet(1)) return;
 
     // Repair.
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < tiles.per_segment; ++i) {
+    parallel_for(tiles.per_segment, threads, [&](int64_t i) {
       Local<S> at;
       S* v = at.v;
       for (int64_t q = 1; q < s.segments; ++q) {
@@ -177,7 +176,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
         if (tile.end == s.steps) std::copy_n(v, tile.lanes, v_last + tile.first);
       }
       if (streaming) stream_fence();
-    }
+    });
   });
 }
 
@@ -271,8 +270,7 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
   auto* grad_v0 = static_cast<S*>(a.grad_v);
   const Seams<S> seams(a.scratch, s);
 
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < tiles.count; ++i) {
+  parallel_for(tiles.count, threads, [&](int64_t i) {
     const Tile tile = tiles[i];
     alignas(64) S grad_v[kLanes];
     Lanes<S> lanes;
@@ -286,12 +284,11 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
     seams.note(seams.ends, tile, grad_v);
     if (grad_v0 && tile.segment == 0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
     if (streaming) stream_fence();
-  }
+  });
   if (s.segments == 1 || seams.all_meet(-1)) return;
 
   // Repair.
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < tiles.per_segment; ++i) {
+  parallel_for(tiles.per_segment, threads, [&](int64_t i) {
     alignas(64) S grad_v[kLanes];
     Lanes<S> lanes;
     const Normed<IO, S> norm{a.norm.table ? &lanes : nullptr, {}, {}, nullptr, nullptr, {}};
@@ -305,7 +302,7 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
       if (grad_v0 && q == 0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
     }
     if (streaming) stream_fence();
-  }
+  });
 }
 
 // The sums of backward's first pass, [parts, 2, channels]. Tiles and parts do not depend on the number of threads.
@@ -314,14 +311,13 @@ void sums_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, double* 
   const Tiling tiles(s, kMostParts);
   const Backward<IO> pass{p, s, a, tiles.narrow, false};
   const int64_t parts = parts_of(s), channels = a.norm.channels;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t part = 0; part < parts; ++part) {
+  parallel_for(parts, threads, [&](int64_t part) {
     double* to = std::fill_n(sums + part * 2 * channels, 2 * channels, 0.0) - 2 * channels;
     for (int64_t i = tiles.count * part / parts; i < tiles.count * (part + 1) / parts; ++i) {
       alignas(64) S grad_v[kLanes];
       pass.add_sums(tiles[i], {}, grad_v, to);
     }
-  }
+  });
 }
 
 // Where the elements of a few channels, and g beside them, fit into the cache, backward makes both of its passes over
@@ -380,37 +376,40 @@ void norm_backward_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a,
                     {grad_x.at(tile.first, 0), s.inner}, int(s.steps), tile.lanes, streaming);
     });
   };
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t part = 0; part < threads; ++part) {
-    for (int64_t i = groups.count * part / threads; i < groups.count * (part + 1) / threads; ++i)
-      group(i * groups.in_group, static_cast<S*>(a.scratch) + part * groups.kept);
+  parallel_for(groups.count, threads, [&](int64_t i, int thread) {
+    group(i * groups.in_group, static_cast<S*>(a.scratch) + thread * groups.kept);
     if (streaming) stream_fence();
-  }
+  });
 }
 
-int useful_threads(const LIFShape& s, int threads) { return s.outer * s.steps * s.inner < kSerial ? 1 : threads; }
+// As many threads as the work is worth.
+int threads_for(const LIFShape& s, int threads) {
+  return int(std::clamp<int64_t>(s.outer * s.steps * s.inner / kWorth, 1, threads));
+}
 
 }  // namespace
 
 void lif_forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads, bool streaming) {
-  with_dtype(s.dtype, [&](auto io) { forward<decltype(io)>(p, s, a, useful_threads(s, threads), streaming); });
+  threads = useful_threads(threads_for(s, threads));
+  with_dtype(s.dtype, [&](auto io) { forward<decltype(io)>(p, s, a, threads, streaming); });
+}
+void lif_backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads, bool streaming) {
+  threads = useful_threads(threads_for(s, threads));
+  with_dtype(s.dtype, [&](auto io) { backward<decltype(io)>(p, s, a, threads, streaming); });
 }
 void sums(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, double* to, int threads) {
-  with_dtype(s.dtype, [&](auto io) { sums_of<decltype(io)>(p, s, a, to, useful_threads(s, threads)); });
+  with_dtype(s.dtype, [&](auto io) { sums_of<decltype(io)>(p, s, a, to, threads_for(s, threads)); });
 }
 int64_t norm_kept(const LIFShape& s, const Norm& n, int threads) {
-  threads = useful_threads(s, threads);
+  threads = threads_for(s, threads);
   return Groups(s, n, threads).kept * threads;
 }
 void norm_backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const NormPlan& plan, double* sums,
                    void* affine, void* pull_push, int threads, bool streaming) {
-  threads = useful_threads(s, threads);
+  threads = threads_for(s, threads);
   with_dtype(s.dtype, [&](auto io) {
     norm_backward_of<decltype(io)>(p, s, a, plan, sums, affine, pull_push, threads, streaming);
   });
-}
-void lif_backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads, bool streaming) {
-  with_dtype(s.dtype, [&](auto io) { backward<decltype(io)>(p, s, a, useful_threads(s, threads), streaming); });
 }
 
 }  // namespace snnkern::SNN_ISA

@@ -3,6 +3,7 @@
 #include "../norm.h"
 
 #include "kernels.h"
+#include "threads.h"
 #include "tiles.h"
 
 namespace snnkern::SNN_ISA {
@@ -60,8 +61,7 @@ void moments_of(const LIFShape& s, const Norm& n, const void* data, double* mome
   double* shifts = moments + 2 * parts * n.channels;
   for (int64_t c = 0; c < n.channels; ++c) shifts[c] = load<S>(x.at(c * n.period, 0));
 
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t part = 0; part < parts; ++part) {
+  parallel_for(parts, threads, [&](int64_t part) {
     double* to = moments + part * 2 * n.channels;
     std::fill_n(to, 2 * n.channels, 0.0);
     for (int64_t i = tiles.count * part / parts; i < tiles.count * (part + 1) / parts; ++i) {
@@ -92,7 +92,7 @@ void moments_of(const LIFShape& s, const Norm& n, const void* data, double* mome
       fold(n, tile, totals, to);
       fold(n, tile, squares, to + n.channels);
     }
-  }
+  });
 }
 
 // Calls f with a number of the type of the state.

@@ -1,8 +1,10 @@
 // Spikes to bits and back on the CPU, compiled once per instruction set like lif.cpp. A byte is eight lanes of integers
 // as wide as the numbers.
 #include <algorithm>
+#include <atomic>
 
 #include "kernels.h"
+#include "threads.h"
 #include "vector.h"
 
 namespace snnkern::SNN_ISA {
@@ -100,19 +102,14 @@ void with_width(DType dtype, F&& f) {
 
 bool pack(DType dtype, int64_t n, const void* x, uint8_t* bits, int threads) {
   threads = n < kSerial ? 1 : threads;
-  bool binary = true;
+  std::atomic<bool> binary{true};
   with_width(dtype, [&](auto width) {
     using U = decltype(width);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < n; i += kBlock) {
-      bool so_far;
-#pragma omp atomic read
-      so_far = binary;
-      if (!so_far || pack(static_cast<const U*>(x) + i, std::min(kBlock, n - i), U(one_of(dtype)), bits + i / 8))
-        continue;
-#pragma omp atomic write
-      binary = false;
-    }
+    parallel_for((n + kBlock - 1) / kBlock, threads, [&](int64_t block) {
+      const int64_t i = block * kBlock;
+      if (binary && !pack(static_cast<const U*>(x) + i, std::min(kBlock, n - i), U(one_of(dtype)), bits + i / 8))
+        binary = false;
+    });
   });
   return binary;
 }
@@ -121,9 +118,10 @@ void unpack(DType dtype, int64_t n, const uint8_t* bits, void* x, int threads, b
   threads = n < kSerial ? 1 : threads;
   with_width(dtype, [&](auto width) {
     using U = decltype(width);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < n; i += kBlock)
+    parallel_for((n + kBlock - 1) / kBlock, threads, [&](int64_t block) {
+      const int64_t i = block * kBlock;
       unpack(bits + i / 8, std::min(kBlock, n - i), U(one_of(dtype)), static_cast<U*>(x) + i, streaming);
+    });
   });
 }
 

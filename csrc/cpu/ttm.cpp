@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "threads.h"
 #include "vector.h"
 
 namespace snnkern::SNN_ISA {
@@ -37,14 +38,13 @@ void ttm(const TTMShape& s, const void* x, void* y, int threads, bool streaming)
   threads = s.outer * std::max(s.steps_in, s.steps_out) * s.inner < kSerial ? 1 : threads;
   with_dtype(s.dtype, [&](auto io) {
     using IO = decltype(io);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < rows * per_row; ++i) {
+    parallel_for(rows * per_row, threads, [&](int64_t i) {
       const int64_t row = i / per_row, at = i % per_row * kLanes, outer = row / s.steps_out, j = row % s.steps_out;
       const int64_t first = s.first(j);
       sum(static_cast<const IO*>(x) + outer * s.x_outer_stride + first * s.x_step_stride + at, s.x_step_stride,
           s.last(j) - first, static_cast<IO*>(y) + row * s.inner + at, std::min(kLanes, s.inner - at), streaming);
       if (streaming) stream_fence();
-    }
+    });
   });
 }
 

@@ -5,22 +5,26 @@ Networks are taken as ``snnkern.models`` makes them: static images [N, C, H, W],
 ``batch`` samples on the device of their parameters, and are left as they were.
 """
 
-from .accuracy import accuracy_over_steps, moments, outputs
+from .accuracy import Evaluation, accuracy_over_steps, evaluate, moments, outputs
 from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
 from .landscape import Landscape, landscape, rise
-from .report import report
+from .report import measure, report, write
 
 __all__ = [
     "Energy",
+    "Evaluation",
     "Landscape",
     "accuracy_over_energy",
     "accuracy_over_steps",
     "energy",
+    "evaluate",
     "joules",
     "landscape",
+    "measure",
     "moments",
     "outputs",
     "report",
     "rise",
     "sparsity",
+    "write",
 ]

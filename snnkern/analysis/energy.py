@@ -16,6 +16,10 @@ Source: Deng et al., ICLR 2022, section 5.1 (figure 4B); Li et al., "Differentia
 (table 3, whose numbers these formulas give, in units 1000 times smaller than it prints: the ANN's MAC costs
 0.9 + 4.6 pJ there, not the 4.6 pJ of the text). Costs per operation: Horowitz, ISSCC 2014.
 
+Dspike's table 3 takes s * T * A for the additions: one mean rate s of all neurons, and the additions A of the whole
+ANN, the first layer's among them. The sum over layers differs wherever rates do: it is more than s * T * A where layers
+with many MACs receive many spikes, and always by the first layer, whose analog input adds at every step and not at s.
+
 What they leave open is chosen here. The rate is the mean *value* of the input: spikes averaged by a pool or added by a
 shortcut (SEW) or over time (TTM) count as the spikes that they consist of, not as one operation per nonzero. The first
 layer's additions are counted beside its multiplications, as in the ANN. The first layer is counted at every step,
@@ -145,7 +149,8 @@ def energy(
         add, multiply: cost of an operation, in picojoules.
         analog: the first layer's input is not spikes, so it multiplies. False: count it like the others (event frames
             of zeros and ones; the papers multiply there, too).
-        neurons: the classes of the layers that fire, for networks with others than snnkern's.
+        neurons: the classes of the layers that fire, for networks with others than snnkern's; none for an ANN, whose
+            layers all multiply.
     """
     count = _count(model, x, steps, batch, neurons)
     layers = []
@@ -154,7 +159,7 @@ def energy(
         if not layers:  # computed once for a static image
             frames = max(frames, count.first_steps)
         rate = seen.total / seen.elements
-        multiplies = analog and not layers
+        multiplies = (analog and not layers) or not neurons
         operations = frames * seen.macs
         layers.append(
             Layer(

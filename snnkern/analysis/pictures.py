@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .energy import Energy
+import torch
+
+from ..surrogate import Surrogate
+from .energy import Energy, joules
 from .landscape import Landscape
 
-__all__ = ["bars", "curves", "dots", "energy", "energy_curves", "landscapes"]
+__all__ = ["bars", "curves", "dots", "energy", "energy_curves", "landscapes", "scatter", "surrogates"]
 
 # Okabe and Ito, told apart by every eye; the marker repeats what the colour says.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -39,6 +43,7 @@ def curves(
     mark: tuple[float, str] | Sequence[tuple[float, str]] | None = None,
     ticks: Sequence[float] | None = None,
     floor: float | None = None,
+    zoom: float | None = None,
 ) -> Path:
     """Lines, each the mean of its runs, with a band from the least to the greatest.
 
@@ -48,56 +53,115 @@ def curves(
         mark: (x, what is there), a dashed line, or several of them.
         ticks: on the x axis.
         floor: where the y axis begins.
+        zoom: draws everything twice, once with its end alone: what is left of this x would squeeze it.
     """
+    marks = [mark] if isinstance(mark, tuple) else mark or ()
 
-    def draw(figure):
-        axes = figure.subplots()
+    def panel(axes, start: float):
         for i, (label, (x, runs)) in enumerate(lines.items()):
-            means = [sum(values) / len(values) for values in zip(*runs, strict=True)]
-            axes.plot(x, means, label=label, color=_of(COLOURS, i), marker=_of(MARKERS, i) if len(x) < 25 else "")
+            shown = [j for j, at in enumerate(x) if at >= start]
+            x, runs = [x[j] for j in shown], [[run[j] for j in shown] for run in runs]
+            axes.plot(x, _means(runs), label=label, color=_of(COLOURS, i), marker=_of(MARKERS, i) * (len(x) < 25))
             if len(runs) > 1:
                 lowest, highest = map(min, zip(*runs, strict=True)), map(max, zip(*runs, strict=True))
-                axes.fill_between(x, [*lowest], [*highest], color=_of(COLOURS, i), alpha=0.15, linewidth=0)
+                lowest, highest = [*lowest], [*highest]
+                axes.fill_between(x, lowest, highest, color=_of(COLOURS, i), alpha=0.15, linewidth=0)
+                axes.plot(x, lowest, x, highest, linestyle="none")  # the legend keeps clear of lines, not of bands
         if log:
             axes.set_xscale("log", base=log)
             axes.minorticks_off()
-        if ticks is not None:
-            axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        places = {at for x, _ in lines.values() for at in x}
+        if ticks is not None or len(places) == 1:
+            at = places if ticks is None else ticks
+            axes.set_xticks([*at], labels=[f"{tick:g}" for tick in at])
         elif not log:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if floor is not None:
-            axes.set_ylim(bottom=floor)
-        for place in [mark] if isinstance(mark, tuple) else mark or ():
-            _mark(axes, *place)
-        most = max(len(runs) for _, runs in lines.values())
-        if len(lines) > 1 or most > 1:
-            axes.legend(title=f"mean and range of {most} seeds" if most > 1 else None, title_fontsize=9)
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+            axes.set_ylim(floor, floor + 1.05 * (axes.get_ylim()[1] - floor))
+        for at, text in marks:
+            if at >= start:
+                _mark(axes, at, text)
+        axes.set(xlabel=xlabel)
+
+    def draw(figure):
+        if zoom is None:
+            panels = [figure.subplots()]
+        else:
+            figure.set_figwidth(9.6)
+            panels = figure.subplots(1, 2)
+            panel(panels[1], zoom)
+            panels[1].set(title=f"From {xlabel} {zoom:g} on")
+        panel(panels[0], -math.inf)
+        panels[0].set(ylabel=ylabel, title=title)
+        _legend(figure, panels[0], _seeds([len(runs) for _, runs in lines.values()]))
 
     return _save(path, draw)
 
 
-def energy_curves(path: Path, lines: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> Path:
-    """Accuracy against energy: label to the rows of ``accuracy_over_energy``; numbers of steps are written beside."""
+def energy_curves(path: Path, lines: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], title: str) -> Path:
+    """Accuracy against energy: label to runs, each the rows of ``accuracy_over_energy``, at the same numbers of steps,
+    which are written beside. The mean of the runs, and bars from the least to the greatest."""
 
     def draw(figure):
         axes = figure.subplots()
-        for i, (label, rows) in enumerate(lines.items()):
-            x, y = [1e6 * row["joules"] for row in rows], [100 * row["accuracy"] for row in rows]
-            axes.plot(x, y, label=label, color=_of(COLOURS, i), marker=_of(MARKERS, i))
-            place = {"xytext": (0, -12 if i % 2 else 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-            for at, row in zip(zip(x, y, strict=True), rows, strict=True):
+        for i, (label, runs) in enumerate(lines.items()):
+            x = [1e6 * joules for joules in _means([[row["joules"] for row in rows] for rows in runs])]
+            accuracies = [[100 * row["accuracy"] for row in rows] for rows in runs]
+            y = _means(accuracies)
+            lowest = [mean - min(values) for mean, values in zip(y, zip(*accuracies, strict=True), strict=True)]
+            highest = [max(values) - mean for mean, values in zip(y, zip(*accuracies, strict=True), strict=True)]
+            spread = {"yerr": [lowest, highest], "capsize": 2, "elinewidth": 0.8} if len(runs) > 1 else {}
+            axes.errorbar(x, y, label=label, color=_of(COLOURS, i), marker=_of(MARKERS, i), **spread)
+            place = {"xytext": (5, -10 if i % 2 else 4), "textcoords": "offset points", "fontsize": 8}
+            for at, row in zip(zip(x, y, strict=True), runs[0], strict=True):
                 axes.annotate(f"{row['steps']:g}", at, color=_of(COLOURS, i), **place)
         axes.margins(y=0.1)
-        if len(lines) > 1:
-            axes.legend(loc="lower right")
+        _legend(figure, axes, _seeds([*map(len, lines.values())]))
         axes.set(xlabel="energy per sample, µJ (numbers: time steps T)", ylabel="test accuracy, %", title=title)
 
     return _save(path, draw)
 
 
-def bars(path: Path, groups: Mapping[str, Mapping[str, float]], ylabel: str, title: str) -> Path:
-    """Numbers by layer, such as ``sparsity``: label to {layer: value}; groups stand side by side."""
+def scatter(path: Path, groups: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str):
+    """A dot (x, y) for every run of every label, and beside the label how x and y correlate over its runs."""
+
+    def draw(figure):
+        axes = figure.subplots()
+        for i, (label, points) in enumerate(groups.items()):
+            x, y = zip(*points, strict=True)
+            varied = len(points) > 2 and len(set(x)) > 1 and len(set(y)) > 1
+            label += f", r = {statistics.correlation(x, y):.2f}" if varied else ""
+            axes.plot(x, y, _of(MARKERS, i), color=_of(COLOURS, i), alpha=0.7, label=label.lstrip(", "))
+        _legend(figure, axes)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+
+    return _save(path, draw)
+
+
+def surrogates(path: Path, chosen: Mapping[str, Surrogate], threshold: float = 1.0) -> Path:
+    """What stands for the spike in backward, and what that is the derivative of, over the potential.
+
+    Of ``Dspike`` at several temperatures: figure 3 of Li et al., NeurIPS 2021.
+    """
+
+    def draw(figure):
+        figure.set_figwidth(9.6)
+        forward, backward = figure.subplots(1, 2)
+        v = torch.linspace(-threshold, 3 * threshold, 4001, dtype=torch.float64)
+        forward.plot(v, (v > threshold).double(), color="0.6", label="spike")
+        for i, (label, surrogate) in enumerate(chosen.items()):
+            forward.plot(v, surrogate.primitive(v - threshold), color=_of(COLOURS, i), label=label)
+            backward.plot(v, surrogate.grad(v - threshold), color=_of(COLOURS, i))
+        _legend(figure, forward)
+        forward.set(xlabel="potential v", title="Forward")
+        backward.set(xlabel="potential v", title="Backward: the derivative")
+
+    return _save(path, draw)
+
+
+def bars(path: Path, groups: Mapping[str, Mapping[str, float]], ylabel: str, title: str, log: bool = False) -> Path:
+    """Numbers by layer, such as ``sparsity``: label to {layer: value}; groups stand side by side. ``log``: the y axis
+    is logarithmic."""
 
     def draw(figure):
         axes = figure.subplots()
@@ -105,14 +169,21 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, float]], ylabel: str, tit
         width = 0.8 / len(groups)
         for i, (label, group) in enumerate(groups.items()):
             x = [j + (i - (len(groups) - 1) / 2) * width for j, layer in enumerate(layers) if layer in group]
-            axes.bar(x, list(group.values()), width, label=label, color=_of(COLOURS, i))
+            axes.bar(
+                x,
+                list(group.values()),
+                width,
+                label=label,
+                color="#999999" if label.startswith("ANN") else _of(COLOURS, i),
+            )
         crowded = max(map(len, layers)) * len(layers) > 60
         turned = {"rotation": 90 if len(layers) > 12 else 40, "ha": "center" if len(layers) > 12 else "right"}
         axes.set_xticks(range(len(layers)), labels=layers, fontsize=8, **(turned if crowded else {}))
         axes.tick_params(axis="x", length=0)
         axes.grid(False, axis="x")
-        if len(groups) > 1:
-            axes.legend()
+        if log:
+            axes.set_yscale("log")
+        _legend(figure, axes)
         axes.set(ylabel=ylabel, title=title)
 
     return _save(path, draw)
@@ -135,32 +206,25 @@ def dots(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel
         axes.set_xticks(range(len(cases)), labels=cases)
         axes.set_xlim(-0.6, len(cases) - 0.4)
         axes.grid(False, axis="x")
-        if len(groups) > 1:
-            axes.legend(title="dots: seeds, lines: mean", title_fontsize=9)
+        _legend(figure, axes, "dots: seeds, lines: mean")
         axes.set(ylabel=ylabel, title=title)
 
     return _save(path, draw)
 
 
-def energy(path: Path, found: Energy, title: str) -> Path:
-    """Energy by layer, of the network and of the ANN, on a logarithmic scale."""
-
-    def draw(figure):
-        axes = figure.subplots()
-        x = range(len(found.layers))
-        spent = [1e-6 * (a.additions * found.add + a.multiplications * found.multiply) for a in found.layers]
-        ann = [1e-6 * a.macs * (found.add + found.multiply) for a in found.layers]
-        axes.bar([i - 0.2 for i in x], spent, 0.4, label=f"spiking, {1e6 * found.joules:.3g} µJ", color=COLOURS[0])
-        axes.bar([i + 0.2 for i in x], ann, 0.4, label=f"ANN, {1e6 * found.ann_joules:.3g} µJ", color="#999999")
-        axes.set_yscale("log")
-        axes.set_xticks(x, labels=[a.name for a in found.layers], fontsize=8, rotation=40, ha="right")
-        axes.tick_params(axis="x", length=0)
-        axes.grid(False, axis="x")
-        axes.set_ylim(top=3 * max(spent + ann))
-        axes.legend(ncols=2, loc="upper right")
-        axes.set(ylabel="energy per sample, µJ", title=title)
-
-    return _save(path, draw)
+def energy(path: Path, found: Mapping[str, Energy], title: str) -> Path:
+    """Energy by layer, of networks by label, and beside each of another size that of its ANN; logarithmic."""
+    groups, anns = {}, {}
+    for label, each in found.items():
+        if each.rates:
+            groups[f"{label or 'spiking'}, {1e6 * each.joules:.3g} µJ"] = {
+                layer.name: 1e6 * joules(layer.additions, layer.multiplications, each.add, each.multiply)
+                for layer in each.layers
+            }
+        ann = {layer.name: 1e6 * joules(layer.macs, layer.macs, each.add, each.multiply) for layer in each.layers}
+        if ann not in anns.values():
+            anns[f"ANN{f' of {label}' if anns else ''}, {1e6 * each.ann_joules:.3g} µJ"] = ann
+    return bars(path, groups | anns, "energy per sample, µJ", title, log=True)
 
 
 def landscapes(path: Path, panels: Mapping[str, Landscape], loss: str | None = None) -> Path:
@@ -195,8 +259,35 @@ def landscapes(path: Path, panels: Mapping[str, Landscape], loss: str | None = N
                     axes.set_ylabel("second direction")
             bar = figure.colorbar(filled, ax=grid[:, column], shrink=0.8, label=name)
             bar.set_ticks(levels[::3], labels=[f"{level:.2g}" for level in levels[::3]])
+        note = (
+            "Levels: least loss of the column + range * (i / 14)², i = 0, 1, ... 14:\n"
+            "a quadratic bowl has evenly spaced rings. The same within a column:\n"
+            "of two minima there, the one with fewer rings is the flatter."
+        )
+        figure.supxlabel(note, fontsize=8)
 
     return _save(path, draw)
+
+
+def _means(runs: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(values) / len(values) for values in zip(*runs, strict=True)]
+
+
+def _seeds(counts: Sequence[int]) -> str | None:
+    least, most = min(counts), max(counts)
+    return None if most == 1 else f"mean and range of {most if least == most else f'{least} to {most}'} seeds"
+
+
+def _legend(figure, axes, title: str | None = None) -> None:
+    """Below the axes, where it covers no line and no band; nothing where nothing has a label and there is no title."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels and title is None:
+        return
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 11 / (max(map(len, labels), default=0) + 6))))
+    rows = -(-len(labels) // columns) + (title is not None)
+    figure.set_figheight(figure.get_figheight() + 0.22 * rows)
+    options = {"ncols": columns, "title": title, "title_fontsize": 9, "fontsize": 9}
+    figure.legend(handles, labels, loc="outside lower center", **options)
 
 
 def _of(choices: Sequence, i: int):
@@ -209,14 +300,18 @@ def _mark(axes, x: float, text: str) -> None:
     axes.annotate(text, (x, 0.03), xycoords=("data", "axes fraction"), color="0.3", fontsize=9, **place)
 
 
-def _save(path: Path, draw: Callable) -> Path:
+def matplotlib():
+    """The package, or how to get it."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("pictures need matplotlib: pip install 'snnkern[train]'") from error
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4))
+    return matplotlib
+
+
+def _save(path: Path, draw: Callable) -> Path:
+    with matplotlib().rc_context(STYLE):
+        figure = matplotlib().figure.Figure(figsize=(6.4, 4))
         draw(figure)
         figure.savefig(path)
     return Path(path)

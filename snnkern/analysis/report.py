@@ -1,62 +1,77 @@
-"""Everything that this package measures of one network, in a folder."""
+"""Everything that this package measures of a network, and of several beside each other, in a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from torch import nn
 
 from .. import losses
 from ..files import replacing, versions, write_json
+from ..spec.arguments import positive
 from . import pictures
 from .accuracy import accuracy_over_steps, moments
-from .energy import accuracy_over_energy, energy
-from .landscape import Criterion, landscape, rise
+from .energy import NEURONS, Energy, Layer, accuracy_over_energy, energy
+from .landscape import Criterion, Landscape, landscape, rise
 
-__all__ = ["report"]
+__all__ = ["measure", "report", "write"]
 
 LOSSES = {"L_SDT": losses.sdt, "L_TET": losses.tet}
+AT_ONCE = 1536  # samples times steps that run together, unless ``batch`` says otherwise
 
 
-def report(
+def report(model: nn.Module, data, folder: str | Path, **options) -> dict:
+    """``measure``, and ``write`` of that alone. ``options`` are those of ``measure``."""
+    pictures.matplotlib()  # before the work, not after it
+    folder = _made(folder)
+    found = measure(model, data, **options)
+    write(folder, {"": [found]})
+    return found
+
+
+def measure(
     model: nn.Module,
     data,
-    folder: str | Path,
     steps: int | None = None,
     samples: int = 1000,
     criteria: Mapping[str, Criterion] = LOSSES,
     points: int = 15,
     radius: float = 0.5,
     seed: int = 0,
-    batch: int = 256,
+    batch: int | None = None,
     on_part: Callable[[str], None] | None = None,
+    longest: int | None = None,
+    directions: int = 5,
+    neurons: tuple[type[nn.Module], ...] = NEURONS,
 ) -> dict:
-    """Writes ``analysis.json``, ``analysis.md`` and pictures: accuracy over T, at single steps and against energy,
-    operations and sparsity by layer, and the loss landscape.
+    """Accuracy over T, at single steps and against energy, operations and sparsity by layer, and the loss landscape.
 
     Args:
         model: trained; see the package for how it is called.
-        data: as ``snnkern.data.load`` gives it: ``train`` and ``test``, data sets of (x, y), and ``events``: whether x
+        data: as ``snnkern.data.load`` gives it: ``plain`` and ``test``, data sets of (x, y), and ``events``: whether x
             are frames [T, C, H, W].
-        folder: made where missing; files of these names in it are replaced.
-        steps: T in training. Default: the model's ``steps``, or the number of frames. Static images are tested up to
-            2 T, frames up to T.
-        samples: how many of the test set, and of the training set for the landscape, from the beginning.
+        steps: T in training. Default: the model's ``steps``, or the number of frames.
+        samples: how many of the test set, and of the training set for the landscape; of the latter as they are, without
+            augmentation. Which, ``seed`` alone says: every network is measured on the same.
         criteria: the losses of the landscape.
-        points, radius, seed: of the landscape; see there. ``points=0`` leaves it out: it takes longest.
+        points, radius, seed: of the landscape; see there. ``points=0`` leaves its picture out: it takes longest.
+        batch: samples that run together. Default: 256, fewer with more than 6 steps.
         on_part: called with the name of each part before it starts.
+        longest: T up to which accuracy is measured. Default: 2 ``steps`` for static images, all frames of others.
+        directions: over which the rise of the losses is averaged; 0 leaves it out.
+        neurons: see ``energy``.
 
-    Returns: what is in ``analysis.json``.
+    Returns: plain data, for JSON.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     starting = on_part or (lambda name: None)
-    x, y = _stack(data.test, samples, data.events)
+    x, y = _some(data.test, samples, data.events, seed)
     steps = steps or (len(x) if data.events else model.steps)
-    longest = steps if data.events else 2 * steps
+    longest = longest or (len(x) if data.events else 2 * steps)
+    batch = batch or max(1, AT_ONCE // max(6, longest))
 
     starting("accuracy")
     found = {
@@ -67,62 +82,105 @@ def report(
         "moments": moments(model, x, y, longest, batch),
     }
     starting("energy")
-    counted = energy(model, x, steps, batch)
-    at = sorted({t for t in (1, 2, 3, 4, 6, 8, 10, 16, 32, steps, longest) if t <= longest})
-    found |= {"energy": counted.as_dict(), "accuracy_over_energy": accuracy_over_energy(model, x, y, at, batch)}
-    surface = None
-    if points:
+    counted = energy(model, x, steps, batch, neurons=neurons)
+    at = sorted({t for t in (1, 2, 3, 4, 6, 8, 10, 16, 32, 64, steps, longest) if t <= longest})
+    rows = accuracy_over_energy(model, x, y, at, batch, neurons=neurons)
+    found |= {"energy": counted.as_dict(), "accuracy_over_energy": rows}
+    if points or directions:
         starting("landscape")
-        few = _stack(data.train, samples, data.events)
-        surface = landscape(model, *few, criteria, radius, points, seed, steps, batch)
+        few = _some(data.plain, samples, data.events, seed)
+    if points:
+        found["landscape"] = asdict(landscape(model, *few, criteria, radius, points, seed, steps, batch))
+    if directions:
         radii = radius / 2, radius
-        rises = {k: rise(model, *few, loss, radii, 5, seed, steps, batch) for k, loss in criteria.items()}
-        found |= {"landscape": asdict(surface), "rise": {"radii": [*radii], **rises}}
-
-    starting("pictures")
-    write_json(folder / "analysis.json", found)
-    drawn = _draw(folder, found, counted, surface)
-    with replacing(folder / "analysis.md") as file:
-        file.write(_text(found, counted, drawn).encode())
+        rises = {k: rise(model, *few, loss, radii, directions, seed, steps, batch) for k, loss in criteria.items()}
+        found["rise"] = {"radii": [*radii], **rises}
     return found
 
 
-def _stack(dataset, samples: int, events: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first samples as tensors: x [N, C, H, W], or [T, N, C, H, W] of events, and y [N]."""
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    items = [dataset[i] for i in range(min(samples, len(dataset)))]
-    x, y = zip(*items, strict=True)
+def write(folder: str | Path, networks: Mapping[str, Sequence[dict]]) -> None:
+    """Writes ``analysis.json``, ``analysis.md`` and pictures; files of these names in the folder are replaced.
+
+    Args:
+        folder: made where missing.
+        networks: label to what ``measure`` found of each of its seeds. One network's label does not show.
+    """
+    folder = _made(folder)
+    several = sum(map(len, networks.values())) > 1
+    whole = {"networks": {label: [*runs] for label, runs in networks.items()}} if several else _only(networks)
+    write_json(folder / "analysis.json", whole)
+    drawn = _draw(folder, networks if several else {"": [_only(networks)]})
+    with replacing(folder / "analysis.md") as file:
+        file.write((_compared(networks, drawn) if several else _text(_only(networks), drawn)).encode())
+
+
+def _only(networks: Mapping[str, Sequence[dict]]) -> dict:
+    return next(iter(networks.values()))[0]
+
+
+def _made(folder: str | Path) -> Path:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _some(dataset, samples: int, events: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A draw of the samples as tensors: x [N, C, H, W], or [T, N, C, H, W] of events, and y [N]."""
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: positive("samples", samples)]
+    x, y = zip(*(dataset[i] for i in chosen.tolist()), strict=True)
     return torch.stack(x, dim=1 if events else 0), torch.tensor([int(label) for label in y])
 
 
-def _draw(folder: Path, found: dict, counted, surface) -> list[Path]:
-    steps = found["steps"]
+def _energy(found: dict) -> Energy:
+    kept = found["energy"]
+    return Energy([Layer(**layer) for layer in kept["layers"]], kept["rates"], kept["add"], kept["multiply"])
 
-    def over(name: str, values: list[float], xlabel: str, title: str, mark: str) -> Path:
-        line = range(1, len(values) + 1), [[100 * v for v in values]]
-        mark = (steps, mark) if len(values) > steps else None
-        return pictures.curves(folder / name, {"": line}, xlabel, "test accuracy, %", title, mark=mark)
 
-    drawn = [
-        over("accuracy_steps.png", found["accuracy_over_steps"], "time steps T at test time",
-             "Accuracy of the mean output over T steps", "T in training"),
-        over("accuracy_moments.png", found["moments"], "time step t",
-             "Accuracy of the output of a single step, O(t)", "last step in training"),
-        pictures.energy_curves(folder / "accuracy_energy.png", {"": found["accuracy_over_energy"]},
-                               "Accuracy against energy"),
-        pictures.energy(folder / "energy.png", counted, f"Energy by layer, T = {steps}"),
-    ]  # fmt: skip
-    if counted.rates:
-        rates = {name: 100 * rate for name, rate in counted.rates.items()}
-        title = f"Activity by neuron layer, T = {steps}"
-        drawn.append(pictures.bars(folder / "sparsity.png", {"": rates}, "spikes per neuron and step, %", title))
-    if surface is not None:
-        drawn.append(pictures.landscapes(folder / "landscape.png", {"training set": surface}))
+def _draw(folder: Path, networks: Mapping[str, Sequence[dict]]) -> list[Path]:
+    firsts = {label: runs[0] for label, runs in networks.items()}
+    trained = {found["steps"] for found in firsts.values()}
+    at = f", T = {trained.pop()}" if len(trained) == 1 else ""
+
+    def over(name: str, key: str, xlabel: str, title: str, mark: str) -> Path:
+        lines = {
+            label: (range(1, len(runs[0][key]) + 1), [[100 * v for v in found[key]] for found in runs])
+            for label, runs in networks.items()
+        }
+        marks = sorted({found["steps"] for found in firsts.values() if len(found[key]) > found["steps"]})
+        marks = [(t, mark) for t in marks] if len(marks) == 1 else None
+        return pictures.curves(folder / name, lines, xlabel, "test accuracy, %", title, mark=marks)
+
+    drawn = []
+    if any(len(found["moments"]) > 1 for found in firsts.values()):
+        drawn += [
+            over("accuracy_steps.png", "accuracy_over_steps", "time steps T at test time",
+                 "Accuracy of the mean output over T steps", "T in training"),
+            over("accuracy_moments.png", "moments", "time step t",
+                 "Accuracy of the output of a single step, O(t)", "last step in training"),
+        ]  # fmt: skip
+    rows = {label: [found["accuracy_over_energy"] for found in runs] for label, runs in networks.items()}
+    counted = {label: _energy(found) for label, found in firsts.items()}
+    which = ", first seed" if any(len(runs) > 1 for runs in networks.values()) else ""
+    if any(len(each[0]) > 1 for each in rows.values()):
+        drawn.append(pictures.energy_curves(folder / "accuracy_energy.png", rows, "Accuracy against energy"))
+    drawn.append(pictures.energy(folder / "energy.png", counted, f"Energy by layer{at}{which}"))
+    rates = {
+        label: {name: 100 * mean(found["energy"]["rates"][name] for found in runs) for name in rates}
+        for label, runs in networks.items()
+        if (rates := runs[0]["energy"]["rates"])
+    }
+    if rates:
+        title = f"Activity by neuron layer{at}"
+        drawn.append(pictures.bars(folder / "sparsity.png", rates, "spikes per neuron and step, %", title))
+    panels = {label or "training set": Landscape(**f["landscape"]) for label, f in firsts.items() if "landscape" in f}
+    if panels:
+        drawn.append(pictures.landscapes(folder / "landscape.png", panels))
     return drawn
 
 
-def _text(found: dict, counted, drawn: list[Path]) -> str:
+def _text(found: dict, drawn: list[Path]) -> str:
+    counted = _energy(found)
+
     def percent(values: Iterable[float]) -> list[str]:
         return [f"{100 * value:.1f}" for value in values]
 
@@ -133,17 +191,70 @@ def _text(found: dict, counted, drawn: list[Path]) -> str:
         "## Accuracy, %\n",
         _table(("step t", "mean output up to t", "output at t alone"), accuracy),
         "## Operations and energy per sample\n",
+        COUNTED,
         _table(counted.HEADER, counted.rows()),
-        "## Activity by neuron layer, spikes per neuron and step\n",
-        _table(("layer", "rate"), ((name, f"{rate:.4f}") for name, rate in counted.rates.items())),
     ]
+    if counted.rates:
+        rates = ((name, f"{rate:.4f}") for name, rate in counted.rates.items())
+        parts += ["## Activity by neuron layer, spikes per neuron and step\n", _table(("layer", "rate"), rates)]
     if "rise" in found:
         rise = found["rise"]
         columns = [f"at {radius:g} filter norms" for radius in rise["radii"]]
         rows = ([name, *(f"{value:.4f}" for value in rise[name])] for name in rise if name != "radii")
         parts += ["## Rise of the training loss, mean over random directions\n", _table(("loss", *columns), rows)]
-    parts += ["## Pictures\n", *(f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in drawn)]
-    return "\n".join(parts)
+    return "\n".join([*parts, _pictures(drawn)])
+
+
+def _compared(networks: Mapping[str, Sequence[dict]], drawn: list[Path]) -> str:
+    """A column for every label, the mean over its seeds and their deviation."""
+
+    def row(name: str, value: Callable[[dict], float | None], form: str) -> list[str]:
+        cells = []
+        for runs in networks.values():
+            values = [value(found) for found in runs]
+            if None in values:
+                cells.append("-")
+            else:
+                varied = len(set(values)) > 1
+                cells.append(f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if varied else ""))
+        return [name, *cells]
+
+    def at(key: str, t: int) -> Callable[[dict], float | None]:
+        return lambda found: 100 * found[key][t - 1] if t <= len(found[key]) else None
+
+    def grown(name: str, i: int) -> Callable[[dict], float | None]:
+        return lambda found: found["rise"][name][i] if "rise" in found else None
+
+    founds = [found for runs in networks.values() for found in runs]
+    longest = range(1, max(len(found["moments"]) for found in founds) + 1)
+    measured = next((found["rise"] for found in founds if "rise" in found), {"radii": []})
+    rows = [
+        row("seeds", lambda found: None, ""),
+        row("T in training", lambda found: found["steps"], "g"),
+        *(row(f"accuracy at T = {t}, %", at("accuracy_over_steps", t), ".1f") for t in longest),
+        *(row(f"accuracy at step {t} alone, %", at("moments", t), ".1f") for t in longest),
+        row("additions, millions", lambda found: found["energy"]["additions"] / 1e6, ".4g"),
+        row("multiplications, millions", lambda found: found["energy"]["multiplications"] / 1e6, ".4g"),
+        row("energy, µJ", lambda found: 1e6 * found["energy"]["joules"], ".4g"),
+        row("energy of the ANN, µJ", lambda found: 1e6 * found["energy"]["ann_joules"], ".4g"),
+        row("greatest rate of a layer, spikes per neuron and step",
+            lambda found: max(found["energy"]["rates"].values(), default=None), ".3f"),
+        *(row(f"rise of {name} at {radius:g} filter norms", grown(name, i), ".4f")
+          for name in measured if name != "radii" for i, radius in enumerate(measured["radii"])),
+    ]  # fmt: skip
+    rows[0] = ["seeds", *(str(len(runs)) for runs in networks.values())]
+    title = f"# Analysis of {len(founds)} networks, {founds[0]['samples']} test samples\n"
+    return "\n".join([title, _table(("mean ± sd", *networks), rows), COUNTED, _pictures(drawn)])
+
+
+COUNTED = (
+    "Additions are counted layer by layer, as rate of the input x T x MACs. The papers' s x T x A has one mean rate s: "
+    "it is less where layers with many MACs receive many spikes, and takes the analog first layer at s.\n"
+)
+
+
+def _pictures(drawn: list[Path]) -> str:
+    return "\n".join(["## Pictures\n", *(f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in drawn)])
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -8,8 +8,8 @@ A backend is a folder here with one file per op. Its ``__init__`` offers
 - the ops themselves; ``bn_backward``, which does three of them in one, is only where that is faster.
 
 Without a wish, the first of ``ORDER`` that can serve the tensor is taken and the reasons against the others are logged
-at debug level. A wish (``backend=`` or ``SNNKERN_BACKEND``) is obeyed or raises its reason; nothing falls back from a
-failure.
+at debug level; that the reference is taken for want of the extension is told by one warning a process. A wish
+(``backend=`` or ``SNNKERN_BACKEND``) is obeyed or raises its reason; nothing falls back from a failure.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import warnings
 from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
 
 import torch
+
+from ._extension import missing
 
 ORDER = ("cuda", "cpu", "triton", "reference")  # fastest first, and the CPU before Triton's interpreter
 _log = logging.getLogger("snnkern")
@@ -53,11 +56,19 @@ def _choose(device_type: str, dtype: torch.dtype, wish: str | None) -> ModuleTyp
     for name in ORDER if wish is None else (wish,):
         reason = why_not(name, device_type, dtype)
         if reason is None:
+            if name == "reference" and wish is None and device_type in ("cpu", "cuda") and missing():
+                _warn_of_the_reference()
             return load(name)
         if wish is not None:
             raise RuntimeError(f"backend {wish!r} cannot run: {reason}")
         _log.debug("%s tensor of %s: not backend %r: %s", device_type, dtype, name, reason)
     raise AssertionError("the reference backend serves every tensor")
+
+
+@cache
+def _warn_of_the_reference() -> None:
+    message = f"snnkern runs on its reference, which is many times slower than the kernels: {missing()}"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def load(name: str) -> ModuleType:

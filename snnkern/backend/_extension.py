@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..spec.layout import DTYPES
 from ..spec.neuron import FORMS
+
+
+def _why(error: ImportError, package: Path) -> str:
+    """What to do about the extension that ``package`` cannot import."""
+    if found := sorted(path.name for path in package.glob("_C.*")):
+        what = f"the compiled extension, {', '.join(found)}, cannot be loaded ({error})"
+    else:
+        what = "the compiled extension is missing"
+    if (package.parent / "CMakeLists.txt").exists():
+        build = f"`python -m pip install -e {package.parent}` builds it there"
+        return f"{what} in the source folder: {build}; an installed one is imported from any other folder"
+    return f"{what}: install a C++ compiler, then snnkern again (pip install --force-reinstall --no-deps)"
+
 
 try:
     from .. import _C
@@ -11,10 +26,10 @@ try:
     _missing = None
 except ImportError as error:
     _C = None
-    _missing = (
-        "the compiled extension is missing; install snnkern again where a C++ compiler is at hand. "
-        f"The import said: {error}"
-    )
+    _missing = _why(error, Path(__file__).parents[1])
+
+
+_no_norm = _C and _C.Norm(1, 1, 0, 0)
 
 
 def missing() -> str | None:
@@ -64,7 +79,7 @@ def backward_of(call, scratch=None):
 def norm_of(norm):
     """Norm; None: no norm."""
     if norm is None:
-        return _C.Norm(1, 1, 0, 0)
+        return _no_norm
     return _C.Norm(norm.channels, norm.period, *addresses(norm.table, norm.residual))
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from .base import Data
 from .events import dvs_cifar10
-from .images import cifar, imagenet
+from .images import cifar, imagenet, mnist
 from .scikit import digits, load_digits_data
 
 __all__ = ["SETS", "Data", "digits", "load"]
 
 SETS = {
     "digits": load_digits_data,
+    "mnist": mnist,
     "cifar10": partial(cifar, "cifar10"),
     "cifar100": partial(cifar, "cifar100"),
     "imagenet": imagenet,
@@ -27,13 +28,14 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
     """The data set ``name``. Nothing is downloaded: where the files are missing, the error says how to get them.
 
     Args:
-        name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"imagenet"`` or ``"dvs-cifar10"``.
+        name: ``"digits"``, ``"mnist"``, ``"cifar10"``, ``"cifar100"``, ``"imagenet"`` or ``"dvs-cifar10"``.
         root: the folder with the files, as torchvision or tonic lay them; None: ``data``. The digits come with
             scikit-learn and need none.
         seed: of a data set that is drawn: the digits. The others have their fixed split.
         options: those of the data set, below; ``augment`` is about what is trained on alone.
 
             digits: ``noise`` (0.4), ``train`` (600): see ``digits``.
+            mnist: none: see ``images.mnist``.
             cifar10, cifar100: ``augment`` ("crop-flip", "autoaugment-cutout", "none"): see ``images.cifar``.
             imagenet: ``augment`` ("crop-flip", "none"): see ``images.imagenet``.
             dvs-cifar10: ``frames`` (10), ``by`` ("time", "count"), ``values`` ("counts", "binary"), ``size`` (48),
@@ -48,5 +50,5 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
     allowed = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:
-            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(allowed)}")
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(allowed) or 'none'}")
     return SETS[name](None if root is None else Path(root).expanduser(), seed, **options)

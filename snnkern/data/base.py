@@ -15,6 +15,7 @@ class Data(NamedTuple):
 
     x is float32, of the shape ``shape``: an image [C, H, W], or with ``events`` a recording's frames [T, C, H, W].
     Augmentation is inside ``train`` and draws from torch's global generator alone: its state settles what comes out.
+    ``plain`` has the samples of ``train`` as they are, prepared like those of ``test``.
     """
 
     train: Dataset
@@ -22,6 +23,7 @@ class Data(NamedTuple):
     classes: int
     shape: tuple[int, ...]
     events: bool
+    plain: Dataset
 
 
 def one_of(name: str, value, allowed) -> None:

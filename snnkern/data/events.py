@@ -142,7 +142,8 @@ def dvs_cifar10(
             the code means to count and scale to at most 1, but numpy's ``+=`` takes repeated indices once. Dspike's
             first layer (section 5) also takes frames of 0 and 1.
         size: height and width that the 128 x 128 pixels are scaled to.
-        resize: ``"bilinear"`` with antialiasing (the code), or ``"nearest"`` (NDA's code), which keeps 0 and 1.
+        resize: ``"bilinear"`` with antialiasing (TET's code), which makes fractions of 0 and 1 too; or ``"nearest"``
+            (NDA's code, by Dspike's first author), which keeps them, and of 128 x 128 pixels only those it meets.
         augment: ``"flip-roll"`` (TET, A.1; Dspike, 5.2), ``"nda"`` (Li et al. 2022: the roll, rotation and shear that
             its public code chooses from, after the flip that SEENN's has), or ``"none"``; the same for all frames.
     """
@@ -166,8 +167,9 @@ def dvs_cifar10(
         targets = [target for target in range(len(files)) for _ in numbers]
         return Recordings(chosen, targets, frames, by, values, size, resize, augment)
 
-    train = part(range(TRAINING), AUGMENTATIONS[augment])
-    return Data(train, part(range(TRAINING, RECORDINGS), None), len(files), (frames, 2, size, size), True)
+    train, plain = part(range(TRAINING), AUGMENTATIONS[augment]), part(range(TRAINING), None)
+    test = part(range(TRAINING, RECORDINGS), None)
+    return Data(train, test, len(files), (frames, 2, size, size), True, plain)
 
 
 def recordings(root: Path) -> list[dict[int, Path]]:

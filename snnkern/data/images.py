@@ -1,15 +1,19 @@
-"""CIFAR-10, CIFAR-100 and ImageNet, read and augmented by torchvision."""
+"""MNIST, CIFAR-10, CIFAR-100 and ImageNet, read and augmented by torchvision."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
+from torch.utils.data import TensorDataset
 
 from .base import ROOT, Data, one_of
 
-# Mean and standard deviation of the training pixels, per channel, as the public code of TET and SEENN has them.
+# Mean and standard deviation of the training pixels, per channel, as the public code of TET and SEENN has them; MNIST's
+# is everyone's.
 NORMS = {
+    "mnist": ((0.1307,), (0.3081,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -40,13 +44,30 @@ def vision():
     try:
         from torchvision import datasets, transforms
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("CIFAR and ImageNet need torchvision: pip install 'snnkern[vision]'") from error
+        raise ModuleNotFoundError(
+            "MNIST, CIFAR and ImageNet need torchvision: pip install 'snnkern[vision]'"
+        ) from error
     except RuntimeError as error:  # torchvision registers operators that its library, made for another torch, lacks
         raise ImportError(
             f"the installed torchvision does not go with torch {torch.__version__} ({error}); install the one that "
             "does, from the index that torch came from"
         ) from error
     return datasets, transforms
+
+
+def mnist(root: Path | None = None, seed: int = 0) -> Data:
+    """MNIST: 60 000 training and 10 000 test images [1, 28, 28], normalised with ``NORMS``.
+
+    Args:
+        root: the folder that holds ``MNIST/raw`` with its four files, unpacked.
+    """
+    kind = vision()[0].MNIST
+    parts = [_present(kind, root or ROOT, train=train) for train in (True, False)]
+    (mean,), (std,) = NORMS["mnist"]
+    train, test = (
+        TensorDataset(((part.data.float() / 255 - mean) / std).unsqueeze(1), part.targets.long()) for part in parts
+    )
+    return Data(train, test, 10, (1, 28, 28), False, train)
 
 
 def cifar(name: str, root: Path | None = None, seed: int = 0, *, augment: str = "crop-flip") -> Data:
@@ -72,15 +93,26 @@ def cifar(name: str, root: Path | None = None, seed: int = 0, *, augment: str = 
         steps[2:3] = [policy, transforms.ToTensor(), Cutout(16)]
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     root = root or ROOT
+    train = _present(kind, root, train=True, transform=transforms.Compose(steps))
+    test = _present(kind, root, train=False, transform=transforms.Compose(finish))
+    return Data(train, test, len(train.classes), (3, 32, 32), False, _plain(train, test.transform))
+
+
+def _present(kind, root: Path, **options):
     try:
-        train = kind(root, train=True, transform=transforms.Compose(steps))
-        test = kind(root, train=False, transform=transforms.Compose(finish))
-    except RuntimeError as error:  # missing, or another checksum
+        return kind(root, **options)
+    except (RuntimeError, ValueError, AssertionError) as error:  # missing, another checksum, or cut off
         command = f"from torchvision.datasets import {kind.__name__} as C; C({str(root)!r}, download=True)"
         raise FileNotFoundError(
             f'{kind.__name__} is not in {root}, or not whole. This gets it:\n    python -c "{command}"'
         ) from error
-    return Data(train, test, len(train.classes), (3, 32, 32), False)
+
+
+def _plain(train, transform):
+    """``train`` with another transform; the samples themselves are shared."""
+    plain = copy.copy(train)
+    plain.transform = transform
+    return plain
 
 
 def imagenet(root: Path | None = None, seed: int = 0, *, augment: str = "crop-flip") -> Data:
@@ -113,4 +145,4 @@ def imagenet(root: Path | None = None, seed: int = 0, *, augment: str = "crop-fl
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"{root}: train and val must have the same classes; {differing[0]} is in one of them alone")
-    return Data(train, test, len(train.classes), (3, 224, 224), False)
+    return Data(train, test, len(train.classes), (3, 224, 224), False, _plain(train, plain))

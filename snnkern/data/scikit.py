@@ -49,5 +49,5 @@ def digits(
 
 def load_digits_data(root: Path | None = None, seed: int = 0, *, noise: float = 0.4, train: int = 600) -> Data:
     """``digits`` as data sets. ``root`` is not needed: the images come with scikit-learn."""
-    training, test = digits(seed, noise, train)
-    return Data(TensorDataset(*training), TensorDataset(*test), 10, tuple(training[0].shape[1:]), False)
+    training, test = (TensorDataset(*part) for part in digits(seed, noise, train))
+    return Data(training, test, 10, tuple(training[0][0].shape), False, training)

@@ -13,7 +13,8 @@ Source: Li et al., "Differentiable Spike: Rethinking Gradient-Descent for Traini
 - one batch serves all evaluations of a search, and between them only the weights differ: batch norms use the statistics
   of this batch, as in training (that is the function being differentiated), without touching the running ones, and
   dropout is off. Its size is the caller's choice;
-- the forward pass does not know the surrogate, so one FDG serves the three candidates;
+- the forward pass does not know the surrogate, so one FDG serves the three candidates, and so does one forward pass
+  of the gradient: only backward runs once for each;
 - a tie keeps b; a gradient of zeros has the cosine 0;
 - b is not lowered below one step: a candidate under it is left out. At b = 0.2 the surrogate is within 1 % the
   rectangle that it tends to, and b = 0 is not defined;
@@ -24,7 +25,7 @@ Source: Li et al., "Differentiable Spike: Rethinking Gradient-Descent for Traini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import product
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..nn import LIF
+from ..ops.launch import go_back_by
 from ..surrogate import Dspike, Surrogate
 
 __all__ = [
@@ -43,9 +45,7 @@ __all__ = [
     "first_weight",
     "search",
     "set_surrogate",
-    "similarity_epoch",
     "surrogate_gradient",
-    "train_epoch",
 ]
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # outputs [T, N, classes], labels [N] -> scalar
@@ -88,13 +88,17 @@ def search(
     """
     for name, value in (("b", b), ("step", step)):
         _positive(name, value)
+    _neurons(model)
     differences = finite_differences(model, x, y, criterion, eps, progress=progress)
     candidates = [b] + [c for c in (round(b + step, 9), round(b - step, 9)) if c >= step]
     cosines = {}
-    with _surrogates_kept(model):
+    with torch.enable_grad(), _probing(model):
+        loss, weight = criterion(model(x), y), first_weight(model)
         for candidate in candidates:
-            set_surrogate(model, Dspike(candidate, width))
-            cosines[candidate] = cosine(differences, surrogate_gradient(model, x, y, criterion))
+            if not go_back_by(Dspike(candidate, width), loss.grad_fn):
+                raise ValueError("model must run its LIFs, not compiled: none is in the graph of its loss")
+            (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+            cosines[candidate] = cosine(differences, gradient)
     return Found(max(cosines, key=cosines.get), cosines, 2 * differences.numel())
 
 
@@ -164,63 +168,6 @@ def first_weight(model: nn.Module) -> nn.Parameter:
     raise ValueError(f"model must have a convolution or linear layer, {type(model).__name__} has none")
 
 
-def similarity_epoch(
-    model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    criterion: Criterion,
-    optimiser: torch.optim.Optimizer,
-    epsilons: Sequence[float],
-    probes: int,
-) -> list[list[float]]:
-    """Experiments I (an ANN) and II (an SNN): an epoch of training, in whose first ``probes`` iterations the cosine of
-    the first layer's gradient and its FDG is measured for every eps.
-
-    Returns: [probes][epsilons], before each of those updates.
-
-    Source: Li et al., NeurIPS 2021, section 4.2 and figure 2 (mean over the first 100 iterations of each epoch).
-    """
-    rows = []
-    for x, y in batches:
-        if len(rows) < probes:
-            gradient = surrogate_gradient(model, x, y, criterion)
-            rows.append([cosine(gradient, finite_differences(model, x, y, criterion, eps)) for eps in epsilons])
-        _update(model, x, y, criterion, optimiser)
-    return rows
-
-
-def train_epoch(
-    model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    criterion: Criterion,
-    optimiser: torch.optim.Optimizer,
-    eps: float | None,
-) -> float:
-    """Experiment III: an epoch of training whose first layer follows its FDG, all others their gradient; ``eps=None``
-    trains the first layer by its gradient, too.
-
-    Returns: the mean loss over the batches.
-
-    Source: Li et al., NeurIPS 2021, section 4.2 and table 1.
-    """
-    total, samples = 0.0, 0
-    for x, y in batches:
-        gradient = None if eps is None else finite_differences(model, x, y, criterion, eps)
-        total += _update(model, x, y, criterion, optimiser, gradient) * len(y)
-        samples += len(y)
-    return total / samples
-
-
-def _update(model, x, y, criterion, optimiser, gradient=None) -> float:
-    model.train()
-    loss = criterion(model(x), y)
-    optimiser.zero_grad()
-    loss.backward()
-    if gradient is not None:
-        first_weight(model).grad = gradient
-    optimiser.step()
-    return loss.item()
-
-
 @contextmanager
 def _probing(model: nn.Module):
     """Batch norms use the statistics of the batch, dropout is off; modes and buffers are afterwards what they were."""
@@ -236,16 +183,6 @@ def _probing(model: nn.Module):
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-
-
-@contextmanager
-def _surrogates_kept(model: nn.Module):
-    before = [(neuron, neuron.settings["surrogate"]) for neuron in _neurons(model)]
-    try:
-        yield
-    finally:
-        for neuron, surrogate in before:
-            neuron.settings["surrogate"] = surrogate
 
 
 def _neurons(model: nn.Module) -> list[LIF]:

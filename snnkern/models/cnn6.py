@@ -24,14 +24,13 @@ class CNN6(Chain):
         backend: of the default neurons; see ``snnkern.lif``.
         neuron: makes one module per LIF layer, [T, ...] to spikes of that shape, in place of the default above.
         fused: run batch norm and LIF in one pass; see ``snnkern.bn_lif``.
+        plan: other stages in place of the six, as ``Chain`` takes them.
 
     Shapes: static images [N, C, H, W], shown unchanged at ``steps`` steps, or frames [T, N, C, H, W], one per step, to
     [T, N, classes].
 
     Source: Deng et al., ICLR 2022, section 3 (neuron, batch norm, output layer); sized for 8x8 images.
     """
-
-    PLAN = "16C3-16C3-AP2-32C3-32C3-AP2-32C3-64C3"
 
     def __init__(
         self,
@@ -42,5 +41,6 @@ class CNN6(Chain):
         backend: str | None = None,
         neuron: Callable[[], nn.Module] | None = None,
         fused: bool = True,
+        plan: str = "16C3-16C3-AP2-32C3-32C3-AP2-32C3-64C3",
     ) -> None:
-        super().__init__(self.PLAN, Neurons(neuron, backend, fused), classes, in_channels, size, steps)
+        super().__init__(plan, Neurons(neuron, backend, fused), classes, in_channels, size, steps)

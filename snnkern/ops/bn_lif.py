@@ -179,7 +179,7 @@ class _BNLIF(torch.autograd.Function):
         spikes, v_last, kept, layout, count = bn_forward(op, norm, parameters, y, v, residual, keep=True)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        ctx.rest = op, norm, layout, count
+        ctx.op, ctx.rest = op, (norm, layout, count)
         return spikes, v_last
 
     @staticmethod
@@ -191,5 +191,5 @@ class _BNLIF(torch.autograd.Function):
             return (None,) * 8
         _, weight, bias, v, residual, *_ = ctx.needs_input_grad
         wanted, kept = Wanted(weight or bias, v, residual), Kept(*ctx.saved_tensors)
-        grad_y, affine, grad_v, grad_residual = bn_backward(*ctx.rest, kept, grad_spikes, grad_v_last, wanted)
+        grad_y, affine, grad_v, grad_residual = bn_backward(ctx.op, *ctx.rest, kept, grad_spikes, grad_v_last, wanted)
         return grad_y, affine[0] if weight else None, affine[1] if bias else None, grad_v, grad_residual, *(None,) * 3

@@ -3,6 +3,7 @@ nothing this only allocates, which is what tracing needs (``library.py``)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from ..spec.layout import Layout, arrange, state_dtype
 from ..spec.neuron import Backward, Forward, LIFSpec
 from ..spec.norm import ROWS, Batch, Norm, Parameters, Plan
 from ..spec.split import CHUNK
+from ..surrogate import Surrogate
 from .pack import note
 
 
@@ -23,6 +25,25 @@ class Op(NamedTuple):
     time_dim: int
     steps_out: int
     kernels: ModuleType
+
+
+def go_back_by(surrogate: Surrogate, node) -> int:
+    """Makes backward from ``node``, a tensor's ``grad_fn``, take this surrogate in every neuron behind it: forward does
+    not know the surrogate, so one forward pass serves many. Returns how many nodes there are."""
+    seen, left, found = set(), [node], 0
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        left += (behind for behind, _ in node.next_functions)
+        if isinstance(getattr(node, "op", None), Op):
+            node.op = node.op._replace(spec=replace(node.op.spec, surrogate=surrogate))
+            found += 1
+        elif isinstance(getattr(node, "surrogate", None), Surrogate):  # of the reference
+            node.surrogate = surrogate
+            found += 1
+    return found
 
 
 class Kept(NamedTuple):

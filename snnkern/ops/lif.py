@@ -129,7 +129,7 @@ class _LIF(torch.autograd.Function):
         spikes, v_last, kept, layout = lif_forward(op, x, v, keep=True)
         ctx.save_for_backward(*kept[:3])
         ctx.set_materialize_grads(False)
-        ctx.rest = op, layout
+        ctx.op, ctx.layout = op, layout
         return spikes, v_last
 
     @staticmethod
@@ -139,6 +139,5 @@ class _LIF(torch.autograd.Function):
         ctx.ran = True
         if grad_spikes is None and grad_v_last is None:
             return (None,) * 3
-        op, layout = ctx.rest
         kept = Kept(*ctx.saved_tensors)
-        return *lif_backward(op, layout, kept, grad_spikes, grad_v_last, ctx.needs_input_grad[1]), None
+        return *lif_backward(ctx.op, ctx.layout, kept, grad_spikes, grad_v_last, ctx.needs_input_grad[1]), None

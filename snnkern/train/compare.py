@@ -6,18 +6,58 @@ weights and batches, so the differences per seed can tell.
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from ..files import replacing, versions, write_json
 from .evaluation import test
-from .folder import claim, read_metrics, replacing, versions, write_json
+from .folder import claim, read_metrics, writing
 from .loop import fit
 from .processes import world
 from .progress import Watch
-from .recipe import Recipe, RecipeError
+from .recipe import Recipe, RecipeError, load
 
-__all__ = ["compare", "run_folder", "table"]
+__all__ = ["compare", "named", "run_folder", "table"]
+
+
+def named(words: Iterable[str]) -> dict[str, Recipe]:
+    """The recipes that words of a command line ask for, by names that tell them apart and can be folders.
+
+    A word is a recipe, as ``load`` takes it; a recipe with overrides of its own, ``digits-tet:stage.steps=4:seeds=3``;
+    or an override of all of them, ``stage.steps=4``. One recipe with several values is a sweep.
+    """
+    words = [re.split(r":(?=[\w.]+=)", word) for word in words]
+    asked = [word for word in words if "=" not in word[0]]
+    general = [text for word in words if "=" in word[0] for text in word]
+    paths = [Path(first).parent / Path(first).stem for first, *_ in asked]
+    alike = len(set(paths)) > len({path.stem for path in paths})  # a/my.toml, b/my.toml
+    found = {}
+    for (first, *own), path in zip(asked, paths, strict=True):
+        parts = [str(path) if alike else path.stem, *(_short(text, asked) for text in own)]
+        name = re.sub(r"[^\w.=+,-]+", "_", ",".join(parts)).strip("_")
+        if name in found:
+            raise RecipeError(f"recipes must differ, got {':'.join([first, *own])} twice")
+        try:
+            found[name] = load(first, [*general, *own])
+        except RecipeError as error:
+            if len(asked) == 1:
+                raise
+            raise RecipeError(f"{error} (in {name}; an override of one recipe alone is RECIPE:KEY=VALUE)") from error
+    return found
+
+
+def _short(override: str, asked: list[list[str]]) -> str:
+    """An override with the last part of its key, if no other key ends alike: loss=sdt for stage.loss.name=sdt."""
+    key, _, value = override.partition("=")
+    others = {text.partition("=")[0] for _, *own in asked for text in own} - {key}
+    last = _last(key)
+    return f"{key if last in map(_last, others) else last}={value}"
+
+
+def _last(key: str) -> str:
+    return key.removesuffix(".name").rpartition(".")[2]
 
 
 def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | None = None) -> dict | None:
@@ -28,8 +68,9 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
 
     Returns:
         What it also writes to ``results.json`` (``rows``, ``runs``, recipes and versions) and, as a table, to
-        ``results.md``. Every recipe but the first has its paired difference to the first in the rows. None in
-        processes of torchrun other than the first.
+        ``results.md``: what every stage's network reached at its own T, after its last epoch and its best, and what
+        the last one does at all T. Every recipe but the first has its paired difference to the first in the rows that
+        both have. None in processes of torchrun other than the first.
     """
     folder, names = Path(folder), list(recipes)
     runs = {name: recipe.runs() for name, recipe in recipes.items()}
@@ -52,6 +93,7 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
     for run in fitted:
         epochs = read_metrics(run_folder(folder, run["name"], run["seed"], len(names)))
         run["seconds"] = sum(epoch["seconds"] + epoch.get("search_seconds", 0.0) for epoch in epochs)
+        run["stages"] = [_stage_of(epochs, stage) for stage in range(epochs[-1]["stage"] + 1)]
     results = {
         "recipes": {name: recipe.settings() for name, recipe in recipes.items()},
         "versions": versions(),
@@ -61,10 +103,10 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
         "runs": fitted,
     }
     results["rows"] = _rows(results)
-    write_json(folder / "results.json", results)
     header, lines = table(results)
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    with replacing(folder / "results.md") as file:
+    with writing(folder), replacing(folder / "results.md") as file:
+        write_json(folder / "results.json", results)
         file.write("".join(f"| {' | '.join(cells)} |\n" for cells in [header, rule, *lines]).encode())
     return results
 
@@ -82,11 +124,11 @@ def table(results: dict) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in results["rows"]:
         places = 1 if row["measure"].endswith("%") else 2
-        cells = [row["measure"], _text(row[first], count, f".{places}f")]
+        cells = [row["measure"], _text(row.get(first), count, f".{places}f")]
         for name in others:
-            difference = row["differences"][name]
-            cells += [_text(row[name], count, f".{places}f"), _text(difference, count, f"+.{places}f")]
-            cells.append(f"{difference['positive']} of {count}")
+            difference = row["differences"].get(name)
+            cells += [_text(row.get(name), count, f".{places}f"), _text(difference, count, f"+.{places}f")]
+            cells.append(f"{difference['positive']} of {count}" if difference else "")
         lines.append(cells)
     return header, lines
 
@@ -111,32 +153,69 @@ def _fit_and_test(name: str, run: Recipe, folder: Path, steps: int, watch: Watch
     }
 
 
+def _stage_of(epochs: list[dict], stage: int) -> dict:
+    """What a stage's network reached on the test data, at its own T."""
+    ours = [epoch for epoch in epochs if epoch["stage"] == stage]
+    best = max(ours, key=lambda epoch: epoch["test_accuracy"])
+    label = "ANN" if best["network"] == "ann" else f"T = {best['steps']}"
+    reached = {"last": ours[-1]["test_accuracy"], "best": best["test_accuracy"], "best_epoch": best["epoch"]}
+    return {"label": label, "network": best["network"], "steps": best["steps"], **reached}
+
+
 def _rows(results: dict) -> list[dict]:
-    measures: dict[str, Callable[[dict], float]] = {}
+    runs, measures = results["runs"], {}
+    several = any(len(run["stages"]) > 1 for run in runs)
+    if several:
+        for key in dict.fromkeys(key for run in runs for key in _by_label(run)):
+            for which in ("last", "best"):
+                measures[f"{key}, {which} epoch, %"] = lambda run, at=(key, which): _reached(_by_label(run), *at)
+    for which in ("last", "best"):
+        name = f"last stage, {which} epoch, %" if several else f"{which} epoch, %"
+        measures[name] = lambda run, which=which: 100 * run["stages"][-1][which]
     for t in results["test_steps"]:
-        measures[f"accuracy at T = {t}, %"] = lambda run, t=t: 100 * run["accuracy"][t - 1]
+        name = f"last stage, run at T = {t}, %" if several else f"accuracy at T = {t}, %"
+        measures[name] = lambda run, t=t: 100 * run["accuracy"][t - 1]
     measures["at a single step, %"] = lambda run: 100 * statistics.mean(run["moments"][: run["steps"]])
     measures["SDT loss, test"] = lambda run: run["test_sdt"]
     measures["TET loss, test"] = lambda run: run["test_tet"]
-    if len({run["cost"] for run in results["runs"]}) > 1:
+    if len({run["cost"] for run in runs}) > 1:
         measures["cost: epochs times T"] = lambda run: run["cost"]
+    return [_row(measure, value, results) for measure, value in measures.items()]
+
+
+def _by_label(run: dict) -> dict[str, dict]:
+    """Stages by T, which is what different recipes have in common; where one has a T twice, by their numbers too."""
+    labels = [stage["label"] for stage in run["stages"]]
+    return {
+        label if labels.count(label) == 1 else f"stage.{i}, {label}": stage
+        for i, (label, stage) in enumerate(zip(labels, run["stages"], strict=True))
+    }
+
+
+def _reached(stages: dict[str, dict], label: str, which: str) -> float | None:
+    return 100 * stages[label][which] if label in stages else None
+
+
+def _row(measure: str, value: Callable[[dict], float | None], results: dict) -> dict:
+    """Mean and deviation of each recipe that has the value, and of its differences to the first, seed by seed."""
     (first, *others), seeds = results["names"], results["seeds"]
-    found = {(run["name"], run["seed"]): run for run in results["runs"]}
-    rows = []
-    for measure, value in measures.items():
-        values = {name: [value(found[name, seed]) for seed in seeds] for name in results["names"]}
-        row = {"measure": measure} | {name: _mean_sd(v) for name, v in values.items()}
-        row["differences"] = {}
-        for name in others:
+    found = {(run["name"], run["seed"]): value(run) for run in results["runs"]}
+    values = {name: [found[name, seed] for seed in seeds] for name in results["names"]}
+    values = {name: row for name, row in values.items() if None not in row}
+    row = {"measure": measure} | {name: _mean_sd(v) for name, v in values.items()}
+    row["differences"] = {}
+    for name in others:
+        if name in values and first in values:
             differences = [after - before for before, after in zip(values[first], values[name], strict=True)]
             row["differences"][name] = {**_mean_sd(differences), "positive": sum(d > 0 for d in differences)}
-        rows.append(row)
-    return rows
+    return row
 
 
 def _mean_sd(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
-def _text(value: dict[str, float], count: int, form: str) -> str:
+def _text(value: dict[str, float] | None, count: int, form: str) -> str:
+    if value is None:
+        return ""
     return f"{value['mean']:{form}}" + (f" ± {value['sd']:{form.lstrip('+')}}" if count > 1 else "")

@@ -7,33 +7,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from ..analysis.accuracy import evaluating
+from ..analysis import accuracy
+from ..analysis.accuracy import Evaluation
 from ..data import Data
 from ..nn import fold
 from . import folder as runs
 from . import recipe as recipes
 from .batches import fetch, to_device
+from .folder import RunError
 from .processes import World, working
 from .recipe import Recipe
 
 __all__ = ["Evaluation", "Restored", "evaluate", "restore", "test"]
 
 
-class Evaluation(NamedTuple):
-    """Entry t - 1 of each belongs to t steps, or to step t. Stopping after t steps is the same as running t: in eval
-    mode, no step knows of later ones. Accuracies are fractions, losses are means over the samples."""
-
-    accuracy: list[float]  # of the argmax of the potential averaged over the first t steps
-    moments: list[float]  # of the argmax at step t alone
-    sdt: list[float]  # loss of t steps: see snnkern.losses
-    tet: list[float]  # with lamb = 0
-    samples: int
-
-
-@torch.no_grad()
 def evaluate(
     model: torch.nn.Module,
     dataset: Dataset,
@@ -47,7 +36,7 @@ def evaluate(
     workers: int = 0,
     check=lambda: None,
 ) -> Evaluation:
-    """Tests in eval mode, and leaves the model in the mode it was in.
+    """``analysis.evaluate`` on a data set.
 
     Args:
         model: see ``snnkern.models``.
@@ -58,30 +47,17 @@ def evaluate(
     """
     device = next(model.parameters()).device
     where = where or World(device)
-    sums = torch.zeros(4, steps, dtype=torch.float64, device=device)
+    if len(dataset) < where.size:
+        raise RunError(f"the test data must have a sample for each of the {where.size} processes, got {len(dataset)}")
     mine = torch.arange(where.rank, len(dataset), where.size)
-    with evaluating(model):
+
+    def parts():
         for x, y in fetch(dataset, mine.split(batch), workers=workers):
             check()
-            x, y = to_device(x, y, device, steps, events, channels_last)
-            with where.autocast(amp):
-                outputs = model(x, None if events else steps)
-            sums += _sums(outputs.float(), y)
-    accuracy, moments, sdt, tet = (where.sum(sums) / len(dataset)).tolist()
-    return Evaluation(accuracy, moments, sdt, tet, len(dataset))
+            yield to_device(x, y, device, steps, events, channels_last)
 
-
-def _sums(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """[4, T]: how many are right after t steps and at step t, and their losses; summed over the samples."""
-    count = torch.arange(1, len(outputs) + 1, device=outputs.device).view(-1, 1)
-    mean = outputs.cumsum(0) / count.unsqueeze(2)
-    y = y.expand(len(outputs), -1)
-
-    def loss(scores):
-        return F.cross_entropy(scores.movedim(2, 1), y, reduction="none")
-
-    rows = mean.argmax(2) == y, outputs.argmax(2) == y, loss(mean), loss(outputs).cumsum(0) / count
-    return torch.stack([row.double().sum(1) for row in rows])
+    with where.autocast(amp):
+        return accuracy.evaluate(model, parts(), None if events else steps, where.sum)
 
 
 def test(
@@ -109,7 +85,7 @@ def restore(path: str | Path, stage: int = -1, best: bool = False) -> Restored:
     if path.is_dir():
         count = len(runs.read_settings(path).get("stage", ()))
         if not -count <= stage < count:
-            raise runs.RunError(f"stage must be one of the run's {count}, counted from 0, got {stage}")
+            raise RunError(f"stage must be one of the run's {count}, counted from 0, got {stage}")
         path = path / f"stage{stage % count}-{'best' if best else 'last'}.safetensors"
     weights, about = runs.load_weights(path)
     recipe = recipes.read(about.pop("recipe"))

@@ -10,21 +10,22 @@ from __future__ import annotations
 import math
 import resource
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 
-import snnkern
-
 from ..methods import dspike
+from ..nn import LIF
+from ..ops.pack import packed_spikes
 from ..surrogate import Dspike
 from . import folder as runs
 from .batches import Epoch, fetch, to_device
 from .evaluation import test
-from .folder import Interrupted, Request, RunError
+from .folder import Interrupted, Request, RunError, State
 from .processes import World, working
 from .progress import Watch
 from .recipe import Recipe, RecipeError
@@ -43,7 +44,8 @@ def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Mo
     Returns: the network of the last stage, after its last epoch.
 
     Raises:
-        RunError: the folder holds something else, its checkpoint is damaged, or the loss is no longer finite.
+        RunError: the folder holds something else, another process trains in it, it cannot be written, its checkpoint
+            is damaged, or the loss is no longer finite.
         RecipeError: the recipe does not go with its data, or with what is installed.
         Interrupted: on request.
     """
@@ -51,22 +53,6 @@ def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Mo
         raise ValueError("recipe must have a seed: Recipe.runs gives one recipe per seed")
     with working(recipe.device, recipe.threads, recipe.deterministic) as where, Request() as request:
         return _Training(recipe, Path(folder), where, request, watch or Watch()).run()
-
-
-@dataclass
-class State:
-    """Where a training is: ``epoch`` epochs of ``stage`` are finished, and ``step`` steps of the next."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, right, samples in this epoch,
-    seconds: float = 0.0  # and the time that it took
-    found: dict = field(default_factory=dict)  # by the temperature search of this epoch
-    b: float | None = None  # Dspike's temperature
-    accuracy: float = 0.0  # on the test data, after the last epoch,
-    best: float = -1.0  # and the best of this stage
-    lines: int = 0  # of metrics
 
 
 class _Training:
@@ -78,17 +64,18 @@ class _Training:
 
     def run(self) -> nn.Module:
         self.recipe.check_backend(self.where.device.type)
-        if self.where.first:
-            runs.safetensors()
-            runs.claim(self.folder, self.recipe.settings())
-            self.saved = runs.read_checkpoint(self.folder)
-        self.saved = self.where.share(self.saved)
-        if self.saved:
-            self.state = State(**self.saved["state"])
-        if self.where.first and self.recipe.tensorboard:
-            self.board = runs.board(self.folder, self.state.lines)
-        self.watch.start(self.recipe, self.folder, self._cost())
-        with self.board or nullcontext():
+        with ExitStack() as until_the_end:
+            if self.where.first:
+                runs.safetensors()
+                runs.claim(self.folder, self.recipe.settings())
+                until_the_end.enter_context(runs.holding(self.folder))
+                self.saved = runs.read_checkpoint(self.folder)
+            self.saved = self.where.share(self.saved)
+            if self.saved:
+                self.state = State(**self.saved["state"])
+            if self.where.first and self.recipe.tensorboard:
+                self.board = until_the_end.enter_context(runs.board(self.folder, self.state.lines))
+            self.watch.start(self.recipe, self.folder, self._cost())
             for stage in range(self.state.stage, len(self.recipe.stage)):
                 if stage > self.state.stage:
                     self.state = State(stage, b=self.state.b, lines=self.state.lines)
@@ -140,27 +127,30 @@ class _Training:
             raise RecipeError(f"accumulate must be at most {samples // where.size} here, got {recipe.accumulate}")
         sums = torch.tensor(state.sums, dtype=torch.float64, device=where.device)
         self.sums = sums if where.first else torch.zeros_like(sums)
+        self.whole = len(plan.batches)
         if self.stage.temperature and not state.step:
             self._search(criterion, plan)
-        self.began, self.before, self.whole = time.monotonic(), state.seconds, len(plan.batches)
+        self.began, self.before = time.monotonic(), state.seconds
         self.net.train()
         mine = [batch[where.rank :: where.size].tensor_split(recipe.accumulate) for batch in plan.batches[state.step :]]
         parts = fetch(self.data.train, [part for parts in mine for part in parts], plan.sample_seeds, recipe.workers)
         for step in range(state.step, self.whole):
-            self._step(criterion, parts, len(plan.batches[step]), plan.step_seeds[step])
+            batch = list(islice(parts, recipe.accumulate))
+            self._step(criterion, batch, len(plan.batches[step]), plan.step_seeds[step])
             state.step = step + 1
             self._pause()
         self._finish(epoch, lr, criterion)
 
-    def _step(self, criterion, parts, size: int, seed: int) -> None:
+    def _step(self, criterion, parts: list, size: int, seed: int) -> None:
         """One update. The gradients of a batch's parts add up and DDP averages over processes; hence the weights."""
         recipe, where = self.recipe, self.where
+        differences = self._differences(criterion, parts, size)
         self.optimiser.zero_grad()
-        for part in range(1, recipe.accumulate + 1):
-            x, y = self._to_device(*next(parts))
+        for part, (x, y) in enumerate(parts, start=1):
+            x, y = self._to_device(x, y)
             torch.manual_seed(seed + where.rank * recipe.accumulate + part)  # after the samples, which have their own
             alone = self.net.no_sync() if where.size > 1 and part < recipe.accumulate else nullcontext()
-            with alone, snnkern.packed_spikes() if recipe.packed else nullcontext():
+            with alone, packed_spikes() if recipe.packed else nullcontext():
                 with where.autocast(recipe.amp):
                     outputs = self.net(x, None if self.data.events else self.stage.steps)
                     loss = criterion(outputs, y)
@@ -168,8 +158,33 @@ class _Training:
             right = (outputs.detach().float().mean(0).argmax(-1) == y).sum()
             loss = loss.detach().double()
             self.sums += torch.stack((loss * len(y), right.double(), torch.full_like(loss, len(y))))
+        if differences is not None:
+            dspike.first_weight(self.model).grad = differences * self.scaler.get_scale()
         self.scaler.step(self.optimiser)
         self.scaler.update()
+
+    def _differences(self, criterion, parts: list, size: int) -> torch.Tensor | None:
+        """Of a batch before its update: measures for the stage's ``probe``; returns what its first layer is to follow
+        in place of its gradient, if so."""
+        stage, state, where = self.stage, self.state, self.where
+        probed = stage.probe.eps if stage.probe and state.step < stage.probe.iterations else ()
+        followed = (stage.differences.eps,) if stage.differences else ()
+        parts = [self._to_device(*part) for part in parts] if probed or followed else []
+
+        def of_all(function, *more) -> torch.Tensor:
+            return where.sum(sum(function(self.model, *xy, criterion, *more) * (len(xy[1]) / size) for xy in parts))
+
+        try:
+            options = None, self._progress("differences")
+            found = {e: of_all(dspike.finite_differences, e, *options) for e in dict.fromkeys((*probed, *followed))}
+        except Interrupted:
+            self._save()
+            raise
+        if probed:
+            gradient = of_all(dspike.surrogate_gradient)
+            before = state.cosines or [0.0] * len(probed)
+            state.cosines = [c + dspike.cosine(gradient, found[e]) for c, e in zip(before, probed, strict=True)]
+        return found[followed[0]] if followed else None
 
     def _pause(self) -> None:
         """Between two steps: whether to save, to stop, to show something."""
@@ -178,7 +193,7 @@ class _Training:
         if stop or save:
             self._save()
         if stop:
-            raise Interrupted(f"stage.{state.stage}, epoch {state.epoch + 1}, after step {state.step} of {self.whole}")
+            raise Interrupted(self._place())
         if now - self.shown > self.watch.interval:
             self.shown = now
             loss, right, samples = self.sums.tolist()
@@ -198,6 +213,9 @@ class _Training:
         check = self._pause if where.size == 1 else lambda: None  # processes have unequal numbers of test batches
         tested = test(self.recipe, self.model, self.data, stage.steps, where, check)
         state.accuracy = tested.accuracy[-1]
+        if probe := stage.probe:
+            count = min(probe.iterations, self.whole)
+            state.found["probe"] = [[e, c / count] for e, c in zip(probe.eps, state.cosines, strict=True)]
         metrics = {
             "stage": state.stage,
             "epoch": epoch + 1,
@@ -217,6 +235,8 @@ class _Training:
             "seconds": seconds,
             "memory": _memory(where.device),
         }
+        if where.first:
+            metrics |= self.watch.measure(self.recipe, metrics, self.model)
         best = max(state.best, state.accuracy)
         if state.accuracy > state.best:
             self._save_weights("best", epoch + 1)
@@ -237,20 +257,29 @@ class _Training:
         parts = fetch(self.data.train, [torch.cat(plan.batches)[: settings.batch]], plan.sample_seeds)
         x, y = self._to_device(*next(parts))
 
-        def progress(done: int, total: int) -> None:
-            if self.request.stop and self.where.size == 1:
-                raise Interrupted(f"stage.{state.stage}, epoch {state.epoch + 1}, before its first step")
-            if time.monotonic() - self.shown > self.watch.interval:
-                self.shown = time.monotonic()
-                self.watch.step(self.recipe, state, self._cost(), {"search": done / total})
-
         width = _surrogate(self.model, state.stage).width
-        options = {"b": state.b, "step": settings.step, "eps": settings.eps, "width": width, "progress": progress}
-        found = dspike.search(self.model, x, y, criterion, **options)
+        options = {"b": state.b, "step": settings.step, "eps": settings.eps, "width": width}
+        found = dspike.search(self.model, x, y, criterion, **options, progress=self._progress("search"))
         state.b = found.b
         state.found = {"b": found.b, "cosines": list(found.cosines.items()), "evaluations": found.evaluations}
         state.found["search_seconds"] = time.monotonic() - began
         self._set_temperature()
+
+    def _progress(self, what: str):
+        """Called among the forward passes of finite differences: whether to stop, to show something."""
+
+        def progress(done: int, total: int) -> None:
+            if self.request.stop and self.where.size == 1:
+                raise Interrupted(self._place())
+            if time.monotonic() - self.shown > self.watch.interval:
+                self.shown = time.monotonic()
+                self.watch.step(self.recipe, self.state, self._cost(), {what: done / total})
+
+        return progress
+
+    def _place(self) -> str:
+        state = self.state
+        return f"stage.{state.stage}, epoch {state.epoch + 1}, after step {state.step} of {self.whole}"
 
     def _set_temperature(self) -> None:
         if self.stage.temperature and self.state.b is None:
@@ -288,7 +317,7 @@ class _Training:
 
 def _surrogate(model: nn.Module, stage: int) -> Dspike:
     for module in model.modules():
-        if isinstance(module, snnkern.nn.LIF) and isinstance(module.settings["surrogate"], Dspike):
+        if isinstance(module, LIF) and isinstance(module.settings["surrogate"], Dspike):
             return module.settings["surrogate"]
     raise RecipeError(f"stage.{stage}.temperature needs neurons of kind LIF with surrogate Dspike")
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
+from torch import nn
 
+from .folder import State
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .loop import State
 
 __all__ = ["Show", "Watch"]
 
@@ -29,6 +27,11 @@ class Watch:
 
     def step(self, recipe: Recipe, state: State, cost: float, numbers: dict[str, float]) -> None:
         """A step is done, or some passes of a search; ``numbers`` are those of the epoch under way."""
+
+    def measure(self, recipe: Recipe, metrics: dict, model: nn.Module) -> dict:
+        """An epoch is done: what this finds on the network, which it leaves as it is, joins its line of metrics (as
+        JSON). Only the first process is asked."""
+        return {}
 
     def epoch(self, recipe: Recipe, metrics: dict, cost: float) -> None:
         """An epoch is done and on disk."""
@@ -102,6 +105,7 @@ def _text(numbers: dict[str, float]) -> str:
     """What there is of the numbers, in one order."""
     forms = {
         "search": lambda v: f"temperature search {100 * v:.0f} %",
+        "differences": lambda v: f"finite differences {100 * v:.0f} %",
         "loss": lambda v: f"loss {v:.3f}",
         "accuracy": lambda v: f"train {100 * v:.1f} %",
         "test_accuracy": lambda v: f"test {100 * v:.1f} %",

@@ -15,49 +15,44 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 import torch
 
+try:
+    from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("training needs pydantic: pip install 'snnkern[train]'") from error
+
 from .. import data, losses, models, nn, surrogate
 from ..backend import choose
+from .folder import RecipeError
 
-__all__ = ["FOLDER", "Loss", "Recipe", "RecipeError", "Stage", "Temperature", "load", "override", "read", "recipes"]
+__all__ = ["FOLDER", "Differences", "Loss", "Probe", "Recipe", "RecipeError", "Stage", "Temperature", "load",
+           "override", "read", "recipes"]  # fmt: skip
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 NEURONS = ("LIF", "SmoothLIF")  # of snnkern.nn
 
 
-class RecipeError(ValueError):
-    """The recipe, or an override of it, is wrong; the message names the key, what it got and what it expects."""
-
-
-class Rule(NamedTuple):
-    wanted: str
-    kept: Callable[[Any], bool]
-
-
-def _one_of(*values: str) -> Rule:
-    return Rule(f"one of {', '.join(values)}", lambda value: value in values)
-
-
-Whole = Annotated[int, Rule("a whole number from 0 up", lambda v: v >= 0)]
-Count = Annotated[int, Rule("a whole number from 1 up", lambda v: v >= 1)]
-Positive = Annotated[float, Rule("a positive, finite number", lambda v: 0 < v < math.inf)]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Flag = Annotated[bool, Strict()]
+Listed = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])  # one stands for a list
 
 
 @dataclass(frozen=True)
 class Loss:
     """A loss of ``snnkern.losses`` and the first epoch, counted from 1, that uses it."""
 
-    name: Annotated[str, _one_of("sdt", "tet")]
-    lamb: Annotated[float, Rule("a number in [0, 1]", lambda v: 0 <= v <= 1)] = 0.0
-    phi: Annotated[float, Rule("a finite number", math.isfinite)] = 1.0
+    name: Literal["sdt", "tet"]
+    lamb: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
+    phi: Annotated[float, Field(strict=True, allow_inf_nan=False)] = 1.0
     from_epoch: Count = 1
 
     def __call__(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -66,7 +61,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Dspike's search before every epoch; see ``snnkern.dspike.search``.
+    """Dspike's search before every epoch; see ``snnkern.methods.dspike.search``.
 
     ``start``: the first b; None: the one that the stage before ended with, else that of the neuron's surrogate.
     """
@@ -75,6 +70,22 @@ class Temperature:
     step: Positive = 0.2
     eps: Positive = 0.1
     batch: Count = 100
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How close the first layer's gradient is in direction to its finite differences (FDG): the cosine for every eps,
+    before each of the first ``iterations`` updates of every epoch. Source: Li et al., section 4.2 and figure 2."""
+
+    eps: Annotated[tuple[Positive, ...], Listed, Field(min_length=1)] = (0.2, 0.1, 0.05, 0.01, 0.001)
+    iterations: Count = 100
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The first layer follows its FDG, all others their gradient. Source: Li et al., section 4.2 and table 1."""
+
+    eps: Positive = 0.1
 
 
 @dataclass(frozen=True)
@@ -90,16 +101,20 @@ class Stage:
         schedule: of the learning rate from epoch to epoch: ``cosine`` or ``linear``, to 0, or ``constant``.
         inherit: the number, from 0, of the stage whose weights to start from; None: the one before.
         temperature: search Dspike's temperature before every epoch.
+        probe: measure the first layer's gradient against finite differences, in every epoch.
+        differences: train the first layer by finite differences.
     """
 
     epochs: Count
     optimiser: dict
-    loss: tuple[Loss, ...]
-    network: Annotated[str, _one_of("snn", "ann")] = "snn"
+    loss: Annotated[tuple[Loss, ...], Listed]
+    network: Literal["snn", "ann"] = "snn"
     steps: Count = 1
-    schedule: Annotated[str, _one_of("cosine", "linear", "constant")] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     inherit: Whole | None = None
     temperature: Temperature | None = None
+    probe: Probe | None = None
+    differences: Differences | None = None
 
     def lr(self, epoch: int) -> float:
         """The learning rate after ``epoch`` epochs: a function of nothing else, so that resuming needs no state."""
@@ -143,24 +158,24 @@ class Recipe:
     source: str
     data: dict
     model: dict
-    stage: tuple[Stage, ...]
+    stage: Annotated[tuple[Stage, ...], Listed]
     batch: Count
     neuron: dict = field(default_factory=dict)
     seed: Whole | None = None
     seeds: Count = 1
-    test_steps: tuple[Count, ...] = ()
-    amp: Annotated[str, _one_of("off", "bfloat16", "float16")] = "off"
-    channels_last: bool = False
-    compile: bool = False
+    test_steps: Annotated[tuple[Count, ...], Listed] = ()
+    amp: Literal["off", "bfloat16", "float16"] = "off"
+    channels_last: Flag = False
+    compile: Flag = False
     accumulate: Count = 1
-    packed: bool = False
-    fused: bool = True
+    packed: Flag = False
+    fused: Flag = True
     device: str = "auto"
     backend: str | None = None
-    deterministic: bool = False
+    deterministic: Flag = False
     threads: Whole = 0
     workers: Whole = 0
-    tensorboard: bool = False
+    tensorboard: Flag = False
     checkpoint_minutes: Positive = 10.0
 
     def __post_init__(self) -> None:
@@ -249,6 +264,17 @@ class Recipe:
         return inspect.signature(models.MODELS[self.model["name"]]).parameters
 
 
+TABLES = {"": Recipe, "stage": Stage, "loss": Loss, "temperature": Temperature, "probe": Probe,
+          "differences": Differences}  # fmt: skip
+# Keys that are often given without the table that they belong to.
+ELSEWHERE = {each.name: f"stage.{each.name}" for each in fields(Stage)} | {
+    "lr": "stage.optimiser.lr",
+    "lamb": "stage.loss.lamb",
+    "phi": "stage.loss.phi",
+    "from_epoch": "stage.loss.from_epoch",
+}
+
+
 def recipes() -> dict[str, Path]:
     """The recipes that come along, by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
@@ -257,8 +283,8 @@ def recipes() -> dict[str, Path]:
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of this name, or in the file of this path, with ``key=value`` overrides.
 
-    Keys are dotted, as in ``stage.0.epochs=3``; without a number, as in ``stage.epochs=3``, it is all stages. Values
-    are TOML; what is not TOML is taken as a string.
+    Keys are dotted, as in ``stage.0.epochs=3``; without a number, as in ``stage.epochs=3``, it is all stages, and with
+    ``stage.temperature.eps=0.2`` all that have a temperature. Values are TOML; what is not TOML is taken as a string.
     """
     path = recipes().get(name, Path(name))
     if path.suffix != ".toml" or not path.is_file():
@@ -275,7 +301,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 def read(table: dict) -> Recipe:
     """The recipe in a table as TOML, or ``Recipe.settings``, gives it."""
-    return _read(Recipe, table, "")
+    return _read(Recipe, table)
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -300,7 +326,12 @@ def _override_all(table: dict, overrides: Iterable[str]) -> None:
 def _override(table, keys: list[str], value, where: str) -> None:
     first, *rest = keys
     if isinstance(table, list) and not first.isdigit():
-        for item in table:
+        # A stage need not have what is changed in others, such as a temperature; a number makes one that has not.
+        having = [item for item in table if not rest or (isinstance(item, dict) and item.get(first) is not None)]
+        if not having:
+            raise RecipeError(f"{where}: none of the {len(table)} has {first}; a number before it makes one, as in "
+                              f"{where.replace(f'.{first}', f'.0.{first}', 1)}")  # fmt: skip
+        for item in having:
             _override(item, keys, value, where)
         return
     if isinstance(table, list):
@@ -310,44 +341,42 @@ def _override(table, keys: list[str], value, where: str) -> None:
     elif not isinstance(table, dict):
         raise RecipeError(f"{where} must be a key of the recipe: {table!r} has no key {first!r}")
     if rest:
-        _override(table.setdefault(first, {}) if isinstance(table, dict) else table[first], rest, value, where)
+        if isinstance(table, dict) and table.get(first) is None:
+            table[first] = {}
+        _override(table[first], rest, value, where)
     else:
         table[first] = value
 
 
-def _read(kind, value, where: str):
+def _read(kind, value, where: str = ""):
     """``value``, as TOML or JSON gives it, as a ``kind``: a type hint of the dataclasses above."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        kind, rule = arguments
-        value = _read(kind, value, where)
-        return value if rule.kept(value) else _wrong(where, rule.wanted, value)
-    if NoneType in arguments:
-        return None if value is None else _read(arguments[0], value, where)
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_read(arguments[0], item, _join(where, i)) for i, item in enumerate(items))
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            _wrong(where, "a table", value)
-        hints = get_type_hints(kind, include_extras=True)
-        _keywords(where, value, hints)
-        for each in fields(kind):
-            if each.name not in value and each.default is MISSING and each.default_factory is MISSING:
-                raise RecipeError(f"{_join(where, each.name)} is missing")
-        return kind(**{key: _read(hints[key], item, _join(where, key)) for key, item in value.items()})
-    if kind is float and type(value) is int:
-        return float(value)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table"}
-    return value if type(value) is kind else _wrong(where, names[kind], value)
+    try:
+        return _reader(kind).validate_python(value, extra="forbid")
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    unknown = [each for each in found if each["type"] == "unexpected_keyword_argument"]
+    first = (unknown or found)[0]  # where a key is misspelt, another is missing
+    *inside, key = place = [*filter(None, [where]), *map(str, first["loc"])] or [""]
+    if unknown:
+        table = TABLES[next((name for name in reversed(inside) if name in TABLES), "")]
+        _keywords(".".join(inside), {key: value}, [each.name for each in fields(table)])
+    if first["type"] == "missing":
+        raise RecipeError(f"{'.'.join(place)} is missing")
+    if isinstance(cause := first.get("ctx", {}).get("error"), RecipeError):
+        raise cause
+    where, (start, _, wanted) = ".".join(place), first["msg"].partition("Input should be ")
+    if start:
+        raise RecipeError(f"{where}: {start}")
+    _wrong(where, "a table" if first["type"] in ("dataclass_type", "dict_type") else wanted, first["input"])
+
+
+@lru_cache
+def _reader(kind) -> TypeAdapter:
+    return TypeAdapter(kind)
 
 
 def _wrong(where: str, wanted: str, value):
     raise RecipeError(f"{where} must be {wanted}, got {value!r}")
-
-
-def _join(where: str, key) -> str:
-    return f"{where}.{key}" if where else str(key)
 
 
 def _choice(where: str, value, allowed: Iterable[str]) -> str:
@@ -358,9 +387,9 @@ def _keywords(where: str, given: dict, allowed: Iterable[str], but: Iterable[str
     allowed = [key for key in allowed if key not in but]
     for key in given:
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, 1)
+            near = [ELSEWHERE[key]] if key in ELSEWHERE else difflib.get_close_matches(key, allowed, 1)
             hint = f", did you mean {near[0]}?" if near else f"; there are {', '.join(allowed)}"
-            raise RecipeError(f"{_join(where, key)} is no key{hint}")
+            raise RecipeError(f"{where}{'.' * bool(where)}{key} is no key{hint}")
 
 
 def _without_name(table: dict) -> dict:

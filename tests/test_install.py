@@ -1,0 +1,82 @@
+"""What an installation is made of, and how CMake is called; no compiler runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def setup(*arguments, **environment):
+    command = [sys.executable, "setup.py", "-q", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+
+
+def files(root, *folders):
+    every = [path.relative_to(root) for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
+    return {str(path) for path in every if "__pycache__" not in path.parts and not path.name.startswith("_C.")}
+
+
+def test_the_source_distribution_has_what_installing_and_testing_it_need(tmp_path):
+    run = setup("egg_info", "--egg-base", tmp_path)
+    assert run.returncode == 0, run.stderr
+    packed = set((tmp_path / "snnkern.egg-info" / "SOURCES.txt").read_text().splitlines())
+    wanted = files(ROOT, "csrc", "snnkern", "tests", "experiments", "benchmarks")
+    assert "csrc/cpu/lif.cpp" in wanted
+    assert wanted | {"CMakeLists.txt", "Makefile", "pyproject.toml", "requirements-dev.txt"} <= packed
+
+
+def test_an_installation_has_every_file_of_the_package_and_no_other(tmp_path):
+    (tmp_path / "snnkern").mkdir()
+    (tmp_path / "snnkern" / "of_an_earlier_version.py").touch()
+    run = setup("egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert files(tmp_path, "snnkern") == files(ROOT, "snnkern")
+    assert (tmp_path / "snnkern" / "py.typed").exists()
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A folder of a cmake and a ninja that only write down how they are called; and a compiler."""
+
+    def folder(name):
+        (tmp_path / name).mkdir()
+        for tool in ("cmake", "ninja", "clang++"):
+            (tmp_path / name / tool).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexit ${{STATUS:-0}}\n')
+            (tmp_path / name / tool).chmod(0o755)
+        return f"{tmp_path / name}{os.pathsep}{os.environ['PATH']}"
+
+    return folder
+
+
+def test_cmake_starts_afresh_where_its_tools_have_changed(tmp_path, tools):
+    def configure(path, **environment):
+        build = "build_ext", "--build-temp", tmp_path / "build", "--build-lib", tmp_path
+        run = setup("egg_info", "--egg-base", tmp_path, *build, PATH=path, **environment)
+        calls = (tmp_path / "calls").read_text().splitlines()
+        (tmp_path / "calls").unlink()
+        return calls, run.stderr
+
+    one, other = tools("one"), tools("other")  # the temporary environments of two isolated builds
+    first, again, moved = configure(one)[0], configure(one)[0], configure(other)[0]
+    clang = configure(other, CXX="clang++")[0]
+    assert ["--fresh" in calls[0] for calls in (first, again, moved, clang)] == [True, False, True, True]
+    assert f"-DCMAKE_MAKE_PROGRAM={tmp_path}/other/ninja" in moved[0] and moved[1] == "--build ."
+    failed, said = configure(one, STATUS="3")
+    assert len(failed) == 1 and "C++17 compiler" in said
+    assert "--fresh" in configure(one)[0][0]
+
+
+def test_a_compiler_that_is_asked_for_must_be_there():
+    run = setup("--version", CXX="no-such-compiler -O2")
+    assert run.returncode and "CXX=no-such-compiler -O2: there is no such compiler" in run.stderr
+
+
+def test_without_a_compiler_there_is_no_extension(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_ext"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and "installing without the compiled extension" in run.stderr
