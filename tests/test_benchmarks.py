@@ -548,13 +548,14 @@ def test_the_swap_changes_no_bit(peer, tmp_path, monkeypatch, capsys, ours):
     else:
         real = importlib.util.find_spec
         monkeypatch.setattr(swap, "find_spec", lambda name: None if name == "spikingjelly" else real(name))
-    swap.main(tmp_path / "new", updates=4, steps=64, batch=4)
+    swap.main(tmp_path / "new", updates=4, steps=256, batch=8)
     content = json.loads((tmp_path / "new" / "swap.json").read_text())
     assert list(content["runs"]) == [peer, "snnkern"]
     theirs, ours = content["runs"].values()
     assert theirs["loss"] == ours["loss"] and len(set(ours["loss"])) == 4
     assert theirs["weights"] == ours["weights"]
     assert all(seconds > 0 for run in (theirs, ours) for seconds in run["seconds"])
+    assert theirs["peak_bytes"] > ours["peak_bytes"] > 0
     assert (tmp_path / "new" / "swap.png").stat().st_size > 0
     told = capsys.readouterr().out
     assert told.count("equal") == 5 and "differ" not in told
