@@ -38,7 +38,7 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-# make bench ARGS=--quick: two minutes.
+# make bench ARGS=--quick: about a minute; into runs/bench.
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.run $(ARGS)
 

@@ -93,11 +93,10 @@ class Lif:
         for part in (16, 4):
             x = self.xs[0].detach()[: steps // part].requires_grad_(self.xs[0].requires_grad)
             grad = self.grads[0][: steps // part]
-            if part == 16:
-                self.once(module, x, grad)  # warm-up
+            self.once(module, x, grad)  # warm-up, for each T: it may be a constant of a kernel that is compiled now
             seconds.append(seconds_of(lambda x=x, grad=grad: self.once(module, x, grad), self.device))
             growth = math.log(seconds[-1] / seconds[0]) / math.log(4) if part == 4 else 1
-            predicted = seconds[-1] * part ** max(1, growth)
+            predicted = seconds[-1] * part ** min(2, max(1, growth))  # more than quadratic is a disturbance
             if predicted > SLOWEST[self.device]:
                 raise Refused(f"would take {predicted:.0f} s a call, more than {SLOWEST[self.device]:g}")
         need = 1.5 * part * kept(lambda: module(x))

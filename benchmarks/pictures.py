@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from .report import number, size_of, split, steps_of
+from snnkern.files import replacing
 
-# Okabe and Ito, told apart by every eye: a colour per library, a dash per variant of it.
+from .report import made_by, number, size_of, split, steps_of
+
+# After Okabe and Ito, told apart by every eye: a colour per library, a dash or a paler shade per variant of it.
 COLOURS = {
     "snnkern": "#0072B2",
     "SpikingJelly": "#D55E00",
     "plain loop": "#777777",
     "compiled": "#E69F00",
     "snnTorch": "#009E73",
-    "Norse": "#000000",
+    "Norse LIFBoxCell": "#000000",
+    "Norse LIF": "#882255",
     "sinabs": "#CC79A7",
     "EXODUS": "#56B4E9",
     "ReLU twin": "#F0E442",
 }
 DASHES = ("-", "--", ":", "-.")
+SPREAD = "Medians, and thin lines from the least to the greatest of the rounds."
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -35,6 +42,10 @@ STYLE = {
     "lines.markersize": 4,
     "savefig.dpi": 150,
 }
+
+
+Bar = tuple[str, float, list[float]]  # a name, its value, and the least and the greatest if there are any
+Picture = tuple[Figure, list[dict], bool]  # its rows, also those without a time; whether it shows a spread
 
 
 def draw(content: dict, path: Path) -> list[Path]:
@@ -51,67 +62,98 @@ def draw(content: dict, path: Path) -> list[Path]:
         "peak-memory": _peak,
         "models": _models,
     }
-    drawn, rows = [], [row for row in content["rows"] if row["mode"]]
+    drawn = []
     with matplotlib.rc_context(STYLE):
         for name, picture in pictures.items():
-            if figure := picture(rows):
-                figure.supxlabel(content["machine"]["device"], fontsize=8, color="#555555")
+            if made := picture(content["rows"]):
+                figure, rows, spread = made
+                below = [*_reasons(rows), *[SPREAD] * spread, made_by(content["machine"])]
+                below = [line for text in below for line in textwrap.wrap(text, int(17 * figure.get_figwidth()))]
+                figure.supxlabel("\n".join(below), x=0.01, ha="left", fontsize=7.5, color="#555555")
                 drawn.append(path.with_name(f"{path.stem}-{name}.png"))
-                figure.savefig(drawn[-1])
+                with replacing(drawn[-1]) as file:
+                    figure.savefig(file, format="png")
     return drawn
 
 
-def _over_t(rows: list[dict]) -> Figure | None:
+def _reasons(rows: list[dict]) -> Iterator[str]:
+    """Why contenders have no time, or where they have none."""
+    measured, told = {row["contender"] for row in rows if row["mode"]}, {}
+    for (name, reason), some in split([row for row in rows if row["reason"]], "contender", "reason"):
+        at = sorted({(row["T"], row["N"]) for row in some}) if name in measured else []
+        places = " and ".join(f"T = {steps:,}, N = {neurons:,}" for steps, neurons in at)
+        where = "" if not at else f" at {places}" if len(at) < 3 else " elsewhere"
+        told.setdefault((where, reason), []).append(name)
+    reasons = [f"{', '.join(names)}{where}: {reason}" for (where, reason), names in told.items()]
+    if reasons:
+        yield f"Not measured: {'; '.join(reasons)}."
+
+
+def _over_t(rows: list[dict]) -> Picture | None:
     return _curves([("One LIF layer, N = 4,096, float32", _layer(rows, "both", N=4096, dtype="float32"))], "T")
 
 
-def _over_n(rows: list[dict]) -> Figure | None:
+def _over_n(rows: list[dict]) -> Picture | None:
     image = [row for row in _layer(rows, "both", T=4) if row["group"] == "image"]
     return _curves([(f"One LIF layer, T = 4, {dtype}", some) for (dtype,), some in split(image, "dtype")], "N")
 
 
-def _memory(rows: list[dict]) -> Figure | None:
+def _memory(rows: list[dict]) -> Picture | None:
     chosen = _layer(rows, "both", N=4096, dtype="float32")
     panels = []
     for key, what in (("kept_bytes", "Kept for backward"), ("peak_bytes", "Peak beyond the inputs")):
-        title = f"{what}, N = 4,096, float32"
-        panels.append((title, [row | {"MB": row[key] / 1e6} for row in chosen if row[key]]))
+        some = [row | {"MB": (row[key] or 0) / 1e6} for row in chosen if row[key] or row["reason"]]
+        panels.append((f"{what}, N = 4,096, float32", some))
     return _curves(panels, "T", "MB")
 
 
-def _protocol(rows: list[dict]) -> Figure | None:
-    panels = []
-    for mode in ("forward", "backward"):
-        some = [row | {"n": row["shape"][1]} for row in rows if row["op"] == "linear+lif" and row["mode"] == mode]
-        panels.append((f"Linear(n, n) and LIF, {mode}, T = 500, batch 16", some))
+def _protocol(rows: list[dict]) -> Picture | None:
+    rows = [row | {"n": row["shape"][1]} for row in rows if row["op"] == "linear+lif"]
+    panels = [
+        (f"Linear(n, n) and LIF, {mode}, T = 500, batch 16", [row for row in rows if row["mode"] in (mode, None)])
+        for mode in ("forward", "backward")
+    ]
     return _curves(panels, "n")
 
 
 def _layer(rows: list[dict], mode: str, **wanted) -> list[dict]:
-    wanted |= {"op": "lif", "mode": mode, "layout": "contiguous"}
-    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    """With the contenders that have no time."""
+    wanted |= {"op": "lif", "layout": "contiguous"}
+    return [row for row in rows if row["mode"] in (mode, None) and all(row[k] == v for k, v in wanted.items())]
 
 
-def _curves(panels: list[tuple[str, list[dict]]], x: str, y: str = "ms") -> Figure | None:
+def _curves(panels: list[tuple[str, list[dict]]], x: str, y: str = "ms") -> Picture | None:
     """``y`` over ``x``, a line per contender, its name at the end; both axes logarithmic. None without two points."""
-    panels = [(title, rows) for title, rows in panels if len({row[x] for row in rows}) > 1]
+    panels = [(title, rows) for title, rows in panels if len({row[x] for row in rows if row["mode"]}) > 1]
     if not panels:
         return None
-    figure = Figure(figsize=(1.8 + 5.6 * len(panels), 4.6))
+    figure = Figure(figsize=(1.8 + 5.6 * len(panels), 4.9))
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        rows = [row for row in rows if row["mode"]]
         axes.set(title=title, xscale="log", yscale="log", xlabel={"T": "time steps T", "N": "neurons N", "n": "n"}[x])
         axes.set_ylabel("forward + backward, ms" if y == "ms" and rows[0]["mode"] == "both" else y)
-        names, ends = list(dict.fromkeys(row["contender"] for row in rows)), []
-        for (name,), chosen in split(rows, "contender"):
-            points = sorted({row[x]: row[y] for row in chosen}.items())
-            axes.plot(*zip(*points, strict=True), marker="o", **_line(name, names))
-            ends.append((*points[-1], name))
+        names = list(dict.fromkeys(row["contender"] for row in rows))
+        lines = {name: {row[x]: row for row in rows if row["contender"] == name} for name in names}
+        points = {name: {at: row[y] for at, row in sorted(line.items())} for name, line in lines.items()}
+        for i, (name, line) in enumerate(points.items()):
+            covers = sum(_coincide(line, points[other]) for other in names[i + 1 :])  # they are drawn over it
+            look = _line(name, names) | {"linewidth": 1.5 + 2 * covers, "markersize": 4 + 2 * covers}
+            axes.plot([*line], [*line.values()], marker="o", **look)
+            if y == "ms":
+                spread = zip(*((lines[name][at]["ms_min"], lines[name][at]["ms_max"]) for at in line), strict=True)
+                axes.vlines([*line], *spread, color=look["color"], alpha=0.5, linewidth=1)
         ticks = sorted({row[x] for row in rows})
         axes.set_xticks(ticks, [f"$2^{{{math.log2(tick):g}}}$" if x == "N" else f"{tick:,}" for tick in ticks])
         _log_ticks(axes.yaxis)
         axes.minorticks_off()
-        _name_ends(axes, ends)
-    return figure
+        _name_ends(axes, [(*[*line.items()][-1], name) for name, line in points.items()])
+    return figure, [row for _, rows in panels for row in rows], y == "ms"
+
+
+def _coincide(line: dict[float, float], other: dict[float, float]) -> bool:
+    """Whether one line hides the other between two points or more."""
+    shared = [at for at in line if at in other]
+    return len(shared) > 1 and all(abs(math.log(line[at] / other[at])) < 0.02 for at in shared)
 
 
 def _log_ticks(axis) -> None:
@@ -128,10 +170,11 @@ def _line(name: str, names: list[str]) -> dict:
 
 def _name_ends(axes, ends: list[tuple[float, float, str]]) -> None:
     """Names of lines to the right of all, a line of text apart."""
-    right, (low, high) = max(x for x, *_ in ends), map(math.log10, axes.get_ylim())
+    right, (low, high) = max(x for x, *_ in ends), [math.log10(limit) for limit in axes.get_ylim()]
     ends = sorted(ends, key=lambda end: end[1])
     places, apart = [math.log10(y) for _, y, _ in ends], 0.05 * (high - low)
     for _ in range(100):
+        places[0], places[-1] = max(places[0], low), min(places[-1], high)
         for i in range(len(places) - 1):
             overlap = max(0, apart - (places[i + 1] - places[i]))
             places[i] -= overlap / 2
@@ -152,7 +195,7 @@ def _name_ends(axes, ends: list[tuple[float, float, str]]) -> None:
         )
 
 
-def _bandwidth(rows: list[dict]) -> Figure | None:
+def _bandwidth(rows: list[dict]) -> Picture | None:
     """Ours as a share of what a copy of x reaches in the same rounds."""
     ours = next((row["contender"] for row in rows if row["contender"].startswith("snnkern")), None)
     rows = [row for row in rows if row["contender"] == ours and row["percent_of_copy"]]
@@ -165,7 +208,7 @@ def _bandwidth(rows: list[dict]) -> Figure | None:
         "forward": ("forward, training", "^", "#009E73"),
         "backward": ("backward", "v", "#D55E00"),
     }
-    figure = Figure(figsize=(1.5 + 4.5 * len(panels), 4.2))
+    figure = Figure(figsize=(2.5 + 4.5 * len(panels), 4.2))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (dtype, chosen) in zip(all_axes, panels, strict=True):
         for mode, (label, marker, colour) in modes.items():
@@ -179,104 +222,131 @@ def _bandwidth(rows: list[dict]) -> Figure | None:
         axes.minorticks_off()
     all_axes[0].set_ylim(bottom=0)
     all_axes[0].set_ylabel("bandwidth, % of that of a copy of x")
-    all_axes[0].legend(frameon=False, fontsize=9)
-    return figure
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    return figure, rows, False
 
 
-def _norm(rows: list[dict]) -> Figure | None:
-    """A group of bars per shape, a bar per contender."""
-    rows = [row for row in rows if row["op"] == "bn+lif" and row["mode"] == "both" and row["over_ours"]]
-    rows = [row | {"size": f"T = {steps_of(row)}\n{size_of(row)}"} for row in rows]
-    panels = list(split(rows, "dtype", "layout"))
-    if not panels:
+def _norm(rows: list[dict]) -> Picture | None:
+    """A group of bars per shape and layout, a bar per contender that has a time there."""
+    rows = [row for row in rows if row["op"] == "bn+lif" and row["mode"] in ("both", None)]
+    timed = [row | {"size": f"T = {steps_of(row)}, {row['layout']}\n{size_of(row)}"} for row in rows if row["mode"]]
+    panels = [(dtype, split(chosen, "size")) for (dtype,), chosen in split(timed, "dtype")]
+    if not panels or not all(row["over_ours"] for row in timed):
         return None
-    names = list(dict.fromkeys(row["contender"] for row in rows))
-    most = max(len(split(chosen, "size")) for _, chosen in panels)
-    figure = Figure(figsize=(2 + 3.6 * len(panels), 1.6 + 0.16 * most * (len(names) + 1)))
+    names = list(dict.fromkeys(row["contender"] for row in timed))
+    most = max(sum(len(some) + 1 for _, some in groups) for _, groups in panels)
+    figure = Figure(figsize=(3 + 4.6 * len(panels), 1.6 + 0.19 * most))
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, ((dtype, layout), chosen) in zip(all_axes, panels, strict=True):
-        sizes = list(dict.fromkeys(row["size"] for row in chosen))
-        thick = 1 / (len(names) + 1)
-        for i, name in enumerate(names):
-            some = [row for row in chosen if row["contender"] == name]
-            if not some:  # else bars of no colour would be the ones in the legend
-                continue
-            places = [sizes.index(row["size"]) + i * thick for row in some]
-            bars = axes.barh(places, [row["over_ours"] for row in some], thick, **_bar(name, names))
-            axes.bar_label(bars, [number(row["over_ours"]) for row in some], padding=2, fontsize=7)
-        axes.set_yticks([i + (len(names) - 1) / 2 * thick for i in range(len(sizes))], sizes, fontsize=8)
+    for axes, (dtype, groups) in zip(all_axes, panels, strict=True):
+        starts = [0, *accumulate(len(some) + 1 for _, some in groups)]
+        for start, (_, some) in zip(starts, groups, strict=False):
+            ours = next(row["ms"] for row in some if row["contender"] == names[0])
+            for place, row in enumerate(some, start):
+                spread = [row["ms_min"] / ours, row["ms_max"] / ours]
+                _bar(axes, place, row["over_ours"], row["contender"], names, spread, 7)
+        middles = [start + (len(some) - 1) / 2 for start, (_, some) in zip(starts, groups, strict=False)]
+        axes.set_yticks(middles, [size for (size,), _ in groups], fontsize=8)
         axes.axvline(1, color="#777777", linewidth=1)
-        axes.set(title=f"{dtype}, {layout}", xlabel=f"times as long as {names[0]}", ylim=(most - thick, -thick))
+        axes.set(title=dtype, xlabel=f"times as long as {names[0]}", ylim=(most - 1, -1))
         axes.margins(x=0.15)
         axes.grid(axis="y", visible=False)
     figure.suptitle("Batch norm and LIF, forward + backward")
     bars = {label: bar for axes in all_axes for bar, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend([bars[name] for name in names], names, loc="outside right upper", frameon=False, fontsize=9)
-    return figure
+    return figure, rows, True
 
 
-def _kept(rows: list[dict]) -> Figure | None:
-    rows = [row for row in rows if row["group"] == "chain" and row["kept_bytes"] is not None]
+def _kept(rows: list[dict]) -> Picture | None:
+    rows = [row for row in rows if row["group"] == "chain"]
+    kept = [row for row in rows if row["kept_bytes"] is not None]
     return _bars(
         [
             (
                 f"Conv, batch norm, LIF, conv\nT = {steps}, {dtype}, {layout}",
                 "kept for backward, bytes per element",
-                [(row["contender"], row["kept_bytes"] / row["T"] / row["N"]) for row in chosen],
+                [(row["contender"], row["kept_bytes"] / row["T"] / row["N"], []) for row in chosen],
             )
-            for (steps, dtype, layout), chosen in split(rows, "T", "dtype", "layout")
-        ]
+            for (steps, dtype, layout), chosen in split(kept, "T", "dtype", "layout")
+        ],
+        rows,
     )
 
 
-def _twin(rows: list[dict]) -> Figure | None:
-    return _steps([row for row in rows if row["group"] == "twin"], "over_twin", "times as long as with ReLU")
+def _twin(rows: list[dict]) -> Picture | None:
+    """The spread is that of the times, over the median of the twin's."""
+    rows = [row for row in rows if row["group"] == "twin"]
+    twins = {row["dtype"]: row["ms"] for row in rows if row["contender"] == "ReLU twin"}
+
+    def spread(row):
+        return [row[key] / twins[row["dtype"]] for key in ("ms_min", "ms_max")]
+
+    return _steps(rows, "over_twin", "times as long as with ReLU", spread)
 
 
-def _peak(rows: list[dict]) -> Figure | None:
-    rows = [row | {"MB": (row["peak_bytes"] or 0) / 1e6} for row in rows if row["group"] == "twin"]
+def _peak(rows: list[dict]) -> Picture | None:
+    rows = [row | {"MB": row["peak_bytes"] and row["peak_bytes"] / 1e6} for row in rows if row["group"] == "twin"]
     return _steps(rows, "MB", "peak memory of a step, MB")
 
 
-def _models(rows: list[dict]) -> Figure | None:
+def _models(rows: list[dict]) -> Picture | None:
     rows = [row for row in rows if row["group"] == "models"]
     sequences = [row["op"] for row in rows if row["op"] == "SpikingMLP"]
-    return _steps(rows, "per_second", "images a second", dict.fromkeys(sequences, "sequences a second"))
+
+    def spread(row):
+        return [1e3 * row["shape"][0] / row[key] for key in ("ms_max", "ms_min")]
+
+    return _steps(rows, "per_second", "images a second", spread, dict.fromkeys(sequences, "sequences a second"))
 
 
-def _steps(rows: list[dict], key: str, what: str, others: dict | None = None) -> Figure | None:
+def _steps(
+    rows: list[dict],
+    key: str,
+    what: str,
+    spread: Callable[[dict], list[float]] = lambda row: [],
+    others: dict | None = None,
+) -> Picture | None:
     """Training steps, a panel per workload; ``others``: what ``key`` is called for other models."""
     panels = []
     for (op, steps, dtype, layout), chosen in split([row for row in rows if row[key]], "op", "T", "dtype", "layout"):
-        title = f"{op}, T = {steps}, batch {chosen[0]['shape'][0]}\n{dtype}, {layout}"
-        panels.append((title, (others or {}).get(op, what), [(row["contender"], row[key]) for row in chosen]))
-    return _bars(panels)
+        title = f"{op}, T = {steps:,}, batch {chosen[0]['shape'][0]}\n{dtype}, {layout}"
+        values = [(row["contender"], row[key], spread(row)) for row in chosen]
+        panels.append((title, (others or {}).get(op, what), values))
+    return _bars(panels, rows)
 
 
-def _bars(panels: list[tuple[str, str, list[tuple[str, float]]]], across: int = 3) -> Figure | None:
-    """A bar per contender; panels are titles, what is measured, and the values by name."""
+def _bars(
+    panels: list[tuple[str, str, list[tuple[str, float, tuple[float, ...]]]]], rows: list[dict]
+) -> Picture | None:
+    """A bar per contender; panels are titles, what is measured, and names, values and their least and greatest."""
     if not panels:
         return None
-    down, across = -(-len(panels) // across), min(across, len(panels))
+    down = -(-len(panels) // 3)
+    across = -(-len(panels) // down)
     most = max(len(values) for *_, values in panels)
-    figure = Figure(figsize=(4.4 * across + 0.5, down * (1.3 + 0.34 * most)))
+    figure = Figure(figsize=(4.4 * across + 0.5, down * (1.5 + 0.34 * most)))
     all_axes = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, (title, what, values) in zip(all_axes, panels, strict=False):
-        names, lengths = zip(*values, strict=True)
-        bars = axes.barh(names, lengths, color=[_line(name, names)["color"] for name in names])
-        axes.bar_label(bars, [number(length) for length in lengths], padding=3, fontsize=9)
+        names = [name for name, *_ in values]
+        for place, (name, value, spread) in enumerate(values):
+            _bar(axes, place, value, name, names, spread, 9)
+        axes.set_yticks(range(len(names)), names)
         axes.set(title=title, xlabel=what)
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.invert_yaxis()
-        axes.margins(x=0.18)
+        axes.margins(x=0.22)
         axes.grid(axis="y", visible=False)
     for axes in all_axes[len(panels) :]:
         axes.remove()
-    return figure
+    return figure, rows, any(spread for *_, values in panels for *_, spread in values)
 
 
-def _bar(name: str, names: list[str]) -> dict:
-    """The colour of a library, paler for every other variant of it."""
+def _bar(axes, place: float, value: float, name: str, names: list[str], spread: list[float], size: int) -> None:
+    """A bar in the colour of its library, paler for every other variant of it, with its number and its spread."""
     colour = _line(name, names)["color"]
     alike = [other for other in names if _line(other, names)["color"] == colour]
-    return {"color": colour, "alpha": 0.6 ** alike.index(name), "label": name}
+    axes.barh(place, value, 0.9, color=colour, alpha=0.6 ** alike.index(name), label=name)
+    if spread:
+        axes.plot(spread, [place, place], color="#222222", linewidth=1, solid_capstyle="butt")
+    axes.annotate(
+        number(value), (max([value, *spread]), place), (3, 0), textcoords="offset points", va="center", fontsize=size
+    )

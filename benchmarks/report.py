@@ -1,11 +1,8 @@
-"""The tables of a result file. ``python -m benchmarks.report results/NAME.json`` writes them and the pictures again."""
+"""The tables of a result file."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 VERSIONS = (
     "snnkern",
@@ -23,13 +20,16 @@ VERSIONS = (
 
 def tables(content: dict) -> str:
     """Markdown: what ran where, the tables of each group, and why cells are empty."""
-    machine, rows = content["machine"], content["rows"]
-    known = [f"{name} {machine[name]}" for name in VERSIONS if machine.get(name)]
-    known += [f"{name} {value}" for name, value in machine["environment"].items()]
-    parts = [f"{machine['device']}: {', '.join(known)}; {machine['date']}."]
-    for (group,), chosen in split(rows, "group"):
+    parts = [f"{made_by(content['machine'])}."]
+    for (group,), chosen in split(content["rows"], "group"):
         parts += [f"## {group}", *TABLES.get(group, _layer)(chosen)]
     return "\n\n".join([*parts, "## notes", "\n".join(_notes(content))]) + "\n"
+
+
+def made_by(machine: dict) -> str:
+    known = [f"{name} {machine[name]}" for name in VERSIONS if machine.get(name)]
+    known += [f"{name} {value}" for name, value in machine["environment"].items()]
+    return f"{machine['device']}: {', '.join(known)}; {machine['date']}"
 
 
 def _layer(rows: list[dict]) -> Iterator[str]:
@@ -180,12 +180,3 @@ def _markdown(lines: list[tuple[str, ...]], left: int = 0) -> str:
     """``lines``, the first of them the head, with ``left`` columns of words before those of numbers."""
     rule = [*["---"] * left, *["---:"] * (len(lines[0]) - left)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
-
-
-if __name__ == "__main__":
-    from .pictures import draw
-
-    for file in map(Path, sys.argv[1:]):
-        content = json.loads(file.read_text())
-        file.with_suffix(".md").write_text(tables(content))
-        draw(content, file)

@@ -2,8 +2,8 @@
 their peers.
 
 A contender that differs from the reference gets no time (``check.py``). In every round all contenders run one after the
-other; figures are medians over rounds, ratios medians of the rounds' ratios. Results go to
-``benchmarks/results/NAME.json``, tables and pictures of them beside it.
+other; figures are medians over rounds, ratios medians of the rounds' ratios. Results go to ``FOLDER/NAME.json``, tables
+and pictures beside it; those that come with the project were written with ``--out benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from .measure import Call, clock_for, interleave, peak
 from .pictures import draw
 from .workloads import Workload, workloads
 
-RESULTS = Path(__file__).parent / "results"
 SHARE = {"cpu": 0.05, "cuda": 0.02}  # seconds of one contender in one round, if it is that fast
 PEERS = ("spikingjelly", "snntorch", "norse", "sinabs", "sinabs-exodus", "triton")
 KEPT = {True: "kept", False: "left to the C library"}
@@ -212,7 +211,7 @@ def run(
         for workload in chosen:
             progress.update(task, description=str(workload))
             begun = time.monotonic()
-            late = budget and begun - started + longest.get(workload.group, 0) > budget
+            late = budget is not None and begun - started + longest.get(workload.group, 0) > budget
             if str(workload) in content["not_reached"] and not late:
                 try:
                     content["rows"] += measure(workload, able or here, device, rounds)
@@ -228,16 +227,19 @@ def run(
 
 @app.command(help=__doc__.replace("``", ""))
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="A few small workloads, in two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few small workloads, in about a minute.")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU, the most important first, in ten minutes.")] = False,
     group: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this group; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("runs/bench"),
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of the results; default: from the device and the choice.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 7,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds in which all take turns; default: 7, 5 with --quick.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; default: its own choice.")] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Seconds, by leaving out what comes last; 570 with --gpu.")
+        float | None, typer.Option(min=0, help="Seconds, by leaving out what comes last; 570 with --gpu.")
     ] = None,
     fresh: Annotated[
         bool,
@@ -250,7 +252,15 @@ def main(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the finished workloads of an interrupted run.")
     ] = False,
+    redraw: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Only write the tables and pictures of these results again."),
+    ] = None,
 ) -> None:
+    if redraw:
+        for path in redraw:
+            _present(_results(path), path)
+        return
     device = "cuda" if gpu else "cpu"
     if gpu and not torch.cuda.is_available():
         _fail("--gpu: this PyTorch finds no GPU; see `snnkern doctor`")
@@ -260,19 +270,41 @@ def main(
     if unknown := set(group or ()) - everything:
         _fail(f"--group must be one of {', '.join(sorted(everything))}, got {', '.join(sorted(unknown))}")
     where = torch.cuda.get_device_name().lower().replace(" ", "-") if gpu else "cpu"
-    path = RESULTS / f"{name or '-'.join([where, *['quick'] * quick, *(group or [])])}.json"
+    path = out / f"{name or '-'.join([where, *['quick'] * quick, *(group or [])])}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _fail(f"--out must be a folder that can be written to: {error}")
     chosen = workloads(device, quick, tuple(group or ()))
     kept = not gpu and not fresh and snnkern.keep_freed_memory()
     warnings.simplefilter("ignore")  # the peers' own
     try:
-        content = run(chosen, path, device, rounds, budget or (570 if gpu else None), resume, memory=KEPT[kept])
+        budget = budget if budget is not None or not gpu else 570
+        content = run(chosen, path, device, rounds or (5 if quick else 7), budget, resume, memory=KEPT[kept])
     except RunError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{path} cannot be written: {error}", 1)
     except KeyboardInterrupt:
         _fail(f"interrupted; finished workloads are safe in {path}, --resume goes on from there", 130)
+    typer.echo(report.tables(content))
+    _present(content, path)
+
+
+def _results(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+        content["machine"], content["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _fail(f"{path} is no file of results: {error!r}")
+    return content
+
+
+def _present(content: dict, path: Path) -> None:
+    """Tables and pictures beside ``path``."""
     tables = path.with_suffix(".md")
-    tables.write_text(report.tables(content))
-    typer.echo(tables.read_text())
+    with replacing(tables) as file:
+        file.write(report.tables(content).encode())
     for file in (path, tables, *draw(content, path)):
         typer.echo(file)
 

@@ -171,7 +171,7 @@ QUICK = [
     replace(workload, only=FEW)
     for workload in (
         *(image(4, 16), image(16, 18), image(4, 18, "bfloat16")),
-        *(long(128, 4096), long(500, 4096), scaling(1000)),
+        *(long(128, 4096), long(1000, 4096)),
         norm(4, 1, 512),
         model("SpikingMLP", 100, 16),
         overhead(),

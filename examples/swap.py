@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date
 from functools import cache
 from importlib import metadata
@@ -107,6 +108,8 @@ def run(name: str, updates: int, steps: int, batch: int) -> None:
 
 def _peak_memory() -> int:
     """Of this process, resident, in bytes."""
+    with suppress(OSError):  # on Linux; there what getrusage says begins with the peak of the process that started this
+        return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -148,7 +151,7 @@ def table(runs: dict[str, dict]) -> Table:
     shown.add_row("an update, median", f"{1e3 * a:,.0f} ms", f"{1e3 * b:,.0f} ms", f"{a / b:.1f} times")
     shown.add_row("  half of them within", *spans, "")
     a, b = theirs["peak_bytes"], ours["peak_bytes"]
-    shown.add_row("memory of training", f"{a / 1e6:,.0f} MB", f"{b / 1e6:,.0f} MB", f"{a / b:.1f} times")
+    shown.add_row("memory of training", f"{a / 1e6:,.0f} MB", f"{b / 1e6:,.0f} MB", f"{a / b:.1f} times" if b else "")
     return shown
 
 
@@ -164,15 +167,19 @@ def draw(path: Path, content: dict) -> None:
         for (name, run), look in zip(content["runs"].items(), looks, strict=True):
             seconds = [sum(run["seconds"][: i + 1]) for i in range(len(run["seconds"]))]
             losses.plot(range(1, len(seconds) + 1), run["loss"], "o", label=name, **look)
-            times.plot(seconds, run["loss"], label=name, **{**look, "marker": "o", "markersize": 3})
+            median = f"{name}, {1e3 * statistics.median(run['seconds']):,.0f} ms an update"
+            times.plot(seconds, run["loss"], label=median, **{**look, "marker": "o", "markersize": 3})
             bar = memory.bar(name, run["peak_bytes"] / 1e6, 0.6, color=look["color"])
             memory.bar_label(bar, [f"{run['peak_bytes'] / 1e6:,.0f}"])
         first, second = (run["loss"] for run in content["runs"].values())
         told = "equal to the last bit" if first == second else "which differ"
         losses.set(xlabel="update of the weights", ylabel="loss", title=f"Losses, {told}")
         losses.xaxis.get_major_locator().set_params(integer=True)
-        losses.legend(frameon=False)
         times.set(xlabel="seconds of training", ylabel="loss", title="Losses over time", xlim=(0, None))
+        for axes in (losses, times):
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
+            axes.legend(frameon=False, loc="upper right")
         memory.set(ylabel="MB at the peak", title="Memory of training")
         memory.grid(visible=False)
         settings, machine = content["settings"], content["machine"]

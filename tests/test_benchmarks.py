@@ -10,17 +10,18 @@ import pytest
 import torch
 import typer
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 pytest.importorskip("benchmarks", reason="the benchmarks are in the source checkout")
 pytest.importorskip("matplotlib")
 
 import snnkern
-from benchmarks import pictures, report, run
+from benchmarks import cases, pictures, report, run
 from benchmarks.cases import CASES, Lif
 from benchmarks.check import ROUNDED, compare_within
 from benchmarks.contenders import NEURON, Contender, contenders, normed
-from benchmarks.measure import kept
+from benchmarks.measure import Call, Clock, CudaClock, kept
 from benchmarks.run import BLANK
 from benchmarks.workloads import CPU, GPU, QUICK, Workload
 from examples import swap
@@ -268,6 +269,57 @@ def test_a_file_of_results(tmp_path, ours, small):
     assert all(p.stat().st_size > 0 for p in drawn)
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """What would be saved, by name; nothing is."""
+    kept = {}
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda figure, file, **_: kept.setdefault(file.name, figure))
+    return kept
+
+
+def committed(name):
+    path = Path(run.__file__).parent / "results" / f"{name}.json"
+    return json.loads(path.read_text())
+
+
+def test_pictures_say_why_lines_stop_and_what_was_measured(tmp_path, figures):
+    content = committed("cpu")
+    layer = [row for row in content["rows"] if row["op"] == "lif" and row["N"] == 4096 and row["dtype"] == "float32"]
+    stops = {row["contender"]: row["reason"] for row in layer if row["reason"] and row["T"] == 4000}
+    assert {"snnTorch", "compiled loop"} <= set(stops)
+    pictures.draw(content, tmp_path / "cpu.json")
+    told = {
+        name.removeprefix(f"{tmp_path}/cpu-").removesuffix(".png.part"): figure.get_supxlabel().replace("\n", " ")
+        for name, figure in figures.items()
+    }
+    assert f"snnTorch at T = 4,000, N = 4,096: {stops['snnTorch']}" in told["time-over-T"]
+    assert f"compiled loop, compiled SpikingJelly: {stops['compiled loop']}" in told["time-over-T"]
+    assert "compiled loop, compiled SpikingJelly elsewhere: compiled anew" in told["time-over-N"]
+    for text in told.values():
+        assert content["machine"]["date"] in text and f"spikingjelly {content['machine']['spikingjelly']}" in text
+    assert {name for name, text in told.items() if "least to the greatest" in text} == {
+        *("time-over-T", "time-over-N", "protocol", "models")
+    }
+
+
+def test_lines_that_coincide_are_both_seen(tmp_path, figures):
+    pictures.draw(committed("cpu-scaling"), tmp_path / "cpu.json")
+    kept = figures[f"{tmp_path}/cpu-memory-over-T.png.part"].axes[0]
+    ours, loop, spikingjelly = kept.get_lines()  # in the order in which they are drawn
+    assert (loop.get_ydata() == spikingjelly.get_ydata()[: len(loop.get_ydata())]).all()
+    assert loop.get_linewidth() > spikingjelly.get_linewidth() == ours.get_linewidth()
+
+
+def test_bars_of_one_library_differ_and_have_a_spread(tmp_path, figures):
+    pictures.draw(committed("cpu"), tmp_path / "cpu.json")
+    axes = figures[f"{tmp_path}/cpu-models.png.part"].axes[0]
+    colours = [(*bar.get_facecolor(), bar.get_alpha()) for bar in axes.patches]
+    assert len(set(colours)) == len(colours) == 7
+    assert [len(line.get_xdata()) for line in axes.get_lines()] == [2] * 7
+    for bar, line in zip(axes.patches, axes.get_lines(), strict=True):
+        assert line.get_xdata()[0] <= bar.get_width() <= line.get_xdata()[1]
+
+
 def test_pictures_of_nothing_are_left_out(tmp_path):
     content = go(tmp_path / "empty.json")
     assert pictures.draw(content, tmp_path / "empty.json") == []
@@ -362,6 +414,56 @@ def test_kept_leaves_out_what_is_there_anyway():
     assert kept(halved) == 2 * (15 + 35) + 4 * 21
 
 
+def test_every_piece_is_run_before_it_is_timed(monkeypatch):
+    """A kernel with T as a constant is compiled anew for each."""
+    ran, timed = [], []
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            ran.append(len(x))
+            return x * 1
+
+    def seconds_of(call, device):
+        timed.append(ran[-1])  # the piece that is about to be timed
+        call()
+        assert ran[-1] == timed[-1]
+        return 1e-4 * timed[-1]
+
+    monkeypatch.setattr(cases, "seconds_of", seconds_of)
+    Lif(LONGER, "cpu").foresee(Layer())
+    assert timed == [4, 17]
+
+
+@pytest.mark.parametrize(("seconds", "passes"), [((1e-5, 0.1), True), ((0.01, 0.16), True), ((0.1, 1.6), False)])
+def test_a_disturbed_piece_does_not_refuse_the_whole(seconds, passes, monkeypatch):
+    pieces = iter(seconds)
+    monkeypatch.setattr(cases, "seconds_of", lambda call, device: next(pieces))
+    layer = torch.nn.Softplus()
+    if passes:
+        Lif(LONGER, "cpu").foresee(layer)
+    else:
+        with pytest.raises(run.Refused, match="would take 26 s a call, more than 4"):
+            Lif(LONGER, "cpu").foresee(layer)
+
+
+def test_the_cache_of_a_gpu_is_emptied_by_reading():
+    class Unhurried(CudaClock):
+        now, between, filler = Clock.now, Clock.between, torch.zeros(10)
+
+        def __init__(self):
+            pass
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            names.append(operation.name())
+            return operation(*args, **kwargs or {})
+
+    names = []
+    with Operations():
+        Unhurried()(Call("other", lambda i, mark: (mark(), mark()), {"both": (0, 1)}), 0)
+    assert names == ["aten::sum"]
+
+
 def test_the_quick_choice_has_batch_norm():
     assert "norm" in {workload.group for workload in QUICK}
 
@@ -386,6 +488,59 @@ def test_the_command_forwards_to_the_checkout(monkeypatch, tmp_path):
     assert result.exit_code == 1 and "source checkout" in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--out", "{}/file"], "--out must be a folder that can be written to"),
+        (["--out", "{}/file/within"], "--out must be a folder that can be written to"),
+        (["--group", "none"], "--group must be one of"),
+        (["--rounds", "0"], "Invalid value for '--rounds'"),
+        (["--budget", "-1"], "Invalid value for '--budget'"),
+        (["--redraw", "{}/none.json"], "none.json is no file of results: FileNotFoundError"),
+        (["--redraw", "{}/file"], "file is no file of results: JSONDecodeError"),
+        (["--redraw", "{}/other.json"], "other.json is no file of results: KeyError('machine')"),
+        (["--redraw", "{}/list.json"], "list.json is no file of results: TypeError"),
+        (["more"], "extra argument"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments, error, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run", None)
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "list.json").write_text("[]")
+    result = CliRunner().invoke(run.app, [argument.format(tmp_path) for argument in arguments])
+    assert result.exit_code == 2 and error in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "rounds"),
+    [
+        (["--quick"], "runs/bench/cpu-quick.json", 5),
+        (["--quick", "--rounds", "3", "--out", "here"], "here/cpu-quick.json", 3),
+        (["--group", "norm", "--name", "mine"], "runs/bench/mine.json", 7),
+    ],
+)
+def test_results_go_to_a_folder_of_the_users(arguments, path, rounds, tmp_path, monkeypatch):
+    asked, empty = [], go(tmp_path / "empty.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "run", lambda *call, **_: asked.append(call) or run.write(call[1], empty) or empty)
+    result = CliRunner().invoke(run.app, arguments)
+    assert result.exit_code == 0 and path in result.output
+    assert [(str(call[1]), call[3]) for call in asked] == [(path, rounds)]
+    assert {file.suffix for file in Path(path).parent.iterdir()} == {".json", ".md"}
+
+
+def test_redraw_writes_tables_and_pictures_and_measures_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run", None)
+    run.write(tmp_path / "one.json", committed("cpu-scaling"))
+    before = (tmp_path / "one.json").read_bytes()
+    result = CliRunner().invoke(run.app, ["--redraw", str(tmp_path / "one.json")])
+    assert result.exit_code == 0
+    assert (tmp_path / "one.json").read_bytes() == before
+    written = {"one.json", "one.md", *(f"one-{name}.png" for name in ("time-over-T", "bandwidth", "memory-over-T"))}
+    assert {path.name for path in tmp_path.iterdir()} == written == {Path(line).name for line in result.output.split()}
+
+
 @pytest.mark.parametrize("peer", ["SpikingJelly", "plain loop"])
 def test_the_swap_changes_no_bit(peer, tmp_path, monkeypatch, capsys, ours):
     if peer == "SpikingJelly":
@@ -393,13 +548,14 @@ def test_the_swap_changes_no_bit(peer, tmp_path, monkeypatch, capsys, ours):
     else:
         real = importlib.util.find_spec
         monkeypatch.setattr(swap, "find_spec", lambda name: None if name == "spikingjelly" else real(name))
-    swap.main(tmp_path / "new", updates=4, steps=64, batch=4)
+    swap.main(tmp_path / "new", updates=4, steps=256, batch=8)
     content = json.loads((tmp_path / "new" / "swap.json").read_text())
     assert list(content["runs"]) == [peer, "snnkern"]
     theirs, ours = content["runs"].values()
     assert theirs["loss"] == ours["loss"] and len(set(ours["loss"])) == 4
     assert theirs["weights"] == ours["weights"]
     assert all(seconds > 0 for run in (theirs, ours) for seconds in run["seconds"])
+    assert theirs["peak_bytes"] > ours["peak_bytes"] > 0
     assert (tmp_path / "new" / "swap.png").stat().st_size > 0
     told = capsys.readouterr().out
     assert told.count("equal") == 5 and "differ" not in told
@@ -423,7 +579,7 @@ def test_the_swap_ends_when_a_training_fails(monkeypatch, capfd):
     assert "the training with snnkern ended with exit status 1" in capfd.readouterr().err
 
 
-def test_the_commit_of_a_folder_is_known_only_in_a_checkout(tmp_path, monkeypatch):
+def test_the_commit_of_a_folder_is_known_only_in_a_checkout(tmp_path, monkeypatch, ours):
     assert commit(tmp_path) is None
     quiet = {"cwd": tmp_path, "check": True, "capture_output": True}
     subprocess.run(["git", "init"], **quiet)
@@ -437,4 +593,4 @@ def test_the_commit_of_a_folder_is_known_only_in_a_checkout(tmp_path, monkeypatc
     (tmp_path / "file").write_text("two")
     assert commit(tmp_path) == clean + "+"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit(tmp_path) is None
+    assert commit(tmp_path) is None and run.machine("cpu", "kept")["commit"] is None
