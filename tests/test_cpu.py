@@ -163,11 +163,10 @@ assert right() and threads() == before
 """
 
 EXIT = """
-def for_ever():
-    while True:
-        right()
-for _ in range(3):
-    threading.Thread(target=for_ever, daemon=True).start()
+import atexit
+atexit.register(lambda: os._exit(2) if not right() else None)
+caller = threading.Thread(target=right)
+caller.start()
 assert right()
 """
 
