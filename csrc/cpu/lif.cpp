@@ -22,8 +22,8 @@
 namespace snnkern::SNN_ISA {
 namespace {
 
-constexpr int kAhead = 2;         // rows between a prefetch and its use
-constexpr int64_t kWorth = 8192;  // elements that another thread is worth
+constexpr int kAhead = 2;          // rows between a prefetch and its use
+constexpr int64_t kWorth = 32768;  // elements that another thread is worth
 
 // The states with which the segments of a split start and end, [segments, neurons].
 template <class S>
@@ -68,7 +68,7 @@ void start(S* v, const S* from, S constant, Tile tile) {
 
 template <class IO, class S = State<IO>>
 void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads, bool streaming) {
-  const Tiling tiles(s, threads);
+  const Tiling tiles(s, useful_threads(threads));
   const Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
   const Sequence<const IO> residual{static_cast<const IO*>(a.norm.residual), s.steps * s.inner, s.inner, s.inner};
   const Sequence<IO> spikes{static_cast<IO*>(a.spikes), s.steps_out * s.inner, s.inner, s.inner};
@@ -265,7 +265,7 @@ struct Backward {
 
 template <class IO, class S = State<IO>>
 void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads, bool streaming) {
-  const Tiling tiles(s, threads);
+  const Tiling tiles(s, useful_threads(threads));
   const Backward<IO> pass{p, s, a, tiles.narrow, streaming};
   auto* grad_v0 = static_cast<S*>(a.grad_v);
   const Seams<S> seams(a.scratch, s);
@@ -390,12 +390,10 @@ int threads_for(const LIFShape& s, int threads) {
 }  // namespace
 
 void lif_forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads, bool streaming) {
-  threads = useful_threads(threads_for(s, threads));
-  with_dtype(s.dtype, [&](auto io) { forward<decltype(io)>(p, s, a, threads, streaming); });
+  with_dtype(s.dtype, [&](auto io) { forward<decltype(io)>(p, s, a, threads_for(s, threads), streaming); });
 }
 void lif_backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads, bool streaming) {
-  threads = useful_threads(threads_for(s, threads));
-  with_dtype(s.dtype, [&](auto io) { backward<decltype(io)>(p, s, a, threads, streaming); });
+  with_dtype(s.dtype, [&](auto io) { backward<decltype(io)>(p, s, a, threads_for(s, threads), streaming); });
 }
 void sums(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, double* to, int threads) {
   with_dtype(s.dtype, [&](auto io) { sums_of<decltype(io)>(p, s, a, to, threads_for(s, threads)); });
