@@ -15,7 +15,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from . import backends
+from . import backends, keep_freed_memory
 from .runs import Interrupted, RunError, versions
 
 app = typer.Typer(
@@ -97,6 +97,7 @@ def _train(names: list[str], overrides: list[str], out: Path) -> None:
     from .progress import Show
     from .recipe import load
 
+    keep_freed_memory()  # this process trains and does nothing else
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first, soft_wrap=True)
     with _errors(out):

@@ -12,7 +12,7 @@ pytest.importorskip("benchmarks", reason="the benchmarks are in the source check
 pytest.importorskip("matplotlib")
 
 import snnkern
-from benchmarks import pictures, report, run
+from benchmarks import busy, pictures, report, run
 from benchmarks.cases import CASES, Lif
 from benchmarks.check import ROUNDED, compare_within
 from benchmarks.contenders import NEURON, Contender, contenders, normed
@@ -354,6 +354,17 @@ def test_kept_leaves_out_what_is_there_anyway():
         return y.tanh()
 
     assert kept(halved) == 2 * (15 + 35) + 4 * 21
+
+
+def test_whole_calls_in_fresh_processes(monkeypatch, tmp_path):
+    monkeypatch.setattr(busy, "WORKLOADS", [Workload("calls", "lif", 20, (64,), "bfloat16")])
+    monkeypatch.setattr(busy, "BESIDE", ("a busy process",))
+    monkeypatch.setattr(busy, "RESULTS", tmp_path)
+    busy.main("cpu-busy", rounds=1, seconds=0)
+    rows = json.loads((tmp_path / "cpu-busy.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == list(busy.SETTINGS)
+    assert all(row["ms"] > 0 and row["resident_bytes"] > 1e7 for row in rows) and rows[1]["over_one"] == 1
+    assert "Beside a busy process, bfloat16" in (tmp_path / "cpu-busy.md").read_text()
 
 
 def test_the_quick_choice_has_batch_norm():
