@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ._version import __version__
 from .backend import backends
+from .backend.cpu import keep_freed_memory
 from .files import versions
 from .train.folder import Interrupted, RecipeError, RunError
 
@@ -112,6 +113,7 @@ def compare(
 
 
 def _train(words: list[str], out: Path | None, least: int = 1) -> None:
+    keep_freed_memory()  # this process trains and does nothing else
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first, soft_wrap=True)
     with _errors(out or Path("runs")):

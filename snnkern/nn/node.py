@@ -33,7 +33,8 @@ class LIFNode(nn.Module):
           = h - v_threshold*s                   soft reset, v_reset=None
 
     ``rest`` is ``v_reset``, 0 if None. Multi-step mode ("m") takes x [T, N, ...] and single-step mode ("s") x [N, ...];
-    the spikes have the shape and dtype of x (float32, float64, float16, bfloat16; any strides).
+    the spikes have the shape and dtype of x (float32, float64, float16, bfloat16; any strides). A process that trains
+    on the CPU with tensors of many MiB is faster after ``snnkern.keep_freed_memory()``.
 
     Args:
         tau: membrane time constant in steps, > 0.
