@@ -246,7 +246,9 @@ def test_vmap_is_a_stack(op, dim):
     x = draw((20, 3, 4, 2)[: 3 if dim == 1 else 4])
     got = torch.vmap(lambda t: op(t.unsqueeze(1)), in_dims=dim)(x)
     wanted = [op(t.unsqueeze(1)) for t in x.unbind(dim)]
-    assert same(got, torch.stack(wanted) if isinstance(got, torch.Tensor) else list(map(torch.stack, zip(*wanted))))
+    assert same(
+        got, torch.stack(wanted) if isinstance(got, torch.Tensor) else list(map(torch.stack, zip(*wanted, strict=True)))
+    )
 
 
 def test_vmap_over_the_state_alone():

@@ -56,6 +56,10 @@ class LIFNode(nn.Module):
     when the shape of x changes. ``v_seq`` is None or [T, N, ...] in the dtype of ``v``, differentiable: the steps of
     the last forward ("m") or all steps since ``reset()`` ("s").
 
+    Training with ``detach_reset=True``, ATan and a power of 2 for ``tau`` gives SpikingJelly's weights to the last bit
+    on the CPU; otherwise gradients differ in rounding, Sigmoid's in any case. x edited in place before backward, and
+    second derivatives, raise; see ``snnkern.lif``.
+
     ``torch.utils.checkpoint`` runs a forward twice, which would advance the state twice: checkpoint ``snnkern.lif``
     instead, whose state goes in and comes out.
 

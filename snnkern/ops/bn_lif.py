@@ -70,8 +70,8 @@ def bn_lif(
 
     Returns: ``spikes`` and ``v_last``, as ``lif``.
 
-    Gradient: to y, weight, bias, residual and v; once differentiable, except on the ``reference`` backend. Kept for
-    backward: y, the residual, some numbers per channel and, beyond 16 steps, the potential of every 16th.
+    Gradient: to y, weight, bias, residual and v; once differentiable, except on the ``reference`` backend; see ``lif``.
+    Kept for backward: y, the residual, some numbers per channel and, beyond 16 steps, the potential of every 16th.
 
     Statistics are summed in float64, so that means far from 0 cost no accuracy, and rounded once to the dtype of the
     state; from there on every backend computes alike. float32 spikes are those of the reference bit for bit unless that

@@ -53,7 +53,8 @@ def lif(
         decay_input: with ``tau``, whether the input is divided by tau too.
         threshold: potential above which a neuron fires.
         reset: potential after a spike (hard reset), or None to subtract the threshold (soft reset).
-        surrogate: stands for ds/dh in backward; see ``snnkern.surrogate``. SpikingJelly's objects are accepted.
+        surrogate: stands for ds/dh in backward; see ``snnkern.surrogate``. SpikingJelly's objects are accepted, and on
+            the ``reference`` backend formulas of one's own.
         detach_reset: leave the reset's dependence on the spike out of the gradient.
         fire_at_threshold: fire at ``h >= threshold`` instead of above it.
         steps_out: time steps of the spikes returned, which are then ``ttm(spikes, steps_out)``: sums over groups of
@@ -66,8 +67,10 @@ def lif(
         ``spikes``, 0 and 1 (with ``steps_out``, sums of them) in x.dtype, shape of x but for ``steps_out``; ``v_last``,
         the potential after the last step, dtype of the state.
 
-    Gradient: to x and v, from spikes and v_last, through the reset unless ``detach_reset``; once differentiable,
-    except on the ``reference`` backend. Kept for backward: x, and the potential of every 16th step.
+    Gradient: to x and v, from spikes and v_last, through the reset unless ``detach_reset``. Kept for backward: x, and
+    the potential of every 16th step; as everywhere in PyTorch, backward raises if x or v was edited in place in
+    between. Once differentiable: a second derivative (``create_graph=True``) and forward mode (``jvp``) raise, except
+    on the ``reference`` backend, which has both.
 
     Not-a-number inputs never fire; an infinite potential fires, and under hard reset the neuron then recovers (a soft
     reset takes a finite threshold from an infinite potential).
