@@ -351,8 +351,8 @@ def draw_whole_chain(path: Path, results: list[dict]) -> Path:
         "6": "T = 6",
         "4": "T = 4",
         "2": "T = 2",
-        "6 at 2": "6 run at 2",
-        "scratch": "2 from scratch",
+        "6 at 2": "6 at 2",
+        "scratch": "2, scratch",
     }
     groups = {"": {text: [r[kind] for r in results] for kind, text in kinds.items()}}
     return pictures.dots(path, groups, "test accuracy, %", "From an ANN to T = 6, 4 and 2, with the search")

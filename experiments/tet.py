@@ -195,7 +195,7 @@ def second_term(work: Work) -> dict:
 
 
 def draw_second_term(path: Path, results: list[dict]) -> Path:
-    kinds = {"SDT": "L_SDT", **{str(lamb): f"{lamb:g}" for lamb in (0, *LAMBDAS)}}
+    kinds = {"SDT": "L_SDT", **{str(lamb): f"lambda = {lamb:g}" for lamb in (0, *LAMBDAS)}}
     groups = {"": {text: [r[name]["accuracy"] for r in results] for name, text in kinds.items()}}
     return pictures.dots(path, groups, "test accuracy, %", "L_SDT, and L_TOTAL by lambda, its share of the MSE term")
 
