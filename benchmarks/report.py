@@ -17,6 +17,8 @@ VERSIONS = (
     "commit",
 )
 
+CALL_TIMES = (("ms", "over_one"), ("ms_mean", "mean_over_one"))  # and what they are relative to one thread's
+
 
 def tables(content: dict) -> str:
     """Markdown: what ran where, the tables of each group, and why cells are empty."""
@@ -99,9 +101,19 @@ def _models(rows: list[dict]) -> Iterator[str]:
         yield _markdown(lines, left=1)
 
 
+def _calls(rows: list[dict]) -> Iterator[str]:
+    yield (
+        "Whole calls in fresh processes: ms, median and mean of the calls (times one thread's) / MB that the process "
+        "had resident at most"
+    )
+    for (mode, dtype), chosen in split(rows, "mode", "dtype"):
+        yield f"{mode.capitalize()}, {dtype}"
+        yield _grid(chosen, mode, _call)
+
+
 TABLES = {
     **{"models": _models, "overhead": _overhead, "protocol": _protocol},
-    **{"norm": _norm, "chain": _chain, "twin": _twin},
+    **{"norm": _norm, "chain": _chain, "twin": _twin, "calls": _calls},
 }
 
 
@@ -134,6 +146,11 @@ def _time(row: dict, first: bool) -> str:
         return f"{number(row['over_ours'])}x"
     share = f" ({row['percent_of_copy']:.0f} %)" if row["percent_of_copy"] else ""
     return f"{number(row['ms'])}{share}"
+
+
+def _call(row: dict, first: bool) -> str:
+    times = (f"{number(row[ms])} ({number(row[over])}x)" for ms, over in CALL_TIMES)
+    return f"{', '.join(times)} / {_megabytes(row['resident_bytes'])}"
 
 
 def _memory(row: dict, first: bool) -> str:

@@ -379,7 +379,7 @@ def draw_switch(path: Path, results: list[dict]) -> Path:
         for name, text in {"control": "no switch", "switch": "switch"}.items()
     }
     title = "From L_SDT to L_TET while training"
-    return pictures.curves(path, lines, "epoch", "loss on the test set", title, None, (30, "switch"))
+    return pictures.curves(path, lines, "epoch", "loss on the test set", title, None, (30, "switch"), zoom=10)
 
 
 def settled(loss: str) -> Callable[[dict], float]:

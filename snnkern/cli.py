@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ._version import __version__
 from .backend import backends
+from .backend.cpu import keep_freed_memory
 from .files import versions
 from .train.folder import Interrupted, RecipeError, RunError
 
@@ -40,14 +41,16 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def start(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Fused leaky integrate-and-fire neurons for PyTorch."""
 
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show what snnkern finds on this machine, and for each backend that cannot run, why."""
+    """Show what is found here, and why a backend cannot run."""
     report = {
         **versions(),
         "triton": _triton(),
@@ -74,7 +77,9 @@ Overrides = Annotated[
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A name that --list shows, or the path of a .toml file.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A name that --list shows, or the path of a .toml file.")
+    ] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs; default: runs/RECIPE.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the recipes that come along.")] = False,
@@ -98,16 +103,17 @@ def compare(
     words: Annotated[list[str], typer.Argument(metavar="RECIPE[:KEY=VALUE] ... [KEY=VALUE ...]", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder of all runs; default: runs/RECIPE-vs-RECIPE.")] = None,
 ) -> None:
-    """Train several recipes with the same seeds, and compare them with the first, seed by seed.
+    """Train several recipes with the same seeds and compare them.
 
-    Overrides hold for all of them, see snnkern train; one behind a recipe and a colon for that alone. So a sweep is
-    snnkern compare digits-tet digits-tet:stage.steps=2 digits-tet:stage.steps=4, which bash also writes as
-    digits-tet:stage.steps={2,4,6}.
+    Differences are to the first, seed by seed. Overrides hold for all of them, see snnkern train; one behind a recipe
+    and a colon for that alone. So a sweep is snnkern compare digits-tet digits-tet:stage.steps=2
+    digits-tet:stage.steps=4, which bash also writes as digits-tet:stage.steps={2,4,6}.
     """
     _train(words, out, 2)
 
 
 def _train(words: list[str], out: Path | None, least: int = 1) -> None:
+    keep_freed_memory()  # this process trains and does nothing else
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first, soft_wrap=True)
     with _errors(out or Path("runs")):
@@ -148,7 +154,10 @@ def evaluate(
     best: Best = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Test trained networks at several T: accuracy of the averaged potential and of each single step, and losses."""
+    """Test trained networks at several T.
+
+    Accuracy of the averaged potential and of each single step, and losses.
+    """
     from .train.folder import grouped
 
     asked = _steps(steps) if steps else None
@@ -213,7 +222,10 @@ def plot(
         Path | None, typer.Option(help="Folder of the pictures; default: the one given, or plots beside several.")
     ] = None,
 ) -> None:
-    """Draw a run as pictures, or several in one: the seeds of a recipe, recipes, whatever folders are given."""
+    """Draw a run, or several in the same pictures.
+
+    Several are the seeds of a recipe, recipes, whatever folders are given.
+    """
     with _errors(runs[0]):
         from .train.plot import plot as draw
 
@@ -226,11 +238,14 @@ def export(
     path: Annotated[
         Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run's folder, or a .safetensors file in it.")
     ],
-    out: Annotated[Path, typer.Argument(help="File to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
     stage: StageOption = -1,
     best: Best = False,
 ) -> None:
-    """Write a trained network's weights with the batch norms folded into the layers before them, as safetensors."""
+    """Write a trained network's weights for inference.
+
+    The batch norms are folded into the layers before them; the file is one of safetensors.
+    """
     from .nn import fold
 
     if out.is_dir() or not out.parent.is_dir():
@@ -258,14 +273,15 @@ def report(
     samples: Annotated[int, typer.Option(help="Of the test data, and of the training data for the landscape.")] = 1000,
     points: Annotated[int, typer.Option(help="Of the loss landscape along each direction; 0 leaves it out.")] = 15,
     steps: Annotated[
-        int | None, typer.Option(help="T up to which to test; default: 2 T of training, or all frames.")
+        int | None, typer.Option(help="T up to which to test; default: twice T of training; all frames.")
     ] = None,
     stage: StageOption = -1,
     best: Best = False,
 ) -> None:
-    """Measure trained networks: accuracy over T and at single steps, energy, sparsity and the loss landscape.
+    """Measure trained networks: accuracy, energy, landscape.
 
-    All on the same samples; several networks are drawn into the same pictures: mean and range over the seeds of each
+    Accuracy over T and at single steps, operations, energy and sparsity by layer, and the loss around the minimum, all
+    on the same samples; several networks are drawn into the same pictures: mean and range over the seeds of each
     recipe, and the landscape of the first.
     """
     if samples < 1:
@@ -293,7 +309,7 @@ def report(
                 "samples": samples,
                 "points": 0 if found[label] else points,
                 "directions": 5 if points else 0,
-                **({"longest": 1, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
+                **({"longest": trained.steps, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
                 "on_part": lambda part, run=run: typer.echo(f"{run}: {part}"),
             }
             data = recipe.load_data()
@@ -307,7 +323,7 @@ def report(
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Measure the ops and whole models beside their peers; in a source checkout. Options: snnkern bench --help"""
+    """Measure speed beside other libraries; in a source checkout."""
     checkouts = [Path(__file__).parents[1], Path.cwd()]  # the latter measures the installed snnkern
     checkout = next((folder for folder in checkouts if (folder / "benchmarks" / "run.py").exists()), None)
     if checkout is None:

@@ -7,13 +7,15 @@ the struct of the same name in ``csrc/surrogate.h``. Instances are
 immutable, comparable, hashable and printable; ``surrogate(x)`` is a spike whose gradient is the surrogate, for use
 outside the fused ops.
 
-To add one: a class here, a struct there.
+To add one: a class here and its name in ``__all__``, a struct there. One of your own, elsewhere, runs on the
+``reference`` backend; a subclass of those here that changes none of the formulas runs wherever they do.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import torch
 
@@ -37,17 +39,41 @@ __all__ = [
 class Surrogate:
     """Base class. Parameters are positive finite floats; ``x`` is ``h - threshold``, any shape."""
 
+    text = None  # of what no kernel knows
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
+            if not isinstance(value, Real) or isinstance(value, bool):
                 raise TypeError(f"{type(self).__name__}: {field.name} must be a float, got {value!r}")
             if not 0 < value < math.inf:
                 raise ValueError(f"{type(self).__name__}: {field.name} must be positive and finite, got {value!r}")
             object.__setattr__(self, field.name, float(value))
         # A plain string that `parse` reads back: torch.compile can carry it where it could not carry the object.
-        values = ", ".join(repr(getattr(self, field.name)) for field in fields(self))
-        object.__setattr__(self, "text", f"{type(self).__name__}({values})")
+        twin = self._twin()
+        if twin is not None:
+            values = ", ".join(repr(getattr(self, field.name)) for field in fields(twin))
+            object.__setattr__(self, "text", f"{twin.__name__}({values})")
+
+    @classmethod
+    def _twin(cls) -> type[Surrogate] | None:
+        """The class here whose formulas this one has; None if it has its own."""
+        for base in cls.__mro__:
+            if base in _KNOWN.values():
+                return base
+            if {"grad", "primitive", "constants", "__call__", "_triton"} & vars(base).keys():
+                break
+        return None
+
+    def twin(self) -> type[Surrogate]:
+        """The class here whose formulas kernels are to run for this one; TypeError if it has its own."""
+        found = self._twin()
+        if found is None:
+            raise TypeError(
+                f"surrogate: no kernel knows the formulas of {self!r}; backend='reference' runs them, or take one of "
+                f"snnkern.surrogate: {', '.join(_KNOWN)}"
+            )
+        return found
 
     def grad(self, x: torch.Tensor) -> torch.Tensor:
         """dH/dx at ``x``."""
@@ -67,16 +93,27 @@ class Surrogate:
 
 
 class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, fired, surrogate):
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
+    def forward(x, fired, surrogate):
         return fired.to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, _, ctx.surrogate = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return grad * ctx.surrogate.grad(x), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        (x,) = ctx.saved_tensors
+        return tangent * ctx.surrogate.grad(x)
 
 
 @dataclass(frozen=True)
@@ -91,7 +128,7 @@ class Triangle(Surrogate):
     peak: float | None = None
 
     def __post_init__(self) -> None:
-        if self.peak is None and isinstance(self.gamma, (int, float)) and self.gamma > 0:
+        if self.peak is None and isinstance(self.gamma, Real) and self.gamma > 0:
             object.__setattr__(self, "peak", 1 / self.gamma)
         super().__post_init__()
 
@@ -281,11 +318,13 @@ class Erf(Surrogate):
         return a * tl.exp(-(b * x) * (b * x))
 
 
+_KNOWN = {cls.__name__: cls for cls in Surrogate.__subclasses__()}  # those above, before anyone adds to them
+
+
 def parse(text: str) -> Surrogate:
     """The surrogate whose ``text`` this is."""
     name, _, values = text.removesuffix(")").partition("(")
-    classes = {cls.__name__: cls for cls in Surrogate.__subclasses__()}
-    return classes[name](*map(float, values.split(", ")))
+    return _KNOWN[name](*map(float, values.split(", ")))
 
 
 # SpikingJelly's classes, by name, in ours; `a` is their alpha.
@@ -321,6 +360,6 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
         if overridden:
             break
     raise TypeError(
-        f"surrogate_function must be a snnkern.surrogate object ({', '.join(__all__[:-3])}) or one of SpikingJelly's "
+        f"surrogate_function must be a snnkern.surrogate object ({', '.join(_KNOWN)}) or one of SpikingJelly's "
         f"{', '.join(_SPIKINGJELLY)}; got {surrogate!r}"
     )

@@ -2,8 +2,11 @@
 
 import itertools
 import math
+import re
 import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +17,23 @@ from snnkern.backend import _extension as extension
 from snnkern.surrogate import ATan
 
 X = torch.zeros(3, 4)
+Y = torch.zeros(3, 2, 4)
+NOT_DENSE = {
+    "sparse": lambda: torch.zeros(3, 4).to_sparse(),
+    "compressed": lambda: torch.zeros(3, 4).to_sparse_csr(),
+    "mkldnn": lambda: torch.zeros(3, 4).to_mkldnn(),
+    "jagged": lambda: torch.nested.nested_tensor([torch.zeros(3)], layout=torch.jagged),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)]),
+}
+ODD = {  # no numbers, though some could be read as one
+    "list": [1.0],
+    "array": np.array(1.0),
+    "tensor": torch.tensor(1.0),
+    "bool": True,
+    "NumPy's bool": np.True_,
+    "text": "1",
+    "complex": 1j,
+}
 BAD = [
     (TypeError, "x must be a tensor", lambda: snnkern.lif([1.0])),
     (TypeError, "x must be float32", lambda: snnkern.lif(X.int())),
@@ -51,6 +71,79 @@ BAD = [
 def test_bad_arguments_are_named(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+CALLS = {
+    "x": lambda t: snnkern.lif(t),
+    "v": lambda t: snnkern.lif(torch.zeros(2, 3, 4), t),
+    "y": lambda t: snnkern.bn_lif(t, None, None, None, None, training=True),
+    "weight": lambda t: snnkern.bn_lif(Y, t, None, None, None, training=True),
+    "bias": lambda t: snnkern.bn_lif(Y, None, t, None, None, training=True),
+    "running_mean": lambda t: snnkern.bn_lif(Y, None, None, t, torch.ones(4), training=True),
+    "running_var": lambda t: snnkern.bn_lif(Y, None, None, torch.ones(4), t, training=True),
+    "residual": lambda t: snnkern.bn_lif(Y, None, None, None, None, training=True, residual=t),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:Sparse CSR")
+@pytest.mark.parametrize("kind", NOT_DENSE)
+@pytest.mark.parametrize("name", [*CALLS, "ttm"])
+def test_tensors_must_be_dense(name, kind):
+    call, name = (lambda t: snnkern.ttm(t, 2), "x") if name == "ttm" else (CALLS[name], name)
+    with pytest.raises(TypeError, match=f"^{name} must be a dense tensor, got"):
+        call(NOT_DENSE[kind]())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_tensors_are_tensors_of_real_numbers(name):
+    with pytest.raises(TypeError, match=f"^{name} must be a tensor.* got ndarray"):
+        CALLS[name](np.zeros((3, 4), np.float32))
+    for dtype in (torch.complex64, torch.int32, torch.float8_e4m3fn):
+        with pytest.raises(TypeError, match=f"^{name} must .*got {dtype}"):
+            CALLS[name](torch.zeros(3, 4).to(dtype))
+
+
+def test_batch_norm_needs_a_channel():
+    for training in (True, False):
+        with pytest.raises(ValueError, match=r"y must have a channel at least, got shape \(3, 2, 0\)"):
+            statistics = torch.zeros(0), torch.ones(0)
+            snnkern.bn_lif(torch.zeros(3, 2, 0), None, None, *statistics, training=training)
+
+
+NUMBERS = {
+    "decay": lambda n: snnkern.lif(X, decay=n),
+    "tau": lambda n: snnkern.lif(X, tau=n),
+    "threshold": lambda n: snnkern.lif(X, threshold=n),
+    "reset": lambda n: snnkern.lif(X, reset=n),
+    "eps": lambda n: snnkern.bn_lif(Y, None, None, None, None, training=True, eps=n),
+    "v_threshold": lambda n: snnkern.nn.LIFNode(v_threshold=n, step_mode="m")(X),
+    "scale": lambda n: snnkern.nn.BNLIF(4, scale=n)(Y),
+}
+WHOLE = {
+    "steps": lambda n: snnkern.ttm(X, n),
+    "steps_out": lambda n: snnkern.lif(X, steps_out=n),
+    "time_dim": lambda n: snnkern.lif(X, time_dim=n),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_real_ones_of_python_or_numpy(name):
+    results = [NUMBERS[name](n) for n in (1.0, 1, np.float32(1), np.float64(1), np.int64(1), Fraction(1))]
+    results = [r if isinstance(r, torch.Tensor) else r[0] for r in results]
+    assert all(torch.equal(r, results[0]) for r in results)
+    for odd in ODD.values():
+        with pytest.raises(TypeError, match=f"^{name} must be a float, got {re.escape(repr(odd))}"):
+            NUMBERS[name](odd)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers_are_those_of_python_or_numpy(name):
+    results = [WHOLE[name](n) for n in (1, np.int64(1), np.uint8(1))]
+    results = [r if isinstance(r, torch.Tensor) else r[0] for r in results]
+    assert all(torch.equal(r, results[0]) for r in results)
+    for odd in (*ODD.values(), 1.0, np.float64(1), torch.tensor(1), np.array(1)):
+        with pytest.raises(TypeError, match=f"^{name} must be an int, got {re.escape(repr(odd))}"):
+            WHOLE[name](odd)
 
 
 def test_a_compiled_backend_refuses_tensors_of_other_devices(backend):

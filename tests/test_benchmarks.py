@@ -17,7 +17,7 @@ pytest.importorskip("benchmarks", reason="the benchmarks are in the source check
 pytest.importorskip("matplotlib")
 
 import snnkern
-from benchmarks import cases, pictures, report, run
+from benchmarks import busy, cases, pictures, report, run
 from benchmarks.cases import CASES, Lif
 from benchmarks.check import ROUNDED, compare_within
 from benchmarks.contenders import NEURON, Contender, contenders, normed
@@ -462,6 +462,17 @@ def test_the_cache_of_a_gpu_is_emptied_by_reading():
     with Operations():
         Unhurried()(Call("other", lambda i, mark: (mark(), mark()), {"both": (0, 1)}), 0)
     assert names == ["aten::sum"]
+
+
+def test_whole_calls_in_fresh_processes(monkeypatch, tmp_path):
+    monkeypatch.setattr(busy, "WORKLOADS", [Workload("calls", "lif", 20, (64,), "bfloat16")])
+    monkeypatch.setattr(busy, "BESIDE", ("a busy process",))
+    monkeypatch.setattr(busy, "RESULTS", tmp_path)
+    busy.main("cpu-busy", rounds=1, seconds=0)
+    rows = json.loads((tmp_path / "cpu-busy.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == list(busy.SETTINGS)
+    assert all(row["ms"] > 0 and row["resident_bytes"] > 1e7 for row in rows) and rows[1]["over_one"] == 1
+    assert "Beside a busy process, bfloat16" in (tmp_path / "cpu-busy.md").read_text()
 
 
 def test_the_quick_choice_has_batch_norm():

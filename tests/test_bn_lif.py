@@ -228,10 +228,11 @@ def test_nothing_to_do(backend, device, shape):
             snnkern.bn_lif(y, *norm, training=True, backend=backend)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one program after the other, in one order")
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("steps", [12, 40])
 def test_the_same_bits_every_time(backend, device, steps, last):
-    y = draw((steps, 2, 6, 5, 5) if INTERPRETED else (steps, 4, 24, 13, 13), torch.bfloat16, device)
+    y = draw((steps, 4, 24, 13, 13), torch.bfloat16, device)
     if last:
         y = y.movedim(2, -1).contiguous().movedim(-1, 2)
     grads, threads = (draw(y.shape, y.dtype, device, 2), None), torch.get_num_threads()

@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,14 +14,17 @@ from snnkern.losses import sdt, tet
 from snnkern.models import CNN6
 from snnkern.spec.neuron import make_spec
 from snnkern.surrogate import Dspike, Rectangle, Triangle
+from snnkern.train.folder import RunError
+from snnkern.train.recipe import load
 
 pytest.importorskip("experiments", reason="the experiments are in the source checkout")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from experiments import claims
+from experiments import claims, dspike
+from experiments import tet as tet_claims
 from experiments.dspike import DSPIKE_TABLE
-from experiments.protocol import Measure, Size
+from experiments.protocol import Measure, Run, Work, ran
 
 # Statements that hold exactly
 
@@ -115,67 +120,126 @@ def test_the_five_energies_follow_from_their_counts(row):
     assert f"{analysis.joules(1e6 * additions, 1e6 * multiplications):.3g}" == f"{printed:.3g}"
 
 
+# What a claim trains
+
+
+def test_a_run_is_what_its_weights_and_metrics_say(tmp_path):
+    """Not what a setting says that nobody reads: another network, T, loss or learning rate than claimed is an error."""
+    work = Work(tmp_path, 0, quick=True)
+    run = dspike.SEARCHED[0.1]
+    trained = work.train(run)
+    assert [line["steps"] for line in trained.lines()] == [4, 4] and work.used == ["search0.1"]
+    convolutions = [p.shape for p in trained.model().parameters() if p.dim() == 4]
+    assert convolutions == [(8, 1, 3, 3), (16, 8, 3, 3), (32, 16, 3, 3)]
+    folder = work.path(run.name)
+    assert ran(folder) == run.wanted.replace("30 sdt", "2 sdt")
+    stamp = (folder / "metrics.jsonl").stat().st_mtime_ns
+    work.train(run)
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == stamp  # once
+    others = {
+        "network": ("model.plan=8C3-AP2-16C3-AP2-16C3",),
+        "T": ("stage.steps=3",),
+        "loss": ('stage.loss={name="tet"}',),
+        "threshold": ("neuron.threshold=1.0",),
+        "lr": ("stage.optimiser.lr=0.1",),
+    }
+    for name, overrides in others.items():
+        with pytest.raises(AssertionError, match="turned out to be"):
+            work.train(replace(run, name=name, overrides=(*run.overrides, *overrides)))
+    with pytest.raises(RunError, match="other settings"):
+        work.train(replace(run, overrides=(*run.overrides, "batch=50")))
+
+
+def test_every_run_says_what_it_is():
+    """The words that a run is held to are those of its recipe, whose epochs and losses a quick run cuts short."""
+    runs = {run for module in (tet_claims, dspike) for value in vars(module).values() for run in runs_in(value)}
+    assert len(runs) == len({run.name for run in runs}) > 20
+    for run in runs:
+        stages = load(run.recipe, run.overrides).stage
+        assert len(stages) == len(run.wanted.split("; "))
+        for stage, wanted in zip(stages, run.wanted.split("; "), strict=True):
+            starts = [loss.from_epoch for loss in stage.loss] + [stage.epochs + 1]
+            losses = [f"{b - a} {loss.name}" for loss, (a, b) in zip(stage.loss, pairwise(starts), strict=True)]
+            assert f"T = {stage.steps}: {', '.join(losses)}, lr {stage.optimiser['lr']:g}" in wanted
+
+
+def runs_in(value) -> list[Run]:
+    values = value.values() if isinstance(value, dict) else [value]
+    return [run for run in values if isinstance(run, Run)]
+
+
 # The runner
 
 
-def test_every_protocol_runs_and_is_reported(tmp_path, capsys):
-    torch.manual_seed(0)
-    work, out = tmp_path / "work", tmp_path / "claims"
-    work.mkdir()
-    for name in claims.PROTOCOLS:
-        claims.run_unit(name, 0, Size(quick=True), work / f"{name}-seed0-quick.json")
-    claims.main(["--quick", "--seeds", "1", "--out", str(out), "--work", str(work)])  # nothing is left to run
-    found = json.loads((out / "results.json").read_text())
-    page = (tmp_path / "claims.md").read_text()
-    assert list(found) == list(claims.PROTOCOLS) and "The numbers mean nothing" in page
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("claims")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    work = Work(folder / "work", 0, quick=True)
+    work.folder.mkdir()
+    for protocol in claims.PROTOCOLS.values():
+        protocol.unit(work)
+    torch.set_num_threads(threads)
+    return folder
+
+
+def test_every_protocol_runs_and_is_reported(trial):
+    out = trial / "claims"
+    claims.main(["--quick", "--seeds", "1", "--jobs", "1", "--out", str(out), "--work", str(trial / "work")])
+    found = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
+    page = (trial / "claims.md").read_text()
+    assert list(found["claims"]) == list(claims.PROTOCOLS) and "The numbers mean nothing" in page
     for name, protocol in claims.PROTOCOLS.items():
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert f"--only {name}`" in page and protocol.claim in page and f"({'claims'}/{name}.png)" in page
-        assert len(found[name]["rows"]) == len(protocol.measures)
-        assert all(math.isfinite(row["mean"]) for row in found[name]["rows"])
-    exact = {row["measure"]: row for name in ("E2.7", "E2.8", "E2.20", "E2.21") for row in found[name]["rows"]}
-    for start in ("cost in steps", "greatest difference", "relative error", "rows of the table"):
-        assert next(row for name, row in exact.items() if name.startswith(start))["state"] == "holds"
+        assert f"--only {name}`" in page and protocol.claim in page and f"(claims/{name}.png)" in page
+        rows = found["claims"][name]["rows"]
+        assert len(rows) == len(protocol.measures) and all(math.isfinite(row["mean"]) for row in rows)
+        assert all(row["state"] != "holds" for row in rows if "state" in row)  # one seed shows nothing
+    exact = {check["check"]: check for claim in found["claims"].values() for check in claim["checks"]}
+    for start in (
+        "steps of b",
+        "searches whose",
+        "greatest difference",
+        "relative error",
+        "rows of table 3",
+        "training loss",
+    ):
+        assert next(check for name, check in exact.items() if name.startswith(start))["kept"]
+    curves = found["results"]["tet_and_sdt"][0]["result"]["TET"]["accuracy"]
+    assert len(curves) == 64 and set(found["runs"]) == {
+        run for units in found["results"].values() for run in units[0]["runs"]
+    }
+    assert all(len(kept) == 1 and kept[0]["ran"] in page for kept in found["runs"].values())
 
 
-def test_units_run_in_processes_and_finished_ones_are_kept(tmp_path, capsys):
-    arguments = [
-        "--quick",
-        "--only",
-        "E2.8",
-        "--jobs",
-        "2",
-        "--out",
-        str(tmp_path / "c"),
-        "--work",
-        str(tmp_path / "w"),
-    ]
-    claims.main([*arguments, "--seeds", "1"])
-    kept = tmp_path / "w" / "E2.8-seed0-quick.json"
+def test_finished_units_are_kept_and_others_added(tmp_path, capsys):
+    arguments = ["--quick", "--only", "E2.26", "--out", str(tmp_path / "c"), "--work", str(tmp_path / "w")]
+    claims.main([*arguments, "--seeds", "1", "--jobs", "1"])
+    kept = tmp_path / "w" / "gap-seed0-quick.json"
     before = kept.stat().st_mtime_ns
-    claims.main([*arguments, "--seeds", "2"])
-    assert kept.stat().st_mtime_ns == before and "seed 1" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "c" / "results.json").read_text())["E2.8"]["units"]) == 2
-
-
-def test_a_seed_gives_the_same_numbers_again(tmp_path):
-    results = [claims.PROTOCOLS["E2.8"].run(3, Size(quick=True)) for _ in range(2)]
-    assert results[0] == results[1] != claims.PROTOCOLS["E2.8"].run(4, Size(quick=True))
+    claims.main([*arguments, "--seeds", "2", "--jobs", "2"])
+    assert kept.stat().st_mtime_ns == before and "seed 1: 2 of 2" in capsys.readouterr().out
+    units = json.loads((tmp_path / "c" / "results.json").read_text())["results"]["gap"]
+    assert [unit["seed"] for unit in units] == [0, 1] and units[0]["result"] != units[1]["result"]
 
 
 def test_verdicts_follow_from_the_bounds():
     def state(values, *wanted):
-        return claims.judge(Measure("", lambda r: r["x"], wanted), [{"x": v} for v in values])
+        return Measure("", lambda r: r["x"], wanted).judge([{"x": v} for v in values])
 
-    assert state([1, 2, 3], ">", 0)["state"] == "holds"
+    assert state([2, 3, 4], ">", 0)["state"] == "holds"
+    row = state([1, 2, 7], ">", 0)  # 3.3 +- 1.9: by one standard error, not by two
+    assert row["state"] == "within noise" and row["seeds"] == 3 and row["error"] == pytest.approx(1.856, abs=1e-3)
     row = state([-3, 1, 4], ">", 0)
     assert row["state"] == "within noise" and row["seeds"] == 2 and row["mean"] == pytest.approx(2 / 3)
     assert state([-1, -2, 1], ">", 0)["state"] == "does not show"
     assert state([0, 0, 0], ">", 0)["state"] == "does not show"
-    assert state([0, 0, 0], ">=", 0)["state"] == state([0.5], "=", 0.5)["state"] == state([-1.9], "within", 2)["state"]
+    assert state([0, 0, 0], ">=", 0)["state"] == state([0.5, 0.5], "=", 0.5)["state"] == "holds"
+    assert state([3], ">", 0)["state"] == state([-1.9], "within", 2)["state"] == "within noise"  # one seed has no error
     assert state([0.5, 0.5, 0.6], "=", 0.5)["state"] == "does not show"
     assert state([-2.1], "within", 2)["state"] == state([3], "<", 2)["state"] == "does not show"
-    assert "state" not in claims.judge(Measure("", lambda r: r["x"]), [{"x": 1}])
+    assert "state" not in Measure("", lambda r: r["x"]).judge([{"x": 1}])
 
     def rows(*states):
         return [{"measure": f"m{i}", "state": s} for i, s in enumerate(states)] + [{"measure": "seen"}]
@@ -186,6 +250,36 @@ def test_verdicts_follow_from_the_bounds():
         "holds in part (1 of 3 measures). Within noise: *m1*. Does not show: *m2*"
     )
     assert claims.verdict(rows("within noise", "does not show")).startswith("not shown. Within noise")
+
+
+def test_the_jackknife_gives_the_standard_error_of_a_mean():
+    values = [1.0, 2.0, 7.0, 4.0]
+    results = [{"x": v} for v in values]
+    together = Measure("", lambda rs: sum(r["x"] for r in rs) / len(rs), (">", 0), together=True).judge(results)
+    alone = Measure("", lambda r: r["x"], (">", 0)).judge(results)
+    assert together["mean"] == alone["mean"] and together["error"] == pytest.approx(alone["error"])
+    assert together["seeds"] is None and together["state"] == alone["state"] == "holds"
+
+
+def test_checks_take_the_worst_seed():
+    check = Measure("", lambda r: r["x"], ("=", 0.5))
+    assert check.check([{"x": 0.5}, {"x": 0.5}])["kept"]
+    found = check.check([{"x": 0.5}, {"x": 0.7}, {"x": 0.4}])
+    assert not found["kept"] and found["worst"] == 0.7
+
+
+def test_the_correlation_knows_no_easy_seeds():
+    """Within a seed, accuracy at moments and in total are opposed; between seeds they go together."""
+    results = [
+        {"a": {"moments": [s + 1], "accuracy": s}, "b": {"moments": [s], "accuracy": s + 1}} for s in (0.0, 10.0, 20.0)
+    ]
+    assert tet_claims.correlation(results) == pytest.approx(-1)
+
+
+def test_energies_are_compared_on_the_line_between_two_points():
+    sdt = [{"joules": j, "accuracy": 0.5} for j in (1.0, 2.0, 3.0, 4.0)]
+    curve = [{"joules": j + 0.5, "accuracy": 0.1 * j} for j in range(6)]
+    assert dspike.at_equal_energy({"SDT": {"curve": sdt}, "TET": {"curve": curve}}) == pytest.approx(100 * (0.25 - 0.5))
 
 
 def test_options_are_checked(capsys):

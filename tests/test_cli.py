@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -109,6 +110,16 @@ def test_export_of_one_network(runs, tmp_path):
     result = invoke("export", runs / "both", tmp_path / "b.safetensors")
     assert result.exit_code == 2 and "holds 4 runs; name one of them, such as" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_network_of_a_stage_that_is_not_finished(runs, tmp_path):
+    shutil.copytree(runs / "one" / "seed0", tmp_path / "seed0")
+    (tmp_path / "seed0" / "stage0-last.safetensors").unlink()
+    result = invoke("eval", tmp_path)
+    assert result.exit_code == 1 and "stage.0 is not finished; its best epoch so far is there (--best)" in result.stderr
+    succeed("eval", tmp_path, "--best")
+    (tmp_path / "seed0" / "stage0-best.safetensors").unlink()
+    assert "stage.0 is not finished; no epoch of it is" in invoke("eval", tmp_path, "--best").stderr
 
 
 FULL = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

@@ -29,6 +29,16 @@ RUNS = {
     "parts": load("digits-tet", [*SIZE, "model.name=ToyCNN", "accumulate=3"]),
     "odd": load("digits-tet", [*SIZE, "data.train=65"]),  # a last batch of one sample is left out
     "stages": load("digits-dspike-tit", [*SIZE[:3], "stage.epochs=1", "model.name=ToyCNN"]),
+    "probed": load(
+        "digits-tet",
+        [
+            *SIZE,
+            "model.name=ToyCNN",
+            "stage.epochs=1",
+            "stage.0.probe={eps = [0.1, 0.01], iterations = 2}",
+            "stage.0.differences.eps=0.2",
+        ],
+    ),
     "interrupted": load("digits-tet", SIZE),
 }
 
@@ -78,10 +88,17 @@ def two(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "slow", "parts", "stages"])
+@pytest.mark.parametrize("name", ["plain", "slow", "parts", "stages", "probed"])
 def test_two_processes_learn_what_one_learns_with_their_batches_together(two, tmp_path, name):
     fit(RUNS["toy" if name == "parts" else name], tmp_path)
     assert_equal_but_for_rounding(two / name, tmp_path)
+
+
+def test_probes_of_two_processes_are_of_the_whole_batch(two, tmp_path):
+    fit(RUNS["probed"], tmp_path)
+    ours, theirs = (torch.tensor(read_metrics(folder)[0]["probe"]) for folder in (two / "probed", tmp_path))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert 0.1 < theirs[:, 1].min() < 0.99
 
 
 def assert_equal_but_for_rounding(ours, theirs):

@@ -24,7 +24,7 @@ def test_the_source_distribution_has_what_installing_and_testing_it_need(tmp_pat
     run = setup("egg_info", "--egg-base", tmp_path)
     assert run.returncode == 0, run.stderr
     packed = set((tmp_path / "snnkern.egg-info" / "SOURCES.txt").read_text().splitlines())
-    wanted = files(ROOT, "csrc", "snnkern", "tests", "experiments", "benchmarks")
+    wanted = files(ROOT, "csrc", "snnkern", "tests", "experiments", "benchmarks", "examples")
     assert "csrc/cpu/lif.cpp" in wanted
     assert wanted | {"CMakeLists.txt", "Makefile", "pyproject.toml", "requirements-dev.txt"} <= packed
 

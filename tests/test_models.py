@@ -505,6 +505,18 @@ def test_neuron_makes_every_lif_layer(name):
     assert len(made) == len(net.rates)
 
 
+@pytest.mark.parametrize("name", networks)
+def test_nodes_in_single_step_mode_are_switched(name):
+    make, _, shape, _ = networks[name]
+    results = []
+    for neuron in (LIFNode, partial(LIFNode, step_mode="m")):
+        torch.manual_seed(0)
+        model = make(neuron=neuron).eval()
+        assert {module.step_mode for module in model.modules() if isinstance(module, LIFNode)} == {"m"}
+        results.append(model(data(*shape)))
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("name", convolutional)
 def test_channels_last_changes_nothing(name):
     make, _, shape, _ = convolutional[name]

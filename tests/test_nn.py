@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import RUNNABLE
@@ -86,6 +87,24 @@ def test_lif_module_keeps_no_state_and_is_skipped_by_resets():
 def test_lif_module_rejects_wrong_parameters_when_made(settings, error, name):
     with pytest.raises(error, match=name):
         LIF(**settings)
+
+
+@pytest.mark.parametrize("layer", [LIF(), SmoothLIF(), snnkern.nn.BNLIF(4)], ids=lambda layer: type(layer).__name__)
+def test_a_residual_is_a_tensor(layer):
+    for residual in (3, np.ones((3, 2, 4), np.float32), [1.0]):
+        with pytest.raises(TypeError, match="residual must be a tensor or None, got"):
+            layer(torch.zeros(3, 2, 4), residual)
+
+
+def test_layers_copy_and_pickle_after_their_neuron_has_run():
+    x = torch.randn(5, 4)
+    for layer in (LIF(), SmoothLIF(Triangle()), snnkern.nn.BNLIF(4).eval(), snnkern.nn.LIFNode(step_mode="m")):
+        y = x.unsqueeze(1) if isinstance(layer, snnkern.nn.BNLIF) else x
+        wanted = layer(y)
+        if isinstance(layer, snnkern.nn.LIFNode):
+            layer.reset()
+        copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+        assert all(torch.equal(each(y), wanted) for each in copies)
 
 
 def test_lif_module_prints_what_differs_from_the_defaults():

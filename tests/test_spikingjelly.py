@@ -1,6 +1,7 @@
 """Spikes, potentials and gradients against SpikingJelly's own LIFNode."""
 
 import copy
+from functools import partial
 from itertools import product
 
 import pytest
@@ -250,6 +251,30 @@ def test_swapping_the_nodes_of_a_model_changes_nothing(backend, step_mode):
     assert gradients[0][0].sum() > 0
     for a, b in zip(*(g[1:] for g in gradients), strict=True):
         assert_gradients_close(a, b)
+
+
+@pytest.mark.skipif("cpu" not in RUNNABLE, reason="the last bits are the CPU's")
+@pytest.mark.parametrize("v_reset", RESETS)
+@pytest.mark.parametrize("tau", [2.0, 8.0])
+@pytest.mark.parametrize("decay_input", [True, False])
+def test_training_with_atan_and_detached_reset_is_theirs_to_the_last_bit(decay_input, tau, v_reset):
+    def train(make):
+        torch.manual_seed(0)
+        node = partial(make, tau, decay_input, 1.0, v_reset, surrogate.ATan(), detach_reset=True, step_mode="m")
+        net = nn.Sequential(nn.Linear(20, 32), node(), nn.Linear(32, 32), node(), nn.Linear(32, 5))
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for step in range(10):
+            functional.reset_net(net)
+            loss = nn.functional.cross_entropy(net(3 * current(20, 8, 20, seed=step)).mean(0), torch.arange(8) % 5)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return [p.detach() for p in net.parameters()]
+
+    ours, theirs = train(partial(LIFNode, backend="cpu")), train(neuron.LIFNode)
+    assert all(map(torch.equal, ours, theirs))
+    torch.manual_seed(0)
+    assert not torch.equal(ours[0], nn.Linear(20, 32).weight)
 
 
 @backends

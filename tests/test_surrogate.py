@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+import snnkern
 from snnkern import surrogate
 from snnkern.surrogate import (
     ATan,
@@ -106,6 +110,12 @@ def test_objects_are_values(s):
         s.alpha = 1.0
 
 
+def test_all_are_public_and_have_a_kernel():
+    names = [cls.__name__ for cls in Surrogate.__subclasses__() if cls.__module__ == surrogate.__name__]
+    assert set(names) <= set(surrogate.__all__)
+    assert set(names) == set(snnkern._C.surrogates)
+
+
 def test_different_parameters_differ():
     assert Triangle(1.0) != Triangle(0.5) and ATan() != Sigmoid() and SoftSign(1.0) != SuperSpike(1.0)
 
@@ -116,10 +126,72 @@ def test_parameters_must_be_positive_and_finite(value):
         ATan(value)
 
 
-@pytest.mark.parametrize("value", ["1", None, True, torch.tensor(1.0)])
+@pytest.mark.parametrize("value", ["1", None, True, np.True_, torch.tensor(1.0), np.array(1.0), [1.0]], ids=repr)
 def test_parameters_must_be_floats(value):
     with pytest.raises(TypeError, match="gamma must be a float"):
         Triangle(value)
+
+
+@pytest.mark.parametrize("value", [2, np.float32(2), np.float64(2), np.int64(2), Fraction(2)], ids=repr)
+def test_parameters_are_any_real_number(value):
+    assert Triangle(value) == Triangle(2.0) and Triangle(value).text == Triangle(2.0).text
+    assert type(ATan(value).alpha) is float
+
+
+class Named(ATan):
+    """Another name for ATan."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharp(ATan):
+    """ATan with another default."""
+
+    alpha: float = 5.0
+
+
+class Doubled(ATan):
+    def grad(self, x):
+        return 2 * super().grad(x)
+
+
+class Cosine(Surrogate):
+    """Of one's own, without parameters."""
+
+    def grad(self, x):
+        return torch.cos(x).clamp(min=0)
+
+
+def weight(**options):
+    """What every input weighs in a sum of spikes."""
+    x = torch.linspace(-2, 3, 60).view(20, 3).requires_grad_()
+    return torch.autograd.grad(snnkern.lif(x, **options)[0].sum(), x)[0]
+
+
+@pytest.mark.parametrize("mine, known", [(Named(3.0), ATan(3.0)), (Sharp(), ATan(5.0))], ids=repr)
+def test_a_subclass_that_changes_no_formula_runs_as_what_it_is_of(mine, known):
+    assert torch.equal(weight(surrogate=mine), weight(surrogate=known))
+    compiled = torch.compile(lambda x: snnkern.lif(x, surrogate=mine)[1], backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(X.float()), snnkern.lif(X.float())[1])
+    assert surrogate.parse(mine.text) == known
+
+
+@pytest.mark.parametrize("mine", [Doubled(), Cosine()], ids=repr)
+def test_formulas_of_ones_own_run_on_the_reference_alone(mine):
+    got = weight(surrogate=mine, detach_reset=True, backend="reference", decay=0.0)
+    h = torch.linspace(-2, 3, 60).view(20, 3)
+    assert torch.allclose(got, mine.grad(h - 1))
+    message = "surrogate: no kernel knows the formulas of .*backend='reference' runs them"
+    for call in (weight, lambda **options: snnkern.lif(torch.zeros(3, 4), **options)):
+        with pytest.raises(TypeError, match=message):
+            call(surrogate=mine)
+    with FlopCounterMode(display=False), pytest.raises(TypeError, match=message):
+        snnkern.lif(torch.zeros(3, 4), surrogate=mine)
+
+
+def test_what_is_no_surrogate_is_told_all_there_are():
+    with pytest.raises(TypeError, match="surrogate_function must be a snnkern") as error:
+        snnkern.lif(torch.zeros(3, 4), surrogate="triangle")
+    assert all(type(s).__name__ in str(error.value) for s in ALL)
 
 
 def test_called_it_is_a_spike_with_that_gradient():

@@ -544,8 +544,9 @@ def test_first_layer_follows_its_differences_and_the_others_their_gradient(tmp_p
 @pytest.mark.parametrize("call", [3, 60, 111, 2 * 54 + 2 * 54 + 54 + 3, 500])
 def test_ctrl_c_among_finite_differences_and_resuming_is_bit_for_bit(tmp_path, probed, call):
     recipe, whole = probed
-    with pytest.raises(Interrupted, match=r"stage.0, epoch [12], after step \d of 3"):
+    with pytest.raises(Interrupted, match=r"stage.0, epoch [12], after step \d of 3") as stopped:
         fit(recipe, tmp_path, InterruptAt(call))
+    assert torch.load(tmp_path / "checkpoint.pt")["state"]["step"] == int(str(stopped.value).split()[-3])
     fit(recipe, tmp_path)
     assert_same_end(tmp_path, whole)
 

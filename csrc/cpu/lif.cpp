@@ -22,8 +22,8 @@
 namespace snnkern::SNN_ISA {
 namespace {
 
-constexpr int kAhead = 2;         // rows between a prefetch and its use
-constexpr int64_t kWorth = 8192;  // elements that another thread is worth
+constexpr int kAhead = 2;          // rows between a prefetch and its use
+constexpr int64_t kWorth = 32768;  // elements that another thread is worth
 
 // The states with which the segments of a split start and end, [segments, neurons].
 template <class S>
@@ -56,6 +56,19 @@ struct Seams {
     tile.lanes = last - first;
     return tile;
   }
+  // Calls run(tile, from) for all lanes that do not start where the segment `by` before them ended, and then for those
+  // that this one changes.
+  template <class Run>
+  void repair(const Tiling& tiles, int threads, int by, Run&& run) const {
+    if (segments == 1 || all_meet(by)) return;
+    parallel_for(tiles.per_segment, threads, [&](int64_t i) {
+      for (int64_t k = 1; k < segments; ++k) {
+        const int64_t q = by > 0 ? k : segments - 1 - k;
+        const Tile tile = differing(tiles[q * tiles.per_segment + i], q - by);
+        if (tile.lanes > 0) run(tile, ends + (q - by) * neurons + tile.first);
+      }
+    });
+  }
 };
 
 template <class S>
@@ -67,116 +80,123 @@ void start(S* v, const S* from, S constant, Tile tile) {
 }
 
 template <class IO, class S = State<IO>>
-void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads, bool streaming) {
-  const Tiling tiles(s, threads);
-  const Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
-  const Sequence<const IO> residual{static_cast<const IO*>(a.norm.residual), s.steps * s.inner, s.inner, s.inner};
-  const Sequence<IO> spikes{static_cast<IO*>(a.spikes), s.steps_out * s.inner, s.inner, s.inner};
-  const auto* v0 = static_cast<const S*>(a.v);
-  auto *v_last = static_cast<S*>(a.v_last), *saved = static_cast<S*>(a.saved);
-  const Neuron<S> n(p);
-  const Seams<S> seams(a.scratch, s);
+struct Forward {
+  enum class Way { warm_up, first, again };  // without output; with it; over what the first run has left
 
-  with_form(n, [&](auto form, auto hard) {
-    // The steps from t on, at most a chunk and not beyond `end`; `next` is what is read after `end`.
-    const auto chunk = [&](const Tile& tile, Local<S>& at, int64_t t, int64_t end, const IO* next, bool output) {
-      alignas(64) S stage[kChunk * kPitch];
-      const int steps = int(std::min<int64_t>(kChunk, end - t));
-      const int64_t group = group_of(t, s.steps, s.steps_out);
-      // A row of spikes that belongs to step u; `to(g)` is where the sums of group g go.
-      const auto add_to_group = [&](int64_t u, const S* row, auto to) {
-        const int64_t g = group_of(u, s.steps, s.steps_out);
-        const bool last = u + 1 == group_start(g + 1, s.steps, s.steps_out);
-        add(row, u == group_start(g, s.steps, s.steps_out), at.totals, last ? to(g) : nullptr, tile.lanes, streaming);
-        return g + last;  // groups that are finished
-      };
-      if (tiles.narrow) {
-        alignas(64) S residual_stage[kChunk * kPitch];
-        gather(x, tile, t, steps, stage);
-        if (residual.data) gather(residual, tile, t, steps, residual_stage);
-        int64_t finished = t + steps;
-        for (int k = 0; k < steps; ++k) {
-          S* row = stage + k * kPitch;
-          if (a.norm.table)
-            normalise<S>(at.lanes, 0, row, row, residual.data ? residual_stage + k * kPitch : nullptr, 0, row,
-                         tile.lanes);
-          step<form(), hard()>(n, row, row, at.v, row, tile.lanes, false);
-          if (s.grouped()) finished = add_to_group(t + k, row, [&](int64_t g) { return stage + (g - group) * kPitch; });
-        }
-        const int64_t first = s.grouped() ? group : t;
-        if (output && finished > first) scatter(spikes, tile, first, int(finished - first), stage);
-        return;
+  const LIFSpec& p;
+  const LIFShape& s;
+  const LIFForward& a;
+  bool narrow, streaming;
+  Neuron<S> n{p};
+  Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
+  Sequence<const IO> residual{static_cast<const IO*>(a.norm.residual), s.steps * s.inner, s.inner, s.inner};
+  Sequence<IO> spikes{static_cast<IO*>(a.spikes), s.steps_out * s.inner, s.inner, s.inner};
+
+  // From `begin` to `end`; `next` is what is read after that. False if the second run met the first: from there on that
+  // one is right.
+  bool walk(const Tile& tile, Local<S>& at, int64_t begin, int64_t end, const IO* next, Way way) const {
+    for (int64_t t = begin; t < end; t += kChunk) {
+      if (way != Way::warm_up && a.saved && t > 0) {
+        S* saved = static_cast<S*>(a.saved) + (t / kChunk - 1) * s.outer * s.inner + tile.first;
+        if (way == Way::again && std::memcmp(at.v, saved, tile.lanes * sizeof(S)) == 0) return false;
+        std::copy_n(at.v, tile.lanes, saved);
       }
-      S *received = stage, *fired = stage + kLanes;
-      for (int64_t u = t; u < t + steps; ++u) {
-        const IO *row = x.at(tile.first, u),
-                 *ahead = u + kAhead < end ? x.at(tile.first, u + kAhead) : next + (u + kAhead - end) * s.x_step_stride;
-        const auto spike = [&](const auto* in, const auto* in_ahead) {
-          if (s.grouped()) {
-            step<form(), hard()>(n, in, in_ahead, at.v, fired, tile.lanes, false);
-            add_to_group(u, fired, [&](int64_t g) { return spikes.at(tile.first, g); });
-          } else {
-            IO* out = output ? spikes.at(tile.first, u) : reinterpret_cast<IO*>(fired);
-            step<form(), hard()>(n, in, in_ahead, at.v, out, tile.lanes, streaming && output);
-          }
-        };
-        if (a.norm.table) {
-          const IO* shortcut = residual.data ? residual.at(tile.first, u) : nullptr;
-          normalise(at.lanes, 0, row, ahead, shortcut, u + kAhead < end ? kAhead * s.inner : 0, received, tile.lanes);
-          spike(received, received);
+      with_form(n, [&](auto form, auto hard) {
+        const bool output = way != Way::warm_up;
+        if (narrow)
+          staged<form(), hard()>(tile, at, t, int(std::min<int64_t>(kChunk, end - t)), output);
+        else
+          rows<form(), hard()>(tile, at, t, std::min(t + kChunk, end), end, next, output);
+      });
+    }
+    return true;
+  }
+
+  // The steps from t up to `until`, each row where it lies in memory.
+  template <Leak form, bool hard>
+  void rows(const Tile& tile, Local<S>& at, int64_t t, int64_t until, int64_t end, const IO* next, bool output) const {
+    alignas(64) S received[kLanes], fired[kLanes];
+    for (; t < until; ++t) {
+      const bool within = t + kAhead < end;
+      const IO *row = x.at(tile.first, t),
+               *ahead = within ? x.at(tile.first, t + kAhead) : next + (t + kAhead - end) * s.x_step_stride;
+      const auto spike = [&](const auto* in, const auto* in_ahead) {
+        if (s.grouped()) {
+          step<form, hard>(n, in, in_ahead, at.v, fired, tile.lanes, false);
+          add_to_group(tile, at, t, fired, [&](int64_t g) { return spikes.at(tile.first, g); });
         } else {
-          spike(row, ahead);
+          IO* out = output ? spikes.at(tile.first, t) : reinterpret_cast<IO*>(fired);
+          step<form, hard>(n, in, in_ahead, at.v, out, tile.lanes, streaming && output);
         }
+      };
+      if (a.norm.table) {
+        const IO* shortcut = residual.data ? residual.at(tile.first, t) : nullptr;
+        normalise(at.lanes, 0, row, ahead, shortcut, within ? kAhead * s.inner : 0, received, tile.lanes);
+        spike(received, received);
+      } else {
+        spike(row, ahead);
       }
-    };
-    const auto saved_at = [&](const Tile& tile, int64_t t) {
-      return saved + (t / kChunk - 1) * s.outer * s.inner + tile.first;
-    };
+    }
+  }
 
-    parallel_for(tiles.count, threads, [&](int64_t i) {
-      const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
-      Local<S> at;
-      if (a.norm.table) at.lanes.fill(a.norm, tile);
-      S* v = at.v;
-      const int64_t from = std::max<int64_t>(0, tile.begin - s.warmup);
-      start(v, from > 0 ? nullptr : v0, n.v_start, tile);
-      for (int64_t t = from; t < tile.begin; t += kChunk)
-        chunk(tile, at, t, tile.begin, x.at(tile.first, tile.begin), false);
-      seams.note(seams.starts, tile, v);
-      for (int64_t t = tile.begin; t < tile.end; t += kChunk) {
-        if (saved && t > 0) std::copy_n(v, tile.lanes, saved_at(tile, t));
-        chunk(tile, at, t, tile.end, x.at(next.first, next.begin), true);
-      }
-      seams.note(seams.ends, tile, v);
-      if (tile.end == s.steps) std::copy_n(v, tile.lanes, v_last + tile.first);
-      if (streaming) stream_fence();
-    });
-    if (s.segments == 1 || seams.all_meet(1)) return;
+  // As many steps from t on, gathered.
+  template <Leak form, bool hard>
+  void staged(const Tile& tile, Local<S>& at, int64_t t, int steps, bool output) const {
+    alignas(64) S stage[kChunk * kPitch], residual_stage[kChunk * kPitch];
+    const int64_t first = s.grouped() ? group_of(t, s.steps, s.steps_out) : t;
+    int64_t finished = t + steps;
+    gather(x, tile, t, steps, stage);
+    if (residual.data) gather(residual, tile, t, steps, residual_stage);
+    for (int k = 0; k < steps; ++k) {
+      S* row = stage + k * kPitch;
+      if (a.norm.table)
+        normalise<S>(at.lanes, 0, row, row, residual.data ? residual_stage + k * kPitch : nullptr, 0, row, tile.lanes);
+      step<form, hard>(n, row, row, at.v, row, tile.lanes, false);
+      if (s.grouped())
+        finished = add_to_group(tile, at, t + k, row, [&](int64_t g) { return stage + (g - first) * kPitch; });
+    }
+    if (output && finished > first) scatter(spikes, tile, first, int(finished - first), stage);
+  }
 
-    // Repair.
-    parallel_for(tiles.per_segment, threads, [&](int64_t i) {
-      Local<S> at;
-      S* v = at.v;
-      for (int64_t q = 1; q < s.segments; ++q) {
-        const Tile tile = seams.differing(tiles[q * tiles.per_segment + i], q - 1);
-        if (tile.lanes == 0) continue;
-        if (a.norm.table) at.lanes.fill(a.norm, tile);
-        std::copy_n(seams.ends + (q - 1) * seams.neurons + tile.first, tile.lanes, v);
-        bool met = false;  // again where the first run was: from there on that one is right
-        for (int64_t t = tile.begin; t < tile.end; t += kChunk) {
-          if (saved) {
-            met = std::memcmp(v, saved_at(tile, t), tile.lanes * sizeof(S)) == 0;
-            if (met) break;
-            std::copy_n(v, tile.lanes, saved_at(tile, t));
-          }
-          chunk(tile, at, t, tile.end, x.at(tile.first, tile.begin), true);
-        }
-        if (met) continue;
-        seams.note(seams.ends, tile, v);
-        if (tile.end == s.steps) std::copy_n(v, tile.lanes, v_last + tile.first);
-      }
-      if (streaming) stream_fence();
-    });
+  // A row of spikes to the sums of its group g, which go to to(g) with its last step. Returns how many are finished.
+  template <class To>
+  int64_t add_to_group(const Tile& tile, Local<S>& at, int64_t t, const S* row, To&& to) const {
+    const int64_t g = group_of(t, s.steps, s.steps_out);
+    const bool last = t + 1 == group_start(g + 1, s.steps, s.steps_out);
+    add(row, t == group_start(g, s.steps, s.steps_out), at.totals, last ? to(g) : nullptr, tile.lanes, streaming);
+    return g + last;
+  }
+};
+
+template <class IO, class S = State<IO>>
+void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads, bool streaming) {
+  using Way = typename Forward<IO>::Way;
+  const Tiling tiles(s, useful_threads(threads));
+  const Forward<IO> pass{p, s, a, tiles.narrow, streaming};
+  const Seams<S> seams(a.scratch, s);
+  const auto finish = [&](const Tile& tile, const S* v) {
+    seams.note(seams.ends, tile, v);
+    if (tile.end == s.steps) std::copy_n(v, tile.lanes, static_cast<S*>(a.v_last) + tile.first);
+  };
+
+  parallel_for(tiles.count, threads, [&](int64_t i) {
+    const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
+    Local<S> at;
+    if (a.norm.table) at.lanes.fill(a.norm, tile);
+    const int64_t from = std::max<int64_t>(0, tile.begin - s.warmup);
+    start(at.v, from > 0 ? nullptr : static_cast<const S*>(a.v), pass.n.v_start, tile);
+    pass.walk(tile, at, from, tile.begin, pass.x.at(tile.first, tile.begin), Way::warm_up);
+    seams.note(seams.starts, tile, at.v);
+    pass.walk(tile, at, tile.begin, tile.end, pass.x.at(next.first, next.begin), Way::first);
+    finish(tile, at.v);
+    if (streaming) stream_fence();
+  });
+  seams.repair(tiles, threads, 1, [&](const Tile& tile, const S* from) {
+    Local<S> at;
+    if (a.norm.table) at.lanes.fill(a.norm, tile);
+    std::copy_n(from, tile.lanes, at.v);
+    if (pass.walk(tile, at, tile.begin, tile.end, pass.x.at(tile.first, tile.begin), Way::again)) finish(tile, at.v);
+    if (streaming) stream_fence();
   });
 }
 
@@ -192,6 +212,12 @@ struct Backward {
   template <class T>
   Sequence<T> of(T* data, int64_t steps) const {
     return {data, steps * s.inner, s.inner, s.inner};
+  }
+
+  // What the second pass takes of batch norm, in `lanes`.
+  Normed<IO, S> normed(const Tile& tile, Lanes<S>& lanes) const {
+    if (a.norm.table) lanes.fill(a.norm, tile, a.pull_push);
+    return {a.norm.table ? &lanes : nullptr, {}, {}, nullptr, nullptr, {}};
   }
 
   // The gradient of a tile's last potential (0 if it is not the last), to start from.
@@ -265,43 +291,32 @@ struct Backward {
 
 template <class IO, class S = State<IO>>
 void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads, bool streaming) {
-  const Tiling tiles(s, threads);
+  const Tiling tiles(s, useful_threads(threads));
   const Backward<IO> pass{p, s, a, tiles.narrow, streaming};
-  auto* grad_v0 = static_cast<S*>(a.grad_v);
   const Seams<S> seams(a.scratch, s);
+  const auto run = [&](const Tile& tile, const Normed<IO, S>& norm, S* grad_v) {
+    pass.walk(tile, norm, grad_v, tile.begin, tile.end, true);
+    seams.note(seams.ends, tile, grad_v);
+    if (a.grad_v && tile.segment == 0) std::copy_n(grad_v, tile.lanes, static_cast<S*>(a.grad_v) + tile.first);
+    if (streaming) stream_fence();
+  };
 
   parallel_for(tiles.count, threads, [&](int64_t i) {
     const Tile tile = tiles[i];
     alignas(64) S grad_v[kLanes];
     Lanes<S> lanes;
-    if (a.norm.table) lanes.fill(a.norm, tile, a.pull_push);
-    const Normed<IO, S> norm{a.norm.table ? &lanes : nullptr, {}, {}, nullptr, nullptr, {}};
+    const Normed<IO, S> norm = pass.normed(tile, lanes);
     const int64_t from = std::min(tile.end + s.warmup, s.steps);
     pass.start_from(grad_v, tile, from);
     pass.walk(tile, norm, grad_v, tile.end, from, false);
     seams.note(seams.starts, tile, grad_v);
-    pass.walk(tile, norm, grad_v, tile.begin, tile.end, true);
-    seams.note(seams.ends, tile, grad_v);
-    if (grad_v0 && tile.segment == 0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
-    if (streaming) stream_fence();
+    run(tile, norm, grad_v);
   });
-  if (s.segments == 1 || seams.all_meet(-1)) return;
-
-  // Repair.
-  parallel_for(tiles.per_segment, threads, [&](int64_t i) {
+  seams.repair(tiles, threads, -1, [&](const Tile& tile, const S* from) {
     alignas(64) S grad_v[kLanes];
     Lanes<S> lanes;
-    const Normed<IO, S> norm{a.norm.table ? &lanes : nullptr, {}, {}, nullptr, nullptr, {}};
-    for (int64_t q = s.segments - 2; q >= 0; --q) {
-      const Tile tile = seams.differing(tiles[q * tiles.per_segment + i], q + 1);
-      if (tile.lanes == 0) continue;
-      if (a.norm.table) lanes.fill(a.norm, tile, a.pull_push);
-      std::copy_n(seams.ends + (q + 1) * seams.neurons + tile.first, tile.lanes, grad_v);
-      pass.walk(tile, norm, grad_v, tile.begin, tile.end, true);
-      seams.note(seams.ends, tile, grad_v);
-      if (grad_v0 && q == 0) std::copy_n(grad_v, tile.lanes, grad_v0 + tile.first);
-    }
-    if (streaming) stream_fence();
+    std::copy_n(from, tile.lanes, grad_v);
+    run(tile, pass.normed(tile, lanes), grad_v);
   });
 }
 
@@ -390,12 +405,10 @@ int threads_for(const LIFShape& s, int threads) {
 }  // namespace
 
 void lif_forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads, bool streaming) {
-  threads = useful_threads(threads_for(s, threads));
-  with_dtype(s.dtype, [&](auto io) { forward<decltype(io)>(p, s, a, threads, streaming); });
+  with_dtype(s.dtype, [&](auto io) { forward<decltype(io)>(p, s, a, threads_for(s, threads), streaming); });
 }
 void lif_backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads, bool streaming) {
-  threads = useful_threads(threads_for(s, threads));
-  with_dtype(s.dtype, [&](auto io) { backward<decltype(io)>(p, s, a, threads, streaming); });
+  with_dtype(s.dtype, [&](auto io) { backward<decltype(io)>(p, s, a, threads_for(s, threads), streaming); });
 }
 void sums(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, double* to, int threads) {
   with_dtype(s.dtype, [&](auto io) { sums_of<decltype(io)>(p, s, a, to, threads_for(s, threads)); });

@@ -26,8 +26,9 @@ namespace {
 
 constexpr int kMost = 256;          // threads
 constexpr size_t kStack = 1 << 20;  // bytes; a chunk needs a quarter of them
-constexpr int64_t kSpin = 20'000;   // nanoseconds that a thread looks for what it waits for before it sleeps
-constexpr int64_t kPenalty = 16;    // times what a job has lost: how long the caller then works alone
+constexpr int64_t kSpin = 100'000;  // nanoseconds that a thread looks for what it waits for before it sleeps
+constexpr int64_t kPenalty = 16;    // times what a job has lost: how long the caller then works alone, but at most
+constexpr int64_t kMostAlone = 1'000'000'000;  // nanoseconds
 
 int64_t now(clockid_t clock = CLOCK_MONOTONIC) {  // in nanoseconds
   timespec t;
@@ -89,14 +90,15 @@ class Pool {
  public:
   bool helps() const { return !busy_ && now() >= alone_until_; }
 
-  // False, having done nothing, if another caller is at it or help has lately been of no use.
-  bool share(int64_t count, int threads, Chunk chunk, const void* work) {
-    if (busy_.exchange(true)) return false;
-    const int64_t begun = now();
-    const bool helped = begun >= alone_until_;
-    if (helped) run(count, std::min(threads, kMost), chunk, work, begun);
+  // Does the first chunks alone while help is of no use, and the others with it. Returns how many it did: all or, where
+  // another caller is at it, none.
+  int64_t share(int64_t count, int threads, Chunk chunk, const void* work) {
+    if (busy_.exchange(true)) return 0;
+    int64_t begun = now(), first = 0;
+    for (; first < count && begun < alone_until_; begun = now()) chunk(work, first++, 0);
+    if (first < count) run(first, count - first, threads, chunk, work, begun);
     busy_ = false;
-    return helped;
+    return count;
   }
 
  private:
@@ -105,8 +107,10 @@ class Pool {
     Bed bed;
   };
 
-  void run(int64_t count, int threads, Chunk chunk, const void* work, int64_t begun) {
+  void run(int64_t first, int64_t count, int threads, Chunk chunk, const void* work, int64_t begun) {
+    threads = int(std::min<int64_t>({threads, kMost, count}));
     while (started_ < threads - 1 && start(started_ + 1)) ++started_;
+    first_ = first;
     count_ = count;
     chunk_ = chunk;
     work_ = work;
@@ -123,10 +127,10 @@ class Pool {
     if (!soon(done))
       while (!done()) seats_[0].bed.sleep(done);
     const int64_t end = now(), lost = end - begun - count * one;
-    if (lost > 0) alone_until_ = end + kPenalty * lost;
+    if (lost > 0) alone_until_ = end + std::min(kPenalty * lost, kMostAlone);
   }
 
-  int64_t end_of(int range, int threads) const { return count_ * (range + 1) / threads; }
+  int64_t end_of(int range, int threads) const { return first_ + count_ * (range + 1) / threads; }
 
   // Does chunks until all have been begun; returns how many.
   int64_t take(int me) {
@@ -186,7 +190,7 @@ class Pool {
   std::atomic<bool> busy_{false};  // whoever sets it owns what follows
   std::atomic<int64_t> alone_until_{0};
   int started_ = 0;
-  int64_t count_;  // of a job; stay as they are while any of its chunks runs
+  int64_t first_, count_;  // of a job; stay as they are while any of its chunks runs
   Chunk chunk_;
   const void* work_;
   std::atomic<int> threads_{0};
@@ -213,9 +217,8 @@ Pool& the_pool() {
 int useful_threads(int threads) { return threads > 1 && the_pool().helps() ? threads : 1; }
 
 void share(int64_t count, int threads, Chunk chunk, const void* work) {
-  threads = int(std::min<int64_t>(threads, count));
-  if (threads > 1 && the_pool().share(count, threads, chunk, work)) return;
-  for (int64_t i = 0; i < count; ++i) chunk(work, i, 0);
+  const int64_t done = threads > 1 && count > 1 ? the_pool().share(count, threads, chunk, work) : 0;
+  for (int64_t i = done; i < count; ++i) chunk(work, i, 0);
 }
 
 }  // namespace snnkern

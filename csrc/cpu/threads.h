@@ -11,7 +11,7 @@ using Chunk = void (*)(const void* work, int64_t i, int thread);
 // with its own number below that; returns when all are done. Never waits for a thread that has not begun a chunk.
 void share(int64_t count, int threads, Chunk chunk, const void* work);
 
-// What to plan for: 1 where share would now do everything on this thread, as others are of no use, else `threads`.
+// How many to plan for: 1 while others are of no use, else `threads`.
 int useful_threads(int threads);
 
 namespace {

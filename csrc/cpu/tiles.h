@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "../lif.h"
 #include "vector.h"
@@ -54,25 +55,30 @@ struct Sequence {  // an [outer, steps, inner] tensor
   }
 };
 
+// Lane l of rows a and b, one below the other, after their blocks of d x d off the diagonal have changed places.
+template <int d, bool second, class V, int... l>
+inline V exchanged(V a, V b, std::integer_sequence<int, l...>) {
+  constexpr int width = sizeof...(l);
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (second ? (l & d ? width + l : l + d) : (l & d ? width + l - d : l))...);
+#else
+  using Index = std::conditional_t<sizeof(a[0]) == 8, LongV, IntV>;
+  return __builtin_shuffle(a, b, Index{(second ? (l & d ? width + l : l + d) : (l & d ? width + l - d : l))...});
+#endif
+}
+
 // Rows and columns change places.
-template <class V, int width>
+template <int d = 1, class V, size_t width>
 inline void transpose(V (&rows)[width]) {
-  using Index = std::conditional_t<sizeof(rows[0][0]) == 8, LongV, IntV>;
-#pragma GCC unroll 4
-  for (int d = 1; d < width; d *= 2) {
-    Index first, second;  // lanes of (a, b), b's counted from `width` on
-    for (int l = 0; l < width; ++l) {
-      first[l] = l & d ? width + l - d : l;
-      second[l] = l & d ? width + l : l + d;
-    }
+  constexpr std::make_integer_sequence<int, width> lanes{};
 #pragma GCC unroll 16
-    for (int i = 0; i < width; ++i) {
-      if (i & d) continue;
-      const V a = rows[i], b = rows[i + d];
-      rows[i] = __builtin_shuffle(a, b, first);
-      rows[i + d] = __builtin_shuffle(a, b, second);
-    }
+  for (size_t i = 0; i < width; ++i) {
+    if (i & d) continue;
+    const V a = rows[i], b = rows[i + d];
+    rows[i] = exchanged<d, false>(a, b, lanes);
+    rows[i + d] = exchanged<d, true>(a, b, lanes);
   }
+  if constexpr (2 * d < width) transpose<2 * d>(rows);
 }
 
 // Calls `block` for a square of the tile and the stage that can be transposed in registers, `run` for a stretch of

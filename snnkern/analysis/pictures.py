@@ -64,9 +64,7 @@ def curves(
             axes.plot(x, _means(runs), label=label, color=_of(COLOURS, i), marker=_of(MARKERS, i) * (len(x) < 25))
             if len(runs) > 1:
                 lowest, highest = map(min, zip(*runs, strict=True)), map(max, zip(*runs, strict=True))
-                lowest, highest = [*lowest], [*highest]
-                axes.fill_between(x, lowest, highest, color=_of(COLOURS, i), alpha=0.15, linewidth=0)
-                axes.plot(x, lowest, x, highest, linestyle="none")  # the legend keeps clear of lines, not of bands
+                axes.fill_between(x, [*lowest], [*highest], color=_of(COLOURS, i), alpha=0.15, linewidth=0)
         if log:
             axes.set_xscale("log", base=log)
             axes.minorticks_off()

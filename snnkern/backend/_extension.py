@@ -54,7 +54,7 @@ def neuron_of(spec):
             spec.rest,
             spec.v_start,
             spec.detach_reset,
-            _C.surrogates[type(spec.surrogate).__name__],
+            _C.surrogates[spec.surrogate.twin().__name__],
             *spec.surrogate.constants(),
         )
     return made
@@ -94,4 +94,10 @@ def plan_of(plan, table, sums):
 
 
 def addresses(*tensors) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]
+    return [0 if t is None else t.data_ptr() or _of_nothing(t) for t in tensors]
+
+
+def _of_nothing(t) -> int:
+    if t.numel():
+        raise RuntimeError(f"a tensor of shape {tuple(t.shape)} has no memory: it was freed, or stands for zeros")
+    return 0

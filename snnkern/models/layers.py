@@ -78,7 +78,8 @@ class Neurons:
     """Makes a model's LIF layers: with ``neuron``, or the default ones on this backend.
 
     Args:
-        neuron: makes one module per layer, or None for ``LIF`` with ``settings``.
+        neuron: makes one module per layer, or None for ``LIF`` with ``settings``. A node with SpikingJelly's
+            ``step_mode`` is switched to "m": what a model gives it are all steps at once.
         backend: of the default neurons.
         fused: whether batch norm in front of a ``LIF`` runs in one pass with it.
         settings: keywords of the default ``LIF``; those of TET where not given.
@@ -106,6 +107,8 @@ class Neurons:
         made = self.neuron()
         if not isinstance(made, nn.Module):
             raise TypeError(f"neuron must make a module, got {made!r} from it")
+        if getattr(made, "step_mode", None) == "s":  # the default of SpikingJelly's nodes and of LIFNode
+            made.step_mode = "m"
         return made
 
 

@@ -11,8 +11,8 @@ from ..backend import load
 from ..backend.reference import lif as reference
 from ..ops.lif import lif
 from ..ops.ttm import ttm
-from ..spec.arguments import check_x, positive
-from ..spec.neuron import make_spec
+from ..spec.arguments import check_residual, check_x, positive
+from ..spec.neuron import new_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
 
@@ -49,7 +49,7 @@ class LIF(nn.Module):
             "detach_reset": detach_reset,
             "fire_at_threshold": fire_at_threshold,
         }
-        make_spec(**neuron)
+        new_spec(**neuron)
         if steps_out is not None:
             positive("steps_out", steps_out)
         if backend is not None:
@@ -58,6 +58,7 @@ class LIF(nn.Module):
         self.settings = {**neuron, "steps_out": steps_out, "time_dim": time_dim, "backend": backend}
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        check_residual(residual)
         return lif(x if residual is None else x + residual, **self.settings)[0]
 
     def extra_repr(self) -> str:
@@ -90,10 +91,11 @@ class SmoothLIF(nn.Module):
     ):
         super().__init__()
         surrogate = from_spikingjelly(surrogate)
-        self.spec = make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, False)
+        self.spec = new_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, False)
         self.time_dim = time_dim
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        check_residual(residual)
         x = x if residual is None else x + residual
         time_dim = check_x(x, self.time_dim)
         return reference(x, None, self.spec, time_dim, x.shape[time_dim], smooth=True)[0]

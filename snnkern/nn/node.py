@@ -14,7 +14,7 @@ from ..backend import ORDER
 from ..ops.lif import lif
 from ..spec.arguments import check_alive, number
 from ..spec.layout import state_dtype
-from ..spec.neuron import make_spec
+from ..spec.neuron import new_spec
 from ..surrogate import Sigmoid, Surrogate, from_spikingjelly
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
@@ -33,7 +33,8 @@ class LIFNode(nn.Module):
           = h - v_threshold*s                   soft reset, v_reset=None
 
     ``rest`` is ``v_reset``, 0 if None. Multi-step mode ("m") takes x [T, N, ...] and single-step mode ("s") x [N, ...];
-    the spikes have the shape and dtype of x (float32, float64, float16, bfloat16; any strides).
+    the spikes have the shape and dtype of x (float32, float64, float16, bfloat16; any strides). A process that trains
+    on the CPU with tensors of many MiB is faster after ``snnkern.keep_freed_memory()``.
 
     Args:
         tau: membrane time constant in steps, > 0.
@@ -55,6 +56,10 @@ class LIFNode(nn.Module):
     no buffer and in no ``state_dict``, follows ``.to(device)`` but keeps its dtype, and starts anew, with a warning,
     when the shape of x changes. ``v_seq`` is None or [T, N, ...] in the dtype of ``v``, differentiable: the steps of
     the last forward ("m") or all steps since ``reset()`` ("s").
+
+    Training with ``detach_reset=True``, ATan and a power of 2 for ``tau`` gives SpikingJelly's weights to the last bit
+    on the CPU; otherwise gradients differ in rounding, Sigmoid's in any case. x edited in place before backward, and
+    second derivatives, raise; see ``snnkern.lif``.
 
     ``torch.utils.checkpoint`` runs a forward twice, which would advance the state twice: checkpoint ``snnkern.lif``
     instead, whose state goes in and comes out.
@@ -96,7 +101,7 @@ class LIFNode(nn.Module):
         number("v_threshold", v_threshold)
         rest = 0.0 if v_reset is None else number("v_reset", v_reset)
         surrogate = from_spikingjelly(surrogate_function)
-        make_spec(None, tau, decay_input, v_threshold, v_reset, surrogate, detach_reset, True)
+        new_spec(None, tau, decay_input, v_threshold, v_reset, surrogate, detach_reset, True)
         super().__init__()
         self._memories = {}
         self._memories_rv = {}

@@ -6,9 +6,9 @@ import torch
 import torch.distributed
 
 from ..backend import choose
-from ..spec.arguments import check_state, check_x, number, plan_steps
-from ..spec.layout import state_dtype
-from ..spec.neuron import make_spec
+from ..spec.arguments import check_dense, check_residual, check_state, check_x, number, plan_steps
+from ..spec.layout import are_plain_gradients, is_plain, state_dtype
+from ..spec.neuron import make_spec, new_spec
 from ..spec.norm import Batch, Parameters
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .launch import Kept, Op, Wanted, bn_backward, bn_forward
@@ -70,8 +70,8 @@ def bn_lif(
 
     Returns: ``spikes`` and ``v_last``, as ``lif``.
 
-    Gradient: to y, weight, bias, residual and v; once differentiable, except on the ``reference`` backend. Kept for
-    backward: y, the residual, some numbers per channel and, beyond 16 steps, the potential of every 16th.
+    Gradient: to y, weight, bias, residual and v; once differentiable, except on the ``reference`` backend; see ``lif``.
+    Kept for backward: y, the residual, some numbers per channel and, beyond 16 steps, the potential of every 16th.
 
     Statistics are summed in float64, so that means far from 0 cost no accuracy, and rounded once to the dtype of the
     state; from there on every backend computes alike. float32 spikes are those of the reference bit for bit unless that
@@ -88,19 +88,28 @@ def bn_lif(
     if not isinstance(surrogate, Surrogate):
         surrogate = from_spikingjelly(surrogate)
     neuron = decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold
-    compiling = torch.compiler.is_compiling()
-    spec = make_spec.__wrapped__(*neuron) if compiling else make_spec(*neuron)
+    plain = is_plain(y, v, residual, weight, bias, running_mean, running_var)
+    if not plain:
+        check_dense(
+            y=y, v=v, residual=residual, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var
+        )
+    try:
+        spec = make_spec(*neuron) if plain else new_spec(*neuron)
+    except TypeError:  # also of what cannot be hashed, which is named here
+        spec = new_spec(*neuron)
+    given = steps_out
     time_dim, steps_out, repeat = _check(y, v, residual, time_dim, steps_out)
     norm = _check_norm(y, weight, bias, running_mean, running_var, training, momentum, eps, scale, process_group)
     state = state_dtype(y.dtype)
     weight, bias = (None if p is None else p.to(state) for p in (weight, bias))
     kept = running_mean, running_var
     running = [None if r is None else r.detach().to(state).contiguous() for r in kept]
-    if compiling:
+    if not plain:
         from . import library
 
         tensors = y, weight, bias, *running, v, residual
-        spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps_out, backend)
+        steps = None if given is None or repeat else steps_out
+        spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps, backend)
     else:
         kernels = choose(y.device.type, y.dtype, backend)
         op, parameters = Op(spec, time_dim, steps_out, kernels), Parameters(weight, bias, *running)
@@ -114,7 +123,7 @@ def bn_lif(
             spikes, v_last = bn_forward(op, norm, parameters, y, v, residual, keep=False)[:2]
     if training:
         for old, new in zip(kept, running, strict=True):
-            if old is not None and (compiling or old.dtype != state or not old.is_contiguous()):
+            if old is not None and (not plain or old.dtype != state or not old.is_contiguous()):
                 with torch.no_grad():
                     old.copy_(new)
     return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
@@ -128,10 +137,11 @@ def _check(y, v, residual, time_dim, steps_out) -> tuple[int, int, int | None]:
             f"y must be [T, N, C, ...], or [N, T, C, ...] with time_dim=1, got shape {tuple(y.shape)} with "
             f"time_dim={time_dim}"
         )
+    if y.shape[2] < 1:
+        raise ValueError(f"y must have a channel at least, got shape {tuple(y.shape)}")
     check_state(y, v, time_dim, name="y")
+    check_residual(residual)
     if residual is not None:
-        if not isinstance(residual, torch.Tensor):
-            raise TypeError(f"residual must be a tensor or None, got {type(residual).__name__}")
         if residual.dtype != y.dtype:
             raise TypeError(f"residual must have the dtype of y, {y.dtype}, got {residual.dtype}")
         if residual.shape != y.shape or residual.device != y.device:
@@ -191,5 +201,11 @@ class _BNLIF(torch.autograd.Function):
             return (None,) * 8
         _, weight, bias, v, residual, *_ = ctx.needs_input_grad
         wanted, kept = Wanted(weight or bias, v, residual), Kept(*ctx.saved_tensors)
+        if not are_plain_gradients(grad_spikes, grad_v_last):
+            from . import library
+
+            norm, layout, _ = ctx.rest
+            given = ctx.op, layout, norm, kept, grad_spikes, grad_v_last
+            return *library.bn_lif_backward(*given, ctx.needs_input_grad[:5]), *(None,) * 3
         grad_y, affine, grad_v, grad_residual = bn_backward(ctx.op, *ctx.rest, kept, grad_spikes, grad_v_last, wanted)
         return grad_y, affine[0] if weight else None, affine[1] if bias else None, grad_v, grad_residual, *(None,) * 3

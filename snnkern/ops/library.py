@@ -1,19 +1,22 @@
-"""The ops as PyTorch library ops, which ``torch.compile`` can see through. Used only while compiling: in eager mode a
-plain ``autograd.Function`` around the same calls costs half as much per call (see ``ops/lif.py``).
+"""The ops as PyTorch library ops: what ``torch.compile`` sees through, what fake tensors, tensor subclasses, dispatch
+modes and ``torch.jit.trace`` can take hold of, what gets a tensor with its sign still to be flipped as plain numbers.
+Plain tensors do without in eager mode: an ``autograd.Function`` around the same calls costs half as much per call (see
+``ops/lif.py``).
 
 The neuron's parameters travel as one string, so that the compiled graph holds everything it needs.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import surrogate as surrogates
 from ..backend import choose, load
 from ..backend.reference import bn_lif as bn_reference
-from ..spec.layout import arrange
+from ..spec.layout import Layout, arrange
 from ..spec.neuron import LIFSpec
 from ..spec.norm import Batch, Parameters
 from ..spec.split import CHUNK
@@ -22,24 +25,24 @@ from .launch import Kept, Op, Wanted
 
 _library = torch.library.Library("snnkern", "DEF")
 _library.define(
-    "lif(Tensor x, Tensor? v, str neuron, int time_dim, int steps_out, str backend) -> "
+    "lif(Tensor x, Tensor? v, str neuron, int time_dim, SymInt? steps_out, str backend) -> "
     "(Tensor spikes, Tensor v_last, Tensor saved)"
 )
 _library.define(
     "lif_backward(Tensor x, Tensor? v, Tensor saved, Tensor? grad_spikes, Tensor? grad_v_last, str neuron, "
-    "int time_dim, int steps_out, str backend) -> (Tensor grad_x, Tensor grad_v)"
+    "int time_dim, SymInt? steps_out, str backend) -> (Tensor grad_x, Tensor grad_v)"
 )
 _norm = "Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? v, Tensor? residual"
 _library.define(
-    f"bn_lif(Tensor y, {_norm}, str neuron, str norm, int time_dim, int steps_out, str backend) -> "
+    f"bn_lif(Tensor y, {_norm}, str neuron, str norm, int time_dim, SymInt? steps_out, str backend) -> "
     "(Tensor spikes, Tensor v_last, Tensor saved, Tensor table, Tensor running_mean, Tensor running_var)"
 )
 _library.define(
     "bn_lif_backward(Tensor y, Tensor? v, Tensor saved, Tensor table, Tensor? residual, Tensor? grad_spikes, "
-    "Tensor? grad_v_last, str neuron, str norm, int time_dim, int steps_out, str backend) -> "
+    "Tensor? grad_v_last, str neuron, str norm, int time_dim, SymInt? steps_out, str backend) -> "
     "(Tensor grad_y, Tensor affine, Tensor grad_v, Tensor grad_residual)"
 )
-_library.define("ttm(Tensor x, int steps, int time_dim, str backend) -> Tensor")
+_library.define("ttm(Tensor x, SymInt steps, int time_dim, str backend) -> Tensor")
 
 
 @lru_cache(maxsize=512)
@@ -59,16 +62,53 @@ def _spec(neuron: str) -> LIFSpec:
 @torch.compiler.assume_constant_result
 def name_for(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
     """The name of the backend that ``choose`` chooses."""
-    return choose(device_type, dtype, backend).__name__.rpartition(".")[2]
+    return name_of(choose(device_type, dtype, backend))
 
 
-def lif(x, v, spec: LIFSpec, time_dim: int, steps_out: int, backend: str):
-    """``snnkern.lif`` of checked arguments, as one node of the graph."""
-    spikes, v_last, _ = torch.ops.snnkern.lif(x, v, neuron(spec), time_dim, steps_out, backend)
+def name_of(kernels) -> str:
+    return kernels.__name__.rpartition(".")[2]
+
+
+def lif(x, v, spec: LIFSpec, time_dim: int, steps_out: int | None, backend: str):
+    """``snnkern.lif`` of checked arguments, as one node of the graph. ``steps_out`` None: as many as x has."""
+    spikes, v_last, _ = _call("lif", x, v, neuron(spec), time_dim, steps_out, backend)
     return spikes, v_last
 
 
+def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last):
+    """``launch.lif_backward``, of what a plain forward kept and gradients that are not plain."""
+    x, v, saved = _as_given(op, layout, kept)
+    rest = neuron(op.spec), op.time_dim, op.steps_out, name_of(op.kernels)
+    return _call("lif_backward", x, v, saved, grad_spikes, grad_v_last, *rest)
+
+
+def ttm(x, steps: int, time_dim: int, backend: str):
+    return _call("ttm", x, steps, time_dim, backend)
+
+
+def _call(name: str, *arguments):
+    """The registered op, as whoever looks on can bear it."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.snnkern, name)(*arguments)
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(f"ONNX has no {name}: export with backend='reference', whose loop over time is unrolled")
+    tensors = [t for t in arguments if isinstance(t, torch.Tensor)]
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        _refuse_tangents(name)
+    if torch._C._are_functorch_transforms_active():
+        return _functions[name].apply(*arguments)
+    return getattr(torch.ops.snnkern, name)(*arguments)
+
+
+def _as_given(op: Op, layout: Layout, kept: Kept):
+    """What forward kept, in the order of x's own dimensions."""
+    v = None if kept.v is None else layout.restore(kept.v, without=op.time_dim)
+    return kept.x, v, _or_empty(kept.saved, kept.x)
+
+
 def neuron(spec: LIFSpec) -> str:
+    if spec.surrogate.text is None:
+        spec.surrogate.twin()  # raises
     return (
         f"{spec.form};{spec.leak};{spec.threshold};{spec.reset};{spec.detach_reset};{spec.fire_at_threshold};"
         f"{spec.surrogate.text}"
@@ -77,18 +117,38 @@ def neuron(spec: LIFSpec) -> str:
 
 def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, backend: str | None):
     """``snnkern.bn_lif`` of checked arguments; also returns the new running statistics, as nothing changes in place."""
-    if norm.group is not None:
-        raise RuntimeError("bn_lif cannot be compiled with a process_group: leave it out of torch.compile")
+    _refuse_group(norm)
     name = name_for(tensors[0].device.type, tensors[0].dtype, backend)
     if name == "reference":
         y, weight, bias, *running, v, residual = tensors
         running = [None if r is None else r.clone() for r in running]
         parameters = Parameters(weight, bias, *running)
         return *bn_reference(y, parameters, v, residual, norm, spec, time_dim, steps_out), *running
-    spikes, v_last, _, _, *running = torch.ops.snnkern.bn_lif(
-        *tensors, neuron(spec), batch(norm), time_dim, steps_out, name
-    )
+    rest = neuron(spec), batch(norm), time_dim, steps_out, name
+    spikes, v_last, _, _, *running = _call("bn_lif", *tensors, *rest)
     return spikes, v_last, *running
+
+
+def bn_lif_backward(op: Op, layout: Layout, norm: Batch, kept: Kept, grad_spikes, grad_v_last, wanted):
+    """As ``lif_backward``; ``wanted`` says which of y, weight, bias, v and residual want a gradient."""
+    _refuse_group(norm)
+    y, v, saved = _as_given(op, layout, kept)
+    residual = None if kept.residual is None else layout.restore(kept.residual)
+    rest = neuron(op.spec), batch(norm), op.time_dim, op.steps_out, name_of(op.kernels)
+    gradients = _call("bn_lif_backward", y, v, saved, kept.table, residual, grad_spikes, grad_v_last, *rest)
+    return _wanted(wanted, *gradients)
+
+
+def _wanted(wanted, grad_y, affine, grad_v, grad_residual):
+    gradients = grad_y, affine[0], affine[1], grad_v, grad_residual
+    return [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+
+
+def _refuse_group(norm: Batch) -> None:
+    if norm.group is not None:
+        raise RuntimeError(
+            "bn_lif with a process_group cannot be compiled, traced or given tensors that are not plain: leave it out"
+        )
 
 
 def batch(norm: Batch) -> str:
@@ -111,8 +171,14 @@ class _Nothing:
     lif_backward = ttm = bn_moments = bn_prepare = bn_sums = bn_gradients = lif_forward
 
 
+def _op(kernels, x, neuron, time_dim, steps_out) -> Op:
+    if steps_out is not None and steps_out > x.shape[time_dim]:
+        raise ValueError(f"this call was recorded for {steps_out} steps or more, got shape {tuple(x.shape)}")
+    return Op(_spec(neuron), time_dim, steps_out, kernels)
+
+
 def _forward(kernels, x, v, neuron, time_dim, steps_out):
-    op = Op(_spec(neuron), time_dim, steps_out, kernels)
+    op = _op(kernels, x, neuron, time_dim, steps_out)
     spikes, v_last, kept, _ = launch.lif_forward(op, x, v, keep=True)
     return spikes, v_last, _or_empty(kept.saved, v_last)
 
@@ -124,7 +190,7 @@ def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim, 
 
 
 def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual, neuron, norm, time_dim, steps_out):
-    op = Op(_spec(neuron), time_dim, steps_out, kernels)
+    op = _op(kernels, y, neuron, time_dim, steps_out)
     running = [None if r is None else r.clone() for r in (running_mean, running_var)]
     parameters = Parameters(weight, bias, *running)
     spikes, v_last, kept, *_ = launch.bn_forward(op, _batch(norm), parameters, y, v, residual, keep=True)
@@ -150,20 +216,6 @@ def _or_empty(t, like):
     return like.new_empty(0) if t is None else t
 
 
-def _implement(name, function):
-    torch.library.impl(
-        name, "CompositeExplicitAutograd", lambda *args: function(load(args[-1]), *args[:-1]), lib=_library
-    )
-    torch.library.register_fake(name, lambda *args: function(_Nothing, *args[:-1]), lib=_library)
-
-
-_implement("snnkern::ttm", lambda kernels, *args: launch.ttm(*args, kernels))
-_implement("snnkern::lif", _forward)
-_implement("snnkern::lif_backward", _backward)
-_implement("snnkern::bn_lif", _bn_forward)
-_implement("snnkern::bn_lif_backward", _bn_backward)
-
-
 def _setup(ctx, inputs, output):
     x, v, *ctx.rest = inputs
     ctx.save_for_backward(x, v, output[2])
@@ -172,11 +224,8 @@ def _setup(ctx, inputs, output):
 
 def _grad(ctx, grad_spikes, grad_v_last, _):
     x, v, saved = ctx.saved_tensors
-    grad_x, grad_v = torch.ops.snnkern.lif_backward(x, v, saved, grad_spikes, grad_v_last, *ctx.rest)
+    grad_x, grad_v = _once("lif", x, v, saved, grad_spikes, grad_v_last, *ctx.rest)
     return grad_x, None if v is None else grad_v, None, None, None, None
-
-
-torch.library.register_autograd("snnkern::lif", _grad, setup_context=_setup, lib=_library)
 
 
 def _setup_bn(ctx, inputs, output):
@@ -186,16 +235,10 @@ def _setup_bn(ctx, inputs, output):
 
 
 def _grad_bn(ctx, grad_spikes, grad_v_last, *_):
-    tensors = ctx.saved_tensors
-    grad_y, affine, grad_v, grad_residual = torch.ops.snnkern.bn_lif_backward(
-        *tensors, grad_spikes, grad_v_last, *ctx.rest
-    )
-    weight, bias, _, _, v, residual = ctx.needs_input_grad[1:7]
-    wanted = affine[0] if weight else None, affine[1] if bias else None, None, None
-    return grad_y, *wanted, grad_v if v else None, grad_residual if residual else None, *(None,) * 5
-
-
-torch.library.register_autograd("snnkern::bn_lif", _grad_bn, setup_context=_setup_bn, lib=_library)
+    gradients = _once("bn_lif", *ctx.saved_tensors, grad_spikes, grad_v_last, *ctx.rest)
+    y, weight, bias, _, _, v, residual = ctx.needs_input_grad[:7]
+    grad_y, grad_weight, grad_bias, *rest = _wanted((y, weight, bias, v, residual), *gradients)
+    return grad_y, grad_weight, grad_bias, None, None, *rest, *(None,) * 5
 
 
 def _setup_ttm(ctx, inputs, output):
@@ -203,9 +246,62 @@ def _setup_ttm(ctx, inputs, output):
     ctx.rest = x.shape[time_dim], time_dim, backend
 
 
-torch.library.register_autograd(
-    "snnkern::ttm",
-    lambda ctx, grad: (torch.ops.snnkern.ttm(grad, *ctx.rest), None, None, None),
-    setup_context=_setup_ttm,
-    lib=_library,
-)
+def _grad_ttm(ctx, grad):
+    return ttm(grad, *ctx.rest), None, None, None
+
+
+def _once(name: str, *arguments):
+    """The adjoint of an op. torch.func's transforms always build its graph; elsewhere that is asking for more."""
+    if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        _refuse_twice(name)
+    return _call(f"{name}_backward", *arguments)
+
+
+def _refuse_twice(name: str, *_):
+    raise RuntimeError(f"{name} is once differentiable: create_graph=True needs backend='reference'")
+
+
+def _refuse_tangents(name: str, *_):
+    raise RuntimeError(f"{name} has no forward-mode derivative (jvp): that needs backend='reference'")
+
+
+def _one_by_one(op):
+    """How ``torch.vmap`` runs an op: on one element of the batch after the other."""
+
+    def run(info, in_dims, *arguments):
+        chosen = [
+            [a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)]
+            for i in range(info.batch_size)
+        ]
+        results = [op(*each) for each in chosen]
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    return run
+
+
+# Under torch.func's transforms: the same as functions, which is what these differentiate.
+_functions = {}
+
+
+def _register(name: str, function, setup, grad) -> None:
+    """``function(kernels, *arguments)`` as an op; ``setup`` and ``grad`` as ``register_autograd`` has them."""
+    full, lib = f"snnkern::{name}", {"lib": _library}
+    torch.library.impl(full, "CompositeExplicitAutograd", lambda *args: function(load(args[-1]), *args[:-1]), **lib)
+    torch.library.register_fake(full, lambda *args: function(_Nothing, *args[:-1]), **lib)
+    op = getattr(torch.ops.snnkern, name)
+    torch.library.register_vmap(full, _one_by_one(op), **lib)
+    if setup:
+        torch.library.register_autograd(full, grad, setup_context=setup, **lib)
+    methods = {"forward": lambda *args: op(*args), "setup_context": setup or (lambda *args: None), "backward": grad}
+    methods["jvp"] = partial(_refuse_tangents, name)
+    of = {key: staticmethod(method) for key, method in methods.items()}
+    _functions[name] = type(name, (torch.autograd.Function,), {**of, "generate_vmap_rule": True})
+
+
+_register("lif", _forward, _setup, _grad)
+_register("lif_backward", _backward, None, partial(_refuse_twice, "lif"))
+_register("bn_lif", _bn_forward, _setup_bn, _grad_bn)
+_register("bn_lif_backward", _bn_backward, None, partial(_refuse_twice, "bn_lif"))
+_register("ttm", lambda kernels, *args: launch.ttm(*args, kernels), _setup_ttm, _grad_ttm)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..backend import choose
-from ..spec.arguments import check_state, check_x, plan_steps
-from ..spec.neuron import make_spec
+from ..spec.arguments import check_dense, check_state, check_x, plan_steps
+from ..spec.layout import are_plain_gradients, is_plain
+from ..spec.neuron import make_spec, new_spec
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .launch import Kept, Op, lif_backward, lif_forward
 from .pack import note
@@ -52,7 +53,8 @@ def lif(
         decay_input: with ``tau``, whether the input is divided by tau too.
         threshold: potential above which a neuron fires.
         reset: potential after a spike (hard reset), or None to subtract the threshold (soft reset).
-        surrogate: stands for ds/dh in backward; see ``snnkern.surrogate``. SpikingJelly's objects are accepted.
+        surrogate: stands for ds/dh in backward; see ``snnkern.surrogate``. SpikingJelly's objects are accepted, and on
+            the ``reference`` backend formulas of one's own.
         detach_reset: leave the reset's dependence on the spike out of the gradient.
         fire_at_threshold: fire at ``h >= threshold`` instead of above it.
         steps_out: time steps of the spikes returned, which are then ``ttm(spikes, steps_out)``: sums over groups of
@@ -65,8 +67,10 @@ def lif(
         ``spikes``, 0 and 1 (with ``steps_out``, sums of them) in x.dtype, shape of x but for ``steps_out``; ``v_last``,
         the potential after the last step, dtype of the state.
 
-    Gradient: to x and v, from spikes and v_last, through the reset unless ``detach_reset``; once differentiable,
-    except on the ``reference`` backend. Kept for backward: x, and the potential of every 16th step.
+    Gradient: to x and v, from spikes and v_last, through the reset unless ``detach_reset``. Kept for backward: x, and
+    the potential of every 16th step; as everywhere in PyTorch, backward raises if x or v was edited in place in
+    between. Once differentiable: a second derivative (``create_graph=True``) and forward mode (``jvp``) raise, except
+    on the ``reference`` backend, which has both.
 
     Not-a-number inputs never fire; an infinite potential fires, and under hard reset the neuron then recovers (a soft
     reset takes a finite threshold from an infinite potential).
@@ -82,9 +86,12 @@ def lif(
     if not isinstance(surrogate, Surrogate):
         surrogate = from_spikingjelly(surrogate)
     neuron = decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold
-    if torch.compiler.is_compiling():
-        return _compiled(x, v, neuron, steps_out, time_dim, backend)
-    spec = make_spec(*neuron)
+    if not is_plain(x, v):
+        return _registered(x, v, neuron, steps_out, time_dim, backend)
+    try:
+        spec = make_spec(*neuron)
+    except TypeError:  # also of what cannot be hashed, which is named here
+        spec = new_spec(*neuron)
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
     kernels = choose(x.device.type, x.dtype, backend)
     op = Op(spec, time_dim, steps_out, kernels)
@@ -99,11 +106,13 @@ def lif(
     return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
 
 
-def _compiled(x, v, neuron, steps_out, time_dim, backend):
-    """``lif`` inside ``torch.compile``: the same steps, without the caches, through one node of the graph."""
+def _registered(x, v, neuron, steps_out, time_dim, backend):
+    """``lif`` of anything but plain tensors, and inside ``torch.compile``: the same steps, through a registered op."""
     from . import library
 
-    spec = make_spec.__wrapped__(*neuron)
+    check_dense(x=x, v=v)
+    spec = new_spec(*neuron)
+    given = steps_out
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
     name = library.name_for(x.device.type, x.dtype, backend)
     if name == "reference":
@@ -111,7 +120,7 @@ def _compiled(x, v, neuron, steps_out, time_dim, backend):
 
         spikes, v_last = reference(x, v, spec, time_dim, steps_out)
     else:
-        spikes, v_last = library.lif(x, v, spec, time_dim, steps_out, name)
+        spikes, v_last = library.lif(x, v, spec, time_dim, None if given is None or repeat else steps_out, name)
     return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
 
 
@@ -140,4 +149,9 @@ class _LIF(torch.autograd.Function):
         if grad_spikes is None and grad_v_last is None:
             return (None,) * 3
         kept = Kept(*ctx.saved_tensors)
+        if not are_plain_gradients(grad_spikes, grad_v_last):
+            from . import library
+
+            grad_x, grad_v = library.lif_backward(ctx.op, ctx.layout, kept, grad_spikes, grad_v_last)
+            return grad_x, grad_v if ctx.needs_input_grad[1] else None, None
         return *lif_backward(ctx.op, ctx.layout, kept, grad_spikes, grad_v_last, ctx.needs_input_grad[1]), None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..backend import choose
-from ..spec.arguments import check_x, positive
+from ..spec.arguments import check_dense, check_x, positive
+from ..spec.layout import are_plain_gradients, is_plain
 from . import launch
 
 
@@ -40,15 +41,18 @@ def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = No
     Source: Du et al., "Temporal Flexibility in Spiking Neural Networks", ICLR 2025, eq. 8-11. Specification:
     ``snnkern/backend/reference/ttm.py``.
     """
-    time_dim = _check(x, steps, time_dim)
+    plain = is_plain(x)
+    if not plain:
+        check_dense(x=x)
+    time_dim, steps = _check(x, steps, time_dim)
     if steps == x.shape[time_dim]:
         return x
-    if torch.compiler.is_compiling():
+    if not plain:
         from . import library
 
         name = library.name_for(x.device.type, x.dtype, backend)
         if name != "reference":
-            return torch.ops.snnkern.ttm(x, steps, time_dim, name)
+            return library.ttm(x, steps, time_dim, name)
         from ..backend.reference import ttm as reference
 
         return reference(x, steps, time_dim)
@@ -58,15 +62,13 @@ def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = No
     return _TTM.apply(x, steps, time_dim, kernels)
 
 
-def _check(x, steps, time_dim) -> int:
-    """Checks the arguments of ``ttm``; returns ``time_dim`` counted from the front."""
-    if isinstance(time_dim, bool):
-        raise TypeError(f"time_dim must be an int, got {time_dim!r}")
+def _check(x, steps, time_dim) -> tuple[int, int]:
+    """Checks the arguments of ``ttm``; returns ``time_dim`` counted from the front, and ``steps``."""
     front = check_x(x, time_dim)
-    positive("steps", steps)
+    steps = positive("steps", steps)
     if x.shape[front] < 1:
         raise ValueError(f"x must have one time step at least, got shape {tuple(x.shape)} with time_dim {time_dim}")
-    return front
+    return front, steps
 
 
 class _TTM(torch.autograd.Function):
@@ -77,4 +79,9 @@ class _TTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        if not are_plain_gradients(grad):
+            from . import library
+
+            steps, time_dim, kernels = ctx.rest
+            return library.ttm(grad, steps, time_dim, library.name_of(kernels)), None, None, None
         return _TTM.apply(grad, *ctx.rest), None, None, None

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 
 from .layout import DTYPES, state_dtype
 
 
-def positive(name: str, value: int) -> int:
-    """``value`` if it is a whole number from 1 up; TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def whole(name: str, value) -> int:
+    """``value`` if it is a whole number of Python or NumPy, or a size that torch.compile traces; else TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (int, Integral, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {value!r}")
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+
+
+def positive(name: str, value) -> int:
+    """As ``whole``, from 1 up; ValueError otherwise."""
+    value = whole(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return value
@@ -24,16 +31,33 @@ def check_x(x, time_dim, name="x") -> int:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
-    if not isinstance(time_dim, int):
-        raise TypeError(f"time_dim must be an int, got {time_dim!r}")
+    if type(time_dim) is not int:
+        time_dim = whole("time_dim", time_dim)
     dims = x.dim()
     if not -dims <= time_dim < dims:
         raise ValueError(f"time_dim must name a dimension of {name}, got {time_dim} for shape {tuple(x.shape)}")
     return time_dim % dims
 
 
+def check_dense(**tensors) -> None:
+    """Refuses, by name, tensors whose numbers do not lie in memory side by side. What is no tensor others refuse."""
+    for name, t in tensors.items():
+        if not isinstance(t, torch.Tensor):
+            continue
+        if t.is_nested:
+            raise TypeError(f"{name} must be a dense tensor, got a nested one: pad it")
+        if t.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got one of layout {t.layout}: call to_dense()")
+
+
+def check_residual(residual, name: str = "residual") -> None:
+    if residual is not None and not isinstance(residual, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(residual).__name__}")
+
+
 def number(name: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """``value`` as a float if it is a finite real number of Python or NumPy (arrays and tensors are none)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a float, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}")
@@ -41,11 +65,13 @@ def number(name: str, value) -> float:
 
 
 def plan_steps(steps: int, steps_out: int | None) -> tuple[int, int | None]:
+    """The steps that kernels are to put out, and to how many these are to be repeated, if they are."""
     if steps_out is None:
         return steps, None
+    steps_out = positive("steps_out", steps_out)
     if steps < 1:
         raise ValueError(f"steps_out needs an x of one time step at least, got none for steps_out={steps_out!r}")
-    return min(steps, positive("steps_out", steps_out)), steps_out if steps_out > steps else None
+    return min(steps, steps_out), steps_out if steps_out > steps else None
 
 
 def check_state(x, v, time_dim: int, name: str = "x") -> None:

@@ -6,10 +6,46 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of csrc/lif.h's DType
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 # The integers of the same width.
 INTEGERS = dict(zip(DTYPES, (torch.int32, torch.int64, torch.int16, torch.int16), strict=True))
+
+
+def is_plain(*tensors) -> bool:
+    """Whether kernels may be given the addresses of ``tensors`` (None: there is none): they are of PyTorch's own class,
+    memory holds their numbers as they are, and nobody looks on or stands in for PyTorch's operations.
+
+    Everything else, if it is a tensor at all, goes through the registered ops of ``ops/library.py``, where PyTorch does
+    for it what it does for its own ops.
+    """
+    if _compiling() or _dispatch_modes() or _transforms() or _is_tracing() or forward_ad._current_level >= 0:
+        return False
+    for t in tensors:
+        if t is not None and (type(t) not in PLAIN or t.layout is not _STRIDED or t.is_nested or t.is_neg()):
+            return False
+    return True
+
+
+# Asked at every call, so by names that answer fast: torch.compile; FakeTensorMode and the like, which export and
+# make_fx are made of; torch.func's transforms; torch.jit.trace. And of a gradient, whether it is a batch of them, as in
+# jacobian(vectorize=True).
+_compiling = torch.compiler.is_dynamo_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_is_tracing = torch._C._is_tracing
+_STRIDED = torch.strided
+_is_batch = torch._C._functorch.is_legacy_batchedtensor
+
+
+def are_plain_gradients(*tensors) -> bool:
+    """``is_plain`` of what backward receives."""
+    for t in tensors:
+        if t is not None and _is_batch(t):
+            return False
+    return is_plain(*tensors)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -32,13 +68,17 @@ class Layout(NamedTuple):
         order = self._order(without)
         return t.contiguous() if order is None else t.permute(order).contiguous()
 
+    def restore(self, t: torch.Tensor, without: int | None = None) -> torch.Tensor:
+        """What ``arrange`` made contiguous, as a view shaped like x again."""
+        order = self._order(without)
+        return t if order is None else t.permute([order.index(i) for i in range(len(order))])
+
     def empty(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, without: int | None = None):
         """A new tensor of ``shape`` whose memory is in the kernels' order."""
         order = self._order(without)
         if order is None:
             return torch.empty(shape, dtype=dtype, device=device)
-        memory = torch.empty([shape[i] for i in order], dtype=dtype, device=device)
-        return memory.permute([order.index(i) for i in range(len(order))])
+        return self.restore(torch.empty([shape[i] for i in order], dtype=dtype, device=device), without)
 
     def period(self, shape: torch.Size, dim: int, time_dim: int) -> int:
         """Neurons, in the kernels' order, from one index of dimension ``dim`` of x to the next."""

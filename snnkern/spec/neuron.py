@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,6 +27,10 @@ class LIFSpec:
     detach_reset: bool
     fire_at_threshold: bool
 
+    def __getstate__(self) -> dict:
+        """Without what backends have attached, which is no plain data."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def rest(self) -> float:
         return self.reset or 0.0
@@ -41,8 +45,7 @@ class LIFSpec:
         return self.leak if self.form == "decay" else 1 - 1 / self.leak
 
 
-@lru_cache(maxsize=512, typed=True)
-def make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold) -> LIFSpec:
+def new_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold) -> LIFSpec:
     """Checks the neuron's parameters and puts them in one form. See ``lif`` for what they mean."""
     if decay is not None and tau is not None:
         raise ValueError(f"decay and tau are two forms of the same leak, give one: got decay={decay!r}, tau={tau!r}")
@@ -64,6 +67,9 @@ def make_spec(decay, tau, decay_input, threshold, reset, surrogate, detach_reset
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be True or False, got {flag!r}")
     return LIFSpec(form, leak, threshold, reset, surrogate, detach_reset, fire_at_threshold)
+
+
+make_spec = lru_cache(maxsize=512, typed=True)(new_spec)  # TypeError, too, for what cannot be hashed
 
 
 class Forward(NamedTuple):

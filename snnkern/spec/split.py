@@ -25,7 +25,7 @@ CHUNK = 16  # csrc/lif.h's kChunk: steps between the potentials kept for backwar
 # simulations (benchmarks/NOTES.md) all but one in a thousand coincided within 48. The rest are repaired.
 BITS = {torch.float32: 56, torch.float64: 120}
 
-A_THREAD = 16384  # elements that are worth waking another one
+A_THREAD = 65536  # elements that are worth waking another one; csrc/cpu/lif.cpp's kWorth, twice
 A_LAUNCH = 512  # steps of a GPU's serial loop that take about as long as one more launch
 
 

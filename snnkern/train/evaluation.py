@@ -86,7 +86,12 @@ def restore(path: str | Path, stage: int = -1, best: bool = False) -> Restored:
         count = len(runs.read_settings(path).get("stage", ()))
         if not -count <= stage < count:
             raise RunError(f"stage must be one of the run's {count}, counted from 0, got {stage}")
-        path = path / f"stage{stage % count}-{'best' if best else 'last'}.safetensors"
+        stage, folder = stage % count, path
+        path = folder / f"stage{stage}-{'best' if best else 'last'}.safetensors"
+        if not path.exists():
+            begun = (folder / f"stage{stage}-best.safetensors").exists()
+            rest = "its best epoch so far is there (--best)" if begun else "no epoch of it is"
+            raise RunError(f"{folder}: stage.{stage} is not finished; {rest}")
     weights, about = runs.load_weights(path)
     recipe = recipes.read(about.pop("recipe"))
     model = recipe.make_model(about["stage"], about["classes"], about["shape"])

@@ -60,7 +60,7 @@ def _read(run: Path) -> _Run:
             results = json.loads((folder / "results.json").read_text())
             for tested in results["runs"]:
                 if run_folder(folder, tested["name"], tested["seed"], len(results["names"])) == run:
-                    at = results["test_steps"] if metrics[-1]["network"] == "snn" else [1]
+                    at = results["test_steps"] if metrics[-1]["network"] == "snn" else [metrics[-1]["steps"]]
                     return _Run(metrics, at, tested["accuracy"], tested["moments"])
     last = metrics[-1]
     return _Run(metrics, [*range(1, last["steps"] + 1)], last["accuracy_over_steps"], last["moments"])

@@ -27,8 +27,9 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("training needs pydantic: pip install 'snnkern[train]'") from error
 
-from .. import data, losses, models, nn, surrogate
+from .. import data, models, nn, surrogate
 from ..backend import choose
+from ..methods.tet import sdt, tet
 from .folder import RecipeError
 
 __all__ = ["FOLDER", "Differences", "Loss", "Probe", "Recipe", "RecipeError", "Stage", "Temperature", "load",
@@ -48,7 +49,7 @@ Listed = BeforeValidator(lambda value: value if isinstance(value, (list, tuple))
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of ``snnkern.losses`` and the first epoch, counted from 1, that uses it."""
+    """A loss of ``snnkern.methods.tet`` and the first epoch, counted from 1, that uses it."""
 
     name: Literal["sdt", "tet"]
     lamb: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
@@ -56,7 +57,7 @@ class Loss:
     from_epoch: Count = 1
 
     def __call__(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return losses.sdt(outputs, target) if self.name == "sdt" else losses.tet(outputs, target, self.lamb, self.phi)
+        return sdt(outputs, target) if self.name == "sdt" else tet(outputs, target, self.lamb, self.phi)
 
 
 @dataclass(frozen=True)
@@ -326,8 +327,9 @@ def _override_all(table: dict, overrides: Iterable[str]) -> None:
 def _override(table, keys: list[str], value, where: str) -> None:
     first, *rest = keys
     if isinstance(table, list) and not first.isdigit():
-        # A stage need not have what is changed in others, such as a temperature; a number makes one that has not.
-        having = [item for item in table if not rest or (isinstance(item, dict) and item.get(first) is not None)]
+        having = table
+        if rest and first in TABLES:  # a stage need not have what is changed in others, such as a temperature
+            having = [item for item in table if isinstance(item, dict) and item.get(first) is not None]
         if not having:
             raise RecipeError(f"{where}: none of the {len(table)} has {first}; a number before it makes one, as in "
                               f"{where.replace(f'.{first}', f'.0.{first}', 1)}")  # fmt: skip

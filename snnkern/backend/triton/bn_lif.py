@@ -338,7 +338,7 @@ def bn_sums(spec, layout, call):
             OUTER=layout.outer > 1,
             **work.shape,
             DETACH=spec.detach_reset,
-            CURVE=_compiled(type(spec.surrogate)._triton),
+            CURVE=_compiled(spec.surrogate.twin()._triton),
             num_warps=SUMS.warps,
             enable_fp_fusion=False,
             **options,

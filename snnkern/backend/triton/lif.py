@@ -605,7 +605,7 @@ def lif_backward(spec, layout, call):
     segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
     of_norm = *_of_norm(norm), *of_norm
     tiles = BACKWARD if norm is None or layout.steps <= 8 else BACKWARD_MORE
-    curve = _compiled(type(spec.surrogate)._triton)
+    curve = _compiled(spec.surrogate.twin()._triton)
 
     def launch(segments, *gradients):
         tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps, *of_norm, _groups(layout)

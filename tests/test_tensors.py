@@ -1,0 +1,382 @@
+"""Tensors that are not plain memory, and whoever looks on: fake and wrapped tensors, modes, tracing, torch.func."""
+
+import math
+import warnings
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from conftest import INTERPRETED, assert_gradients_close
+from test_lif import draw
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+import snnkern
+from snnkern.nn import BNLIF, LIF, LIFNode
+
+pytestmark = [
+    pytest.mark.usefixtures("poison"),
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
+    pytest.mark.skipif(INTERPRETED, reason="nothing here depends on the kernels"),
+]
+
+
+def bn_lif(y, **options):
+    """Without affine parameters, and so without anything but y that could be batched or faked."""
+    return snnkern.bn_lif(y, None, None, None, None, **{"training": True, **options})
+
+
+def same(got, wanted) -> bool:
+    one = isinstance(got, torch.Tensor)
+    return torch.equal(got, wanted) if one else all(map(torch.equal, got, wanted))
+
+
+def weighted(x, **options):
+    """A loss through both outputs, with another gradient for every neuron."""
+    spikes, v_last = snnkern.lif(x, **options)
+    return (spikes * torch.arange(x.shape[-1], device=x.device)).sum() + v_last.square().sum()
+
+
+def gradient(x, **options):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(weighted(x, **options), x)[0]
+
+
+OPS = {
+    "lif": snnkern.lif,
+    "lif of a transposed x": lambda x: snnkern.lif(x.transpose(1, 2)),
+    "lif summed": lambda x: snnkern.lif(x, steps_out=5),
+    "lif repeated": lambda x: snnkern.lif(x, steps_out=47),
+    "bn_lif": bn_lif,
+    "bn_lif summed": lambda x: bn_lif(x, steps_out=5),
+    "ttm": lambda x: snnkern.ttm(x, 5),
+    "LIF": LIF(),
+    "LIFNode": lambda x: LIFNode(step_mode="m")(x),
+    "BNLIF": BNLIF(4).eval(),
+}
+ops = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor around another, which alone has memory."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        options = {"dtype": inner.dtype, "device": inner.device, "strides": inner.stride()}
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, **options)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        result = function(*tree_map_only(cls, lambda t: t.inner, args), **(kwargs or {}))
+        return tree_map_only(torch.Tensor, cls, result)
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@ops
+def test_fake_tensors_stay_fake(op):
+    x = draw((20, 3, 4))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        got = op(mode.from_tensor(x).requires_grad_())
+        loss = sum(t.sum() for t in (got if isinstance(got, tuple) else (got,)))
+        loss.backward()
+    wanted = op(x)
+    for fake, real in zip(*(((t,) if isinstance(t, torch.Tensor) else t) for t in (got, wanted)), strict=True):
+        assert type(fake).__name__ == "FakeTensor"
+        assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+def test_a_fake_gradient_of_a_real_forward_stays_fake():
+    x = draw((20, 3, 4)).requires_grad_()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        grad = mode.from_tensor(draw((20, 3, 4), seed=2))
+    (got,) = torch.autograd.grad(snnkern.lif(x)[0], x, grad)
+    assert type(got).__name__ == "FakeTensor" and got.shape == x.shape
+
+
+@ops
+def test_wrapped_tensors_are_unwrapped_by_their_class(op):
+    x = draw((20, 3, 4))
+    got = op(Wrapped(x))
+    got = got.inner if isinstance(got, Wrapped) else [t.inner for t in got]
+    assert same(got, op(x))
+
+
+def test_gradients_of_wrapped_tensors():
+    x = draw((20, 3, 4))
+    wrapped = Wrapped(x).requires_grad_()
+    spikes, v_last = snnkern.lif(wrapped)
+    ((spikes * Wrapped(torch.arange(4))).sum() + v_last.square().sum()).backward()
+    assert torch.equal(wrapped.grad.inner, gradient(x))
+
+
+def test_a_subclass_sees_the_call_and_keeps_its_class():
+    names = []
+
+    class Sub(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    spikes, _ = snnkern.lif(draw((20, 4)).as_subclass(Sub))
+    assert type(spikes) is Sub and any("snnkern.lif" in name for name in names)
+
+
+def test_sharded_tensors_are_refused_in_words(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        x = distribute_tensor(draw((20, 3, 4)), init_device_mesh("cpu", (1,)), [Shard(1)])
+        with pytest.raises(NotImplementedError, match=r"snnkern\.lif"):
+            snnkern.lif(x)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@ops
+def test_a_mode_sees_the_op_and_the_results_are_the_same(op):
+    x = draw((20, 3, 4))
+    with Seen() as seen:
+        got = op(x)
+    assert any(name.startswith("snnkern.") for name in seen.names)
+    with FlopCounterMode(display=False):
+        counted = op(x)
+    assert same(got, op(x)) and same(counted, op(x))
+
+
+@pytest.mark.parametrize("time_dim", [0, 1])
+def test_a_mode_around_backward_alone(time_dim):
+    def gradients(mode=None):
+        x = draw((6, 20, 4)).transpose(0, 1 - time_dim).requires_grad_()
+        v = draw((6, 4)).requires_grad_() if time_dim else draw((4, 6)).t().requires_grad_()
+        residual = draw(x.shape, seed=3).requires_grad_()
+        loss = weighted(x, v=v, time_dim=time_dim)
+        spikes, v_last = bn_lif(x, v=v, residual=residual, time_dim=time_dim)
+        loss = loss + (spikes * residual).sum() + v_last.square().sum() + snnkern.ttm(x, 3, time_dim).square().sum()
+        if mode is None:
+            return torch.autograd.grad(loss, (x, v, residual))
+        with mode:
+            return torch.autograd.grad(loss, (x, v, residual))
+
+    seen = Seen()
+    assert same(gradients(seen), gradients())
+    assert {"snnkern.lif_backward.default", "snnkern.bn_lif_backward.default", "snnkern.ttm.default"} <= {*seen.names}
+
+
+@ops
+def test_a_trace_computes_what_its_function_does(op):
+    x, other = draw((20, 3, 4)), draw((20, 3, 4), seed=5)
+    stateless = not isinstance(op, torch.nn.Module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(op, x, check_trace=stateless)
+    assert same(traced(other), op(other))
+    longer = draw((33, 5, 4), seed=6)
+    assert same(traced(longer), op(longer))
+
+
+def test_a_trace_of_a_node_is_its_first_call_and_differentiable():
+    traced = torch.jit.trace(LIFNode(step_mode="m"), draw((20, 3, 4)), check_trace=False)
+    x = draw((20, 3, 4), seed=5).requires_grad_()
+    node = LIFNode(step_mode="m")
+    assert torch.equal(traced(x), node(x))
+    grads = [torch.autograd.grad(f(x).sum(), x)[0] for f in (traced, LIFNode(step_mode="m"))]
+    assert torch.equal(*grads) and grads[0].norm() > 0
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_for_more_steps_than_there_are_refuses():
+    traced = torch.jit.trace(lambda x: snnkern.lif(x, steps_out=5)[0], draw((20, 4)))
+    with pytest.raises(RuntimeError, match="recorded for 5 steps or more, got shape"):
+        traced(draw((3, 4)))
+
+
+@ops
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(op, mode):
+    x, other = draw((20, 3, 4)), draw((20, 3, 4), seed=5)
+    traced = make_fx(lambda x: op(x), tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+    assert same(traced(other), op(other))
+
+
+def test_make_fx_leaves_sizes_open():
+    graph = make_fx(lambda x: snnkern.lif(x), tracing_mode="symbolic")(draw((20, 3, 4)))
+    other = draw((31, 5, 4))
+    assert same(graph(other), snnkern.lif(other))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), LIF())
+    x = draw((20, 3, 4))
+    batch = torch.export.Dim("N", min=2)
+    program = torch.export.export(model, (x,), dynamic_shapes=({1: batch},), strict=strict)
+    other = draw((20, 7, 4))
+    assert torch.equal(program.module()(other), model(other))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_onnx_export_says_what_to_do(tmp_path):
+    with pytest.raises(RuntimeError, match="ONNX has no lif: export with backend='reference'"):
+        torch.onnx.export(LIF(), (draw((3, 4)),), tmp_path / "lif.onnx", dynamo=False)
+
+
+# torch.func and its relatives
+
+
+@pytest.mark.parametrize("op", list(OPS.values())[:7], ids=list(OPS)[:7])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_vmap_is_a_stack(op, dim):
+    x = draw((20, 3, 4, 2)[: 3 if dim == 1 else 4])
+    got = torch.vmap(lambda t: op(t.unsqueeze(1)), in_dims=dim)(x)
+    wanted = [op(t.unsqueeze(1)) for t in x.unbind(dim)]
+    assert same(
+        got, torch.stack(wanted) if isinstance(got, torch.Tensor) else list(map(torch.stack, zip(*wanted, strict=True)))
+    )
+
+
+def test_vmap_over_the_state_alone():
+    x, v = draw((20, 4)), draw((6, 4))
+    got = torch.vmap(snnkern.lif, in_dims=(None, 0))(x, v)
+    assert same(got, snnkern.lif(x.expand(6, 20, 4), v, time_dim=1))
+
+
+def test_torch_func_grad_and_vmap_in_either_order():
+    x = draw((20, 3, 4))
+    wanted = gradient(x)
+    assert torch.equal(torch.func.grad(weighted)(x), wanted)
+    assert torch.equal(torch.vmap(torch.func.grad(weighted), in_dims=1, out_dims=1)(x), wanted)
+    assert torch.equal(torch.func.grad(lambda x: torch.vmap(weighted, in_dims=1)(x).sum())(x), wanted)
+
+
+def test_torch_func_grad_of_batch_norm_and_sums():
+    def loss(x):
+        return (bn_lif(x, steps_out=3)[0] * snnkern.ttm(x, 3)).sum()
+
+    x = draw((20, 3, 4)).requires_grad_()
+    assert torch.equal(torch.func.grad(loss)(x.detach()), torch.autograd.grad(loss(x), x)[0])
+
+
+@pytest.mark.parametrize("op", [lambda x: snnkern.lif(x)[1], lambda x: snnkern.lif(x.transpose(1, 2))[0]])
+def test_jacobians(op):
+    def rows(x):
+        return op(x).flatten(1)[:, :3].sum(0)
+
+    x = draw((20, 3, 4))
+    wanted = torch.autograd.functional.jacobian(rows, x)
+    assert wanted.norm() > 0
+    assert torch.equal(torch.autograd.functional.jacobian(rows, x, vectorize=True), wanted)
+    assert torch.equal(torch.func.jacrev(rows)(x), wanted)
+
+
+@pytest.mark.parametrize("op", [weighted, lambda x: bn_lif(x)[1].sum(), lambda x: snnkern.ttm(x, 5).sum()])
+def test_forward_mode_is_refused_not_dropped(op):
+    x = draw((20, 3, 4))
+    with pytest.raises(RuntimeError, match=r"no forward-mode derivative \(jvp\): that needs backend='reference'"):
+        torch.func.jvp(op, (x,), (x,))
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(RuntimeError, match="no forward-mode derivative"),
+    ):
+        op(forward_ad.make_dual(x, x))
+    with forward_ad.dual_level():
+        assert torch.equal(op(x), op(x.clone()))  # no tangent, nothing to refuse
+
+
+def test_the_reference_has_every_derivative():
+    def loss(x):
+        return weighted(x, backend="reference")
+
+    x = draw((5, 3, 4))
+    tangent = draw(x.shape, seed=4)
+    wanted = (gradient(x, backend="reference") * tangent).sum()
+    assert torch.func.jvp(loss, (x,), (tangent,))[1] == pytest.approx(wanted.item(), rel=1e-5)
+    assert_gradients_close(torch.func.grad(loss)(x), gradient(x))
+    assert torch.func.hessian(loss)(x).norm() > 0
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda x: torch.func.grad(lambda x: torch.func.grad(weighted)(x).sum())(x),
+        lambda x: torch.autograd.functional.jvp(weighted, x, x),
+    ],
+)
+def test_second_derivatives_are_refused(second):
+    with pytest.raises(RuntimeError, match="lif is once differentiable"):
+        second(draw((20, 3, 4)))
+
+
+# Bits that a kernel would not see
+
+
+def negative(t):
+    """-t, with t's memory: the bit says that the sign is still to be flipped."""
+    negated = torch.complex(t, t).conj().imag
+    assert negated.is_neg() and torch.equal(negated, -t)
+    return negated
+
+
+def test_negative_bits_are_resolved(backend, device):
+    x, v, y = draw((20, 4), device=device), draw((4,), device=device), draw((20, 3, 4), device=device)
+    assert same(snnkern.lif(negative(x), negative(v), backend=backend), snnkern.lif(-x, -v, backend=backend))
+    assert same(snnkern.lif(x, negative(v), backend=backend), snnkern.lif(x, -v, backend=backend))
+    assert torch.equal(snnkern.ttm(negative(x), 3, backend=backend), snnkern.ttm(-x, 3, backend=backend))
+    options = {"training": True, "backend": backend}
+    of = [torch.rand(3, device=device) + 1 for _ in range(4)]
+    stored = [negative(-t) for t in of]
+    got = snnkern.bn_lif(negative(y)[..., None].transpose(1, 2)[:, :, :3], *stored, residual=None, **options)
+    wanted = snnkern.bn_lif((-y)[..., None].transpose(1, 2)[:, :, :3], *of, residual=None, **options)
+    assert same(got, wanted) and all(map(torch.equal, stored, of))
+    residual = bn_lif(y, residual=negative(y), backend=backend)
+    assert same(residual, bn_lif(y, residual=-y, backend=backend))
+
+
+def test_negative_bits_of_gradients_are_resolved(backend, device):
+    grad, y = draw((20, 4), device=device), draw((20, 3, 4), device=device)
+    got, wanted = [], []
+    for grads, sign in ((got, negative), (wanted, torch.neg)):
+        x = draw((20, 4), device=device, seed=1).requires_grad_()
+        spikes, v_last = snnkern.lif(x, backend=backend)
+        grads += torch.autograd.grad((spikes, v_last), x, (sign(grad), sign(grad[0])))
+        grads += torch.autograd.grad(snnkern.ttm(x, 3, backend=backend), x, sign(grad[:3]))
+        y = y.detach().requires_grad_()
+        grads += torch.autograd.grad(bn_lif(y, backend=backend)[0], y, sign(y.detach()))
+    assert same(got, wanted)
+
+
+def test_tensors_without_memory_are_refused():
+    with pytest.raises(RuntimeError, match="has no memory"):
+        snnkern.lif(torch._efficientzerotensor(3, 4), backend="cpu")
+    v = torch.ones(4)
+    v.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="has no memory"):
+        snnkern.lif(torch.ones(3, 4), v, backend="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_meta_tensors_are_served_by_the_reference(dtype):
+    spikes, v_last = snnkern.lif(torch.zeros(3, 4, device="meta", dtype=dtype))
+    assert (spikes.shape, spikes.dtype, spikes.is_meta) == ((3, 4), dtype, True) and v_last.dtype == torch.float32
+
+
+def test_an_infinite_sum_is_not_hidden_by_a_mode():
+    with Seen():
+        spikes, v_last = snnkern.lif(torch.full((20, 4), math.inf))
+    assert spikes.all() and v_last.isfinite().all()
