@@ -457,6 +457,12 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def test_a_process_that_trains_keeps_freed_memory(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr("snnkern.cli.keep_freed_memory", lambda: called.append(True))
+    assert invoke("train", "nothing-of-this-name", "--out", tmp_path).exit_code != 0 and called
+
+
 def test_doctor():
     report = json.loads(invoke("doctor", "--json").stdout)
     assert report["snnkern"] == snnkern.__version__ and report["torch"] == torch.__version__
