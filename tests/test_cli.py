@@ -21,6 +21,8 @@ import snnkern
 from snnkern import analysis
 from snnkern.cli import app
 from snnkern.train.compare import named
+from snnkern.train.folder import grouped
+from snnkern.train.plot import _cosines, _Run
 
 TINY = "data.train=60", "batch=30", "stage.epochs=1", "stage.steps=2", "test_steps=[1,2,4]"
 
@@ -220,3 +222,17 @@ def test_documented_commands_name_recipes_and_the_folders_they_make():
             folders = [word.removesuffix("/seed0") for word in rest.split() if word.startswith("runs/")]
             assert folders and set(folders) <= made, rest
     assert len(commands) > 30 and len(made) > 20
+
+
+def test_probes_are_averaged_over_the_epochs_of_a_run():
+    lines = [{"steps": 2, "probe": [[0.2, 0.9], [0.01, 0.3]]}, {"steps": 2, "probe": [[0.2, 0.7], [0.01, 0.1]]}]
+    found = _cosines(_Run(lines, [1, 2], [], []))
+    assert [*found] == [0.01, 0.2] and [*found.values()] == pytest.approx([0.2, 0.8])
+
+
+def test_seeds_are_in_order(tmp_path):
+    for seed in (0, 2, 10, 1):
+        (tmp_path / "a" / f"seed{seed}").mkdir(parents=True)
+        (tmp_path / "a" / f"seed{seed}" / "settings.json").write_text("{}")
+    (tmp_path / "settings.json").write_text("{}")  # of a comparison
+    assert [run.name for run in grouped([tmp_path])["a"]] == ["seed0", "seed1", "seed2", "seed10"]

@@ -694,6 +694,12 @@ for words in (("train", "digits-tet"), ("train", "--list"), ("plot", "."), ("rep
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_process_that_trains_keeps_freed_memory(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr("snnkern.cli.keep_freed_memory", lambda: called.append(True))
+    assert invoke("train", "nothing-of-this-name", "--out", tmp_path).exit_code != 0 and called
+
+
 def test_doctor():
     report = json.loads(invoke("doctor", "--json").stdout)
     assert report["snnkern"] == snnkern.__version__ and report["torch"] == torch.__version__

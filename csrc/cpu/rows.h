@@ -42,9 +42,10 @@ struct Local {  // what a tile needs from step to step
   Lanes<S> lanes;
 };
 
-// Calls f(j, V{}) or f(j, S{}) for all lanes, vectors from where `out` is aligned on.
+// Calls f(j, V{}) or f(j, S{}) for all lanes, vectors from where `out` is aligned on. Inlined, or else what f captures
+// would be read anew for each of them.
 template <class S, class IO, class F>
-inline void over_lanes(const IO* out, int lanes, F&& f) {
+[[gnu::always_inline]] inline void over_lanes(const IO* out, int lanes, F&& f) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S);
   const int head = std::min(lanes, lanes_until_aligned<V>(out));

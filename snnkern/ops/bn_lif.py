@@ -137,8 +137,6 @@ def _check(y, v, residual, time_dim, steps_out) -> tuple[int, int, int | None]:
             f"y must be [T, N, C, ...], or [N, T, C, ...] with time_dim=1, got shape {tuple(y.shape)} with "
             f"time_dim={time_dim}"
         )
-    if y.shape[2] < 1:
-        raise ValueError(f"y must have a channel at least, got shape {tuple(y.shape)}")
     check_state(y, v, time_dim, name="y")
     check_residual(residual)
     if residual is not None:
@@ -177,6 +175,8 @@ def _check_norm(y, weight, bias, running_mean, running_var, training, momentum, 
         raise ValueError(f"eps must not be negative, got {eps}")
     if group is not None and torch.distributed.get_world_size(group) == 1:
         group = None
+    if training and channels < 1:
+        raise ValueError(f"training needs a channel at least in y, got shape {tuple(y.shape)}")
     if training and group is None and y.numel() < 2 * channels:
         raise ValueError(f"training needs more than one value per channel in y, got shape {tuple(y.shape)}")
     return Batch(training, momentum, eps, scale, group)

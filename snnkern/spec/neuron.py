@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,10 +26,6 @@ class LIFSpec:
     surrogate: Surrogate
     detach_reset: bool
     fire_at_threshold: bool
-
-    def __getstate__(self) -> dict:
-        """Without what backends have attached, which is no plain data."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def rest(self) -> float:

@@ -151,19 +151,18 @@ def _several(folder: Path, found: Mapping[str, Sequence[_Run]]) -> list[Path]:
             drawn.append(scatter(path, points, *texts, "Single steps and all of them, T of training: a dot for a seed"))
     if any("b" in line for run in flat for line in run.metrics):
         drawn.append(_temperatures(folder, {label: [run.metrics for run in runs] for label, runs in found.items()}))
-    probed = {
-        label: [cosines for run in runs for line in run.metrics if (cosines := dict(line.get("probe") or {}))]
-        for label, runs in found.items()
-    }
-    lines = {
-        label: (sorted(rows[0]), [[row[e] for e in sorted(row)] for row in rows])
-        for label, rows in probed.items()
-        if rows
-    }
+    probed = {label: [cosines for run in runs if (cosines := _cosines(run))] for label, runs in found.items()}
+    lines = {label: ([*rows[0]], [[*row.values()] for row in rows]) for label, rows in probed.items() if rows}
     if lines:
-        ticks = next(iter(lines.values()))[0]
+        ticks = sorted({eps for at, _ in lines.values() for eps in at})
         drawn.append(curves(folder / "similarity.png", lines, "eps", "cosine", SIMILARITY, 10, None, ticks))
     return drawn
+
+
+def _cosines(run: _Run) -> dict[float, float]:
+    """By eps, from small to large: the mean over the epochs. Source: Li et al., NeurIPS 2021, figure 2."""
+    probes = [dict(line["probe"]) for line in run.metrics if line.get("probe")]
+    return {eps: mean(probe[eps] for probe in probes) for eps in sorted(probes[0])} if probes else {}
 
 
 def _growth(run: _Run) -> list[float]:

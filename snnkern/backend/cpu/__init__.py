@@ -1,4 +1,4 @@
-"""C++ with OpenMP, vectorised; AVX-512, AVX2 or baseline is chosen at run time (``csrc/cpu``)."""
+"""C++, vectorised, on several threads; AVX-512, AVX2 or baseline is chosen at run time (``csrc/cpu``)."""
 
 import ctypes
 
