@@ -115,7 +115,6 @@ TRAINED_WITH_DIFFERENCES = Protocol(
         Measure("accuracy at eps = 0.1, %", lambda r: r["0.1"][-1]),
     ],
     draw_trained_with_differences,
-    seeds=6,
 )
 
 
@@ -374,7 +373,6 @@ WHOLE_CHAIN = Protocol(
         Measure("accuracy at T = 6, %", lambda r: r["6"]),
     ],
     draw_whole_chain,
-    seeds=8,
 )
 
 
