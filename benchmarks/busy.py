@@ -3,7 +3,8 @@
 Whole calls in fresh processes, alone on the machine and beside a process that keeps one core busy, as a data loader's
 worker does: with PyTorch's default number of threads, with one, and with ``keep_freed_memory()``. Times are medians and
 means over the calls of a process, then medians over rounds; ratios medians of the rounds' ratios. Memory is the
-largest resident size that the process had. Writes ``benchmarks/results/NAME.json`` and ``.md``.
+largest resident size that the process had. Writes ``NAME.json`` and ``.md`` into the
+folder that ``--out`` names.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -20,7 +22,7 @@ import typer
 from rich.progress import track
 
 from . import report
-from .run import RESULTS, blank, machine, write
+from .run import blank, machine, write
 from .workloads import Workload
 
 SIZES = [
@@ -97,6 +99,7 @@ def rows_of(workload: Workload, other: str, rounds: int, seconds: float) -> list
 
 
 def main(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("runs/bench"),
     name: Annotated[str, typer.Option(metavar="NAME", help="Of the results.")] = "cpu-busy",
     rounds: Annotated[int, typer.Option(min=1, help="Fresh processes for each figure.")] = 3,
     seconds: Annotated[float, typer.Option(help="That a process measures, at least.")] = 1.0,
@@ -109,7 +112,7 @@ def main(
     todo = [(workload, other) for other in BESIDE for workload in WORKLOADS]
     for workload, other in track(todo, description="whole calls"):
         content["rows"] += rows_of(workload, other, rounds, seconds)
-    path = RESULTS / f"{name}.json"
+    path = out / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, content)
     path.with_suffix(".md").write_text(report.tables(content))

@@ -115,7 +115,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("norm_backward_cpu", [](const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const NormPlan& plan,
                                 intptr_t sums, intptr_t affine, int threads) {
     py::gil_scoped_release release;
-    norm_backward_cpu(p, s, a, plan, numbers(sums), pointer(affine), const_cast<void*>(a.pull_push), threads);
+    norm_backward_cpu(p, s, a, plan, numbers(sums), pointer(affine), threads);
   });
 
   py::class_<TTMShape>(m, "TTMShape")

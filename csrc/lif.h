@@ -82,8 +82,8 @@ struct LIFBackward {
   void* scratch;
   Norm norm;
   // With a norm, and g the gradient of what the neurons receive: grad_x = scale * g - (pull + (x - mean) * push).
-  const void* pull_push;  // [2, channels] in the dtype of the state; null: zero
-  void* grad_residual;    // g; null: not wanted
+  void* pull_push;      // [2, channels] in the dtype of the state; null: zero. norm_backward fills it
+  void* grad_residual;  // g; null: not wanted
 };
 
 void lif_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, int threads);

@@ -102,10 +102,10 @@ void sums_cpu(const LIFSpec&, const LIFShape&, const LIFBackward&, double* sums,
 void gradients_cpu(const NormPlan&, const void* table, const double* sums, const double* all_sums, void* affine,
                    void* pull_push);
 // All of backward in one, with a.scratch for norm_kept_cpu numbers in the dtype of the state; not where that is 0. The
-// plan has one part; sums, [2, channels], and pull_push, which a.pull_push is not read for, are filled.
+// plan has one part; sums, [2, channels], and a.pull_push are filled.
 int64_t norm_kept_cpu(const LIFShape&, const Norm&, int threads);
 void norm_backward_cpu(const LIFSpec&, const LIFShape&, const LIFBackward& a, const NormPlan&, double* sums,
-                       void* affine, void* pull_push, int threads);
+                       void* affine, int threads);
 
 // Return a cudaError_t; launch on `stream` of the current device and do not wait.
 int64_t norm_parts_cuda(const LIFShape&, const Norm&);

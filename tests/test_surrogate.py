@@ -175,7 +175,7 @@ def test_a_subclass_that_changes_no_formula_runs_as_what_it_is_of(mine, known):
     assert surrogate.parse(mine.text) == known
 
 
-@pytest.mark.parametrize("mine", [Doubled(), Cosine()], ids=repr)
+@pytest.mark.parametrize("mine", [Doubled(), Cosine()], ids=lambda mine: type(mine).__name__)
 def test_formulas_of_ones_own_run_on_the_reference_alone(mine):
     got = weight(surrogate=mine, detach_reset=True, backend="reference", decay=0.0)
     h = torch.linspace(-2, 3, 60).view(20, 3)

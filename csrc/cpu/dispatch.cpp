@@ -93,9 +93,9 @@ void gradients_cpu(const NormPlan& p, const void* table, const double* sums, con
 }
 int64_t norm_kept_cpu(const LIFShape& s, const Norm& n, int threads) { return kernels().norm_kept(s, n, threads); }
 void norm_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const NormPlan& plan, double* sums,
-                       void* affine, void* pull_push, int threads) {
+                       void* affine, int threads) {
   const bool streaming = expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner);
-  kernels().norm_backward(p, s, a, plan, sums, affine, pull_push, threads, streaming);
+  kernels().norm_backward(p, s, a, plan, sums, affine, threads, streaming);
 }
 void ttm_cpu(const TTMShape& s, const void* x, void* y, int threads) {
   kernels().ttm(s, x, y, threads, expect(y, s.dtype, s.outer * s.steps_out * s.inner));

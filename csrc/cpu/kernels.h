@@ -17,7 +17,7 @@
                  void* pull_push);                                                                                     \
   int64_t norm_kept(const LIFShape&, const Norm&, int threads);                                                        \
   void norm_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, const NormPlan&, double* sums, void* affine, \
-                     void* pull_push, int threads, bool streaming);                                                    \
+                     int threads, bool streaming);                                                                     \
   void ttm(const TTMShape&, const void* x, void* y, int threads, bool streaming);                                      \
   bool pack(DType, int64_t n, const void* x, uint8_t* bits, int threads);                                              \
   void unpack(DType, int64_t n, const uint8_t* bits, void* x, int threads, bool streaming);                            \

@@ -359,7 +359,7 @@ struct Groups {
 
 template <class IO, class S = State<IO>>
 void norm_backward_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const NormPlan& plan, double* sums,
-                      void* affine, void* pull_push, int threads, bool streaming) {
+                      void* affine, int threads, bool streaming) {
   const Groups groups(s, a.norm, threads);
   const Backward<IO> pass{p, s, a, false, streaming};
   const auto grad_x = pass.of(static_cast<IO*>(a.grad_x), s.steps);
@@ -382,10 +382,10 @@ void norm_backward_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a,
     });
     for (int64_t c = first; c < last; ++c)
       gradients_channel(c, plan, static_cast<const S*>(a.norm.table), sums, nullptr, static_cast<S*>(affine),
-                        static_cast<S*>(pull_push));
+                        static_cast<S*>(a.pull_push));
     over_tiles([&](const Tile& tile, Rows<S> g) {
       Lanes<S> of;
-      of.fill(a.norm, tile, pull_push);
+      of.fill(a.norm, tile, a.pull_push);
       const Rows<IO> shortcut{grad_residual.data ? grad_residual.at(tile.first, 0) : nullptr, s.inner};
       finish<IO, S>({&of, {}, shortcut, nullptr, nullptr, {}}, 0, g, {pass.x.at(tile.first, 0), s.x_step_stride},
                     {grad_x.at(tile.first, 0), s.inner}, int(s.steps), tile.lanes, streaming);
@@ -418,11 +418,10 @@ int64_t norm_kept(const LIFShape& s, const Norm& n, int threads) {
   return Groups(s, n, threads).kept * threads;
 }
 void norm_backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const NormPlan& plan, double* sums,
-                   void* affine, void* pull_push, int threads, bool streaming) {
+                   void* affine, int threads, bool streaming) {
   threads = threads_for(s, threads);
-  with_dtype(s.dtype, [&](auto io) {
-    norm_backward_of<decltype(io)>(p, s, a, plan, sums, affine, pull_push, threads, streaming);
-  });
+  with_dtype(s.dtype,
+             [&](auto io) { norm_backward_of<decltype(io)>(p, s, a, plan, sums, affine, threads, streaming); });
 }
 
 }  // namespace snnkern::SNN_ISA
