@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +19,14 @@ from pathlib import Path
 import torch
 from torch.nn import ReLU
 
-from snnkern.files import versions, write_json
+from snnkern.files import commit, versions, write_json
 from snnkern.nn import LIF, SmoothLIF
 from snnkern.train import fit
 from snnkern.train.evaluation import restore
 from snnkern.train.folder import claim, read_metrics
 from snnkern.train.recipe import Recipe, load
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Work:
         if not (folder / "ran.json").exists():
             started = time.process_time()
             fit(recipe, folder)
-            about = {"ran": ran(folder), "seconds": time.process_time() - started, "commit": commit(), **versions()}
+            about = {"ran": ran(folder), "seconds": time.process_time() - started, "commit": commit(HERE), **versions()}
             wanted = re.sub(r"\d+ (sdt|tet)[^;]*?, lr", r"2 \1, lr", run.wanted) if self.quick else run.wanted
             if about["ran"] != wanted:
                 raise AssertionError(f"run {run.name} was to be\n  {wanted}\nand turned out to be\n  {about['ran']}")
@@ -106,13 +107,6 @@ def ran(folder: Path) -> str:
         falling = " falling" if last["lr"] < first["lr"] else ""
         stages.append(f"{layers} of {neuron}, T = {last['steps']}: {losses}, lr {first['lr']:g}{falling}")
     return "; ".join(stages)
-
-
-def commit() -> str:
-    git = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout.strip()
-    return found + ("+" if changed else "")
 
 
 @dataclass(frozen=True)
@@ -196,7 +190,7 @@ class Protocol:
         if not path.exists():
             work.used.clear()
             result = self.run(work)
-            about = {"seed": work.seed, "quick": work.quick, "commit": commit(), "runs": sorted(set(work.used))}
+            about = {"seed": work.seed, "quick": work.quick, "commit": commit(HERE), "runs": sorted(set(work.used))}
             write_json(path, {**about, **versions(), "result": _short(result)})
 
 
