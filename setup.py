@@ -2,7 +2,8 @@
 
 Without a C++ compiler the package installs all the same, without the extension, which its first slow call and
 ``snnkern doctor`` say; a compiler that fails, or a CXX that is not there, is an error. CXX=... chooses the compiler.
-SNNKERN_CUDA=auto|0|1: compile the CUDA kernels if nvcc is found (the default), never, always.
+The sources of the
+CUDA kernels go along, as snnkern/csrc: they are compiled when they are first needed.
 """
 
 import os
@@ -32,11 +33,10 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DSNNKERN_CUDA={os.environ.get('SNNKERN_CUDA', 'auto')}",
             "-GNinja",
         ]
         # CMake's cache remembers tools, of which an isolated build has new ones each time, and the first CXX for good.
-        named = [f"{name}={os.environ.get(name, '')}" for name in ("CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX")]
+        named = [f"{name}={os.environ.get(name, '')}" for name in ("CXX", "CXXFLAGS", "LDFLAGS")]
         told, stamp = "\n".join([str(build), *configure, *named]), build / "configured"
         fresh = [] if stamp.exists() and stamp.read_text() == told else ["--fresh"]
         self.call([*configure, *fresh], build)
@@ -58,6 +58,11 @@ class OnlyWhatIsThere(build_py):
         if not self.editable_mode:
             shutil.rmtree(Path(self.build_lib, "snnkern"), ignore_errors=True)
         super().run()
+        if not self.editable_mode:
+            for path in (*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh")):
+                target = Path(self.build_lib, "snnkern", path.relative_to(ROOT))
+                self.mkpath(str(target.parent))
+                self.copy_file(str(path), str(target))
 
 
 wish = os.environ.get("CXX")

@@ -1,10 +1,13 @@
 // The Python module snnkern._C: raw addresses in, nothing allocated, no framework. The only file that knows pybind11.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
 
+#include "cuda/driver.h"
 #include "lif.h"
+#include "neuron.h"
 #include "norm.h"
 #include "pack.h"
 #include "surrogate.h"
@@ -25,18 +28,12 @@ LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshol
 void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
 double* numbers(intptr_t address) { return reinterpret_cast<double*>(address); }
 
-#ifdef SNN_CUDA
-void check_cuda(int status, const char* call, const LIFShape& s) {
-  if (status != 0)
-    throw std::runtime_error(std::string(call) + " outer=" + std::to_string(s.outer) + " T=" + std::to_string(s.steps) +
-                             " inner=" + std::to_string(s.inner) + ": " + cuda_error_string(status));
+// A structure as the bytes that a kernel takes.
+template <class T>
+py::bytes bytes_of(const T& value) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  return {reinterpret_cast<const char*>(&value), sizeof value};
 }
-void check_cuda(int status, const char* call, const NormPlan& p) {
-  if (status != 0)
-    throw std::runtime_error(std::string(call) + " channels=" + std::to_string(p.channels) + ": " +
-                             cuda_error_string(status));
-}
-#endif
 
 }  // namespace
 
@@ -137,43 +134,19 @@ PYBIND11_MODULE(_C, m) {
     unpack_cpu(DType(dtype), n, static_cast<uint8_t*>(pointer(bits)), pointer(x), threads);
   });
 
-#ifdef SNN_CUDA
-  m.def("pack_cuda", [](int dtype, int64_t n, intptr_t x, intptr_t bits, intptr_t other, intptr_t stream) {
-    if (const int status = pack_cuda(DType(dtype), n, pointer(x), static_cast<uint8_t*>(pointer(bits)),
-                                     static_cast<int32_t*>(pointer(other)), pointer(stream)))
-      throw std::runtime_error(std::string("pack_cuda: ") + cuda_error_string(status));
-  });
-  m.def("unpack_cuda", [](int dtype, int64_t n, intptr_t bits, intptr_t x, intptr_t stream) {
-    if (const int status =
-            unpack_cuda(DType(dtype), n, static_cast<uint8_t*>(pointer(bits)), pointer(x), pointer(stream)))
-      throw std::runtime_error(std::string("unpack_cuda: ") + cuda_error_string(status));
-  });
-  m.def("ttm_cuda", [](const TTMShape& s, intptr_t x, intptr_t y, intptr_t stream) {
-    if (const int status = ttm_cuda(s, pointer(x), pointer(y), pointer(stream)))
-      throw std::runtime_error(std::string("ttm_cuda: ") + cuda_error_string(status));
-  });
-  m.def("lif_forward_cuda", [](const LIFSpec& p, const LIFShape& s, const LIFForward& a, intptr_t stream) {
-    check_cuda(lif_forward_cuda(p, s, a, pointer(stream)), "lif_forward_cuda", s);
-  });
-  m.def("lif_backward_cuda", [](const LIFSpec& p, const LIFShape& s, const LIFBackward& a, intptr_t stream) {
-    check_cuda(lif_backward_cuda(p, s, a, pointer(stream)), "lif_backward_cuda", s);
-  });
-  m.def("norm_parts_cuda", &norm_parts_cuda);
-  m.def("moments_cuda", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, intptr_t stream) {
-    check_cuda(moments_cuda(s, n, pointer(x), numbers(moments), pointer(stream)), "moments_cuda", s);
-  });
-  m.def("prepare_cuda",
-        [](const NormPlan& p, const NormParameters& of, intptr_t moments, intptr_t table, intptr_t stream) {
-          check_cuda(prepare_cuda(p, numbers(moments), of, pointer(table), pointer(stream)), "prepare_cuda", p);
-        });
-  m.def("sums_cuda", [](const LIFSpec& p, const LIFShape& s, const LIFBackward& a, intptr_t sums, intptr_t stream) {
-    check_cuda(sums_cuda(p, s, a, numbers(sums), pointer(stream)), "sums_cuda", s);
-  });
-  m.def("gradients_cuda", [](const NormPlan& p, intptr_t table, intptr_t sums, intptr_t all_sums, intptr_t affine,
-                             intptr_t pull_push, intptr_t stream) {
-    check_cuda(gradients_cuda(p, pointer(table), numbers(sums), numbers(all_sums), pointer(affine), pointer(pull_push),
-                              pointer(stream)),
-               "gradients_cuda", p);
-  });
-#endif
+  // CUDA: see snnkern/backend/cuda/program.py.
+  m.def("neuron", [](const LIFSpec& spec) { return bytes_of(Neuron<float>(spec)); });
+  m.def("bytes_of", &bytes_of<LIFShape>);
+  m.def("bytes_of", &bytes_of<TTMShape>);
+  m.def("bytes_of", &bytes_of<NormPlan>);
+  py::class_<CudaKernel>(m, "CudaKernel").def(py::init<const std::string&, const std::string&, int>());
+  py::class_<CudaLaunch>(m, "CudaLaunch")
+      .def(py::init<const CudaKernel&, unsigned, unsigned, unsigned, unsigned, std::vector<std::string>>())
+      .def("__call__", [](const CudaLaunch& launch, intptr_t stream, const py::args& words) {
+        int64_t given[kMostWords] = {};
+        if (words.size() > kMostWords) throw std::invalid_argument("too many words for a launch");
+        for (size_t i = 0; i < words.size(); ++i) given[i] = words[i].cast<int64_t>();
+        py::gil_scoped_release release;
+        launch(pointer(stream), given);
+      });
 }

@@ -1,12 +1,6 @@
 // The fused LIF over time: what every backend's launcher takes. Plain pointers and sizes, no framework.
 #pragma once
-#include <cstdint>
-
-#ifdef __CUDACC__
-#define SNN_HOST_DEVICE __host__ __device__ inline
-#else
-#define SNN_HOST_DEVICE inline
-#endif
+#include "standard.h"
 
 namespace snnkern {
 
@@ -89,10 +83,5 @@ struct LIFBackward {
 void lif_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, int threads);
 void lif_backward_cpu(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads);
 const char* cpu_isa();
-
-// Return a cudaError_t; launch on `stream` of the current device and do not wait.
-int lif_forward_cuda(const LIFSpec&, const LIFShape&, const LIFForward&, void* stream);
-int lif_backward_cuda(const LIFSpec&, const LIFShape&, const LIFBackward&, void* stream);
-const char* cuda_error_string(int status);
 
 }  // namespace snnkern

@@ -13,20 +13,20 @@
 // written h > fire_above, fire_above being the next float below the threshold. A fired potential is selected away,
 // never multiplied by zero, so that an infinite input leaves no NaN behind.
 #pragma once
-#include <limits>
-
 #include "lif.h"
 #include "surrogate.h"
 
 namespace snnkern {
 namespace {  // every object file its own copy: the CPU kernels are compiled for several instruction sets
 
+#ifndef __CUDACC_RTC__
 template <class S>
 Leak form_of(Leak form, S leak) {
   int exponent;
   if (form == Leak::decay || std::frexp(leak, &exponent) != S(0.5) || !std::isnormal(S(1) / leak)) return form;
   return form == Leak::tau ? Leak::tau_inverse : Leak::tau_input_inverse;
 }
+#endif
 
 template <class S>
 struct Neuron {
@@ -38,6 +38,7 @@ struct Neuron {
   S kept, pull, push, input_gain, state_gain;
   Constants<S> k;
 
+#ifndef __CUDACC_RTC__  // made on the host
   explicit Neuron(const LIFSpec& p)
       : form(form_of(p.form, S(p.leak))),
         hard(p.hard),
@@ -55,6 +56,7 @@ struct Neuron {
         input_gain(p.form == Leak::tau_input ? S(1 / p.leak) : S(1)),
         state_gain(p.form == Leak::decay ? S(p.leak) : S(1 - 1 / p.leak)),
         k{S(p.constants[0]), S(p.constants[1]), S(p.constants[2])} {}
+#endif
 };
 
 template <class V, class S>

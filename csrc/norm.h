@@ -8,8 +8,6 @@
 // comes within 1e-15 of the same sums, and the table, which is rounded to the state's dtype, is the same but for one
 // channel in some ten million: so spikes are bit-identical here too, nearly always.
 #pragma once
-#include <cmath>
-
 #include "lif.h"
 
 namespace snnkern {
@@ -106,13 +104,5 @@ void gradients_cpu(const NormPlan&, const void* table, const double* sums, const
 int64_t norm_kept_cpu(const LIFShape&, const Norm&, int threads);
 void norm_backward_cpu(const LIFSpec&, const LIFShape&, const LIFBackward& a, const NormPlan&, double* sums,
                        void* affine, int threads);
-
-// Return a cudaError_t; launch on `stream` of the current device and do not wait.
-int64_t norm_parts_cuda(const LIFShape&, const Norm&);
-int moments_cuda(const LIFShape&, const Norm&, const void* x, double* moments, void* stream);
-int prepare_cuda(const NormPlan&, const double* moments, const NormParameters&, void* table, void* stream);
-int sums_cuda(const LIFSpec&, const LIFShape&, const LIFBackward&, double* sums, void* stream);
-int gradients_cuda(const NormPlan&, const void* table, const double* sums, const double* all_sums, void* affine,
-                   void* pull_push, void* stream);
 
 }  // namespace snnkern

@@ -19,9 +19,5 @@ constexpr uint64_t one_of(DType dtype) {
 // Returns whether x held nothing but 0 and 1, bit for bit (-0 is neither); if not, the bits are of no use.
 bool pack_cpu(DType, int64_t n, const void* x, uint8_t* bits, int threads);
 void unpack_cpu(DType, int64_t n, const uint8_t* bits, void* x, int threads);
-// Return a cudaError_t; launch on `stream` of the current device and do not wait. *other, 0 before, becomes 1 if x held
-// anything else; null: nobody looks.
-int pack_cuda(DType, int64_t n, const void* x, uint8_t* bits, int32_t* other, void* stream);
-int unpack_cuda(DType, int64_t n, const uint8_t* bits, void* x, void* stream);
 
 }  // namespace snnkern

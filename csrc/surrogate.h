@@ -4,18 +4,10 @@
 // in snnkern/surrogate.py (`constants`), which also cites each formula. To add a surrogate: a struct here, its name in
 // SNN_SURROGATES, and a class of the same name there.
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "standard.h"
 
 #ifdef SNN_ISA
 #include "cpu/vector.h"
-#endif
-
-#ifdef __CUDACC__
-#define SNN_HD __host__ __device__ __forceinline__
-#else
-#define SNN_HD inline __attribute__((always_inline))
 #endif
 
 namespace snnkern {

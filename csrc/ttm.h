@@ -21,7 +21,5 @@ struct TTMShape {
 };
 
 void ttm_cpu(const TTMShape&, const void* x, void* y, int threads);
-// Returns a cudaError_t; launches on `stream` of the current device and does not wait.
-int ttm_cuda(const TTMShape&, const void* x, void* y, void* stream);
 
 }  // namespace snnkern
