@@ -40,8 +40,9 @@ def bn_lif(
     fire_at_threshold: bool = False,
     steps_out: int | None = None,
     time_dim: int = 0,
+    return_v: bool = True,
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Batch norm over time, batch and space, then leaky integrate-and-fire: ``lif(batch_norm(y) + residual)``, fused.
 
     ::
@@ -66,7 +67,7 @@ def bn_lif(
         residual: added to what the neurons receive, such as a block's shortcut; shape, dtype and device of y.
         process_group: processes whose y together make the statistics, forward and backward. None: this process alone.
         decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold, steps_out, time_dim,
-            backend: those of ``lif``.
+            return_v, backend: those of ``lif``.
 
     Returns: ``spikes`` and ``v_last``, as ``lif``.
 
@@ -109,10 +110,10 @@ def bn_lif(
 
         tensors = y, weight, bias, *running, v, residual
         steps = None if given is None or repeat else steps_out
-        spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps, backend)
+        spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps, return_v, backend)
     else:
         kernels = choose(y.device.type, y.dtype, backend)
-        op, parameters = Op(spec, time_dim, steps_out, kernels), Parameters(weight, bias, *running)
+        op, parameters = Op(spec, time_dim, steps_out, kernels, return_v), Parameters(weight, bias, *running)
         if kernels.differentiable:
             spikes, v_last = kernels.bn_lif(y, parameters, v, residual, norm, spec, time_dim, steps_out)
             if steps_out == y.shape[time_dim]:
@@ -126,7 +127,7 @@ def bn_lif(
             if old is not None and (not plain or old.dtype != state or not old.is_contiguous()):
                 with torch.no_grad():
                     old.copy_(new)
-    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
 
 
 def _check(y, v, residual, time_dim, steps_out) -> tuple[int, int, int | None]:

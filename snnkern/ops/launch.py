@@ -25,6 +25,7 @@ class Op(NamedTuple):
     time_dim: int
     steps_out: int
     kernels: ModuleType
+    return_v: bool = True
 
 
 def go_back_by(surrogate: Surrogate, node) -> int:
@@ -61,7 +62,7 @@ def lif_forward(op: Op, x, v, keep: bool):
     x, layout = arrange(x, op.time_dim, op.steps_out)
     if v is not None:
         v = layout.arrange(v, without=op.time_dim)
-    call = Forward(x, v, *_outputs(x, layout, op.time_dim, keep))
+    call = Forward(x, v, *_outputs(op, x, layout, keep))
     op.kernels.lif_forward(op.spec, layout, call)
     return call.spikes, call.v_last, Kept(x, v, call.saved), layout
 
@@ -95,7 +96,7 @@ def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, kee
             moments, seen, count = _of_all(moments, seen, count, batch.group)
     plan = Plan(seen, count / max(count - 1, 1), batch.momentum, batch.eps, batch.scale)
     kernels.bn_prepare(plan, moments, parameters, table)
-    call = Forward(y, v, *_outputs(y, layout, op.time_dim, keep), norm)
+    call = Forward(y, v, *_outputs(op, y, layout, keep), norm)
     kernels.lif_forward(op.spec, layout, call)
     return call.spikes, call.v_last, Kept(y, v, call.saved, table, residual), layout, count
 
@@ -144,14 +145,16 @@ def ttm(x: torch.Tensor, steps: int, time_dim: int, kernels) -> torch.Tensor:
     return y
 
 
-def _outputs(x, layout: Layout, time_dim: int, keep: bool):
-    """New tensors for spikes, v_last and, for backward, saved."""
+def _outputs(op: Op, x, layout: Layout, keep: bool):
+    """New tensors for spikes and, if wanted, v_last and, for backward, saved."""
+    time_dim, v_last = op.time_dim, None
     before, after = x.shape[:time_dim], x.shape[time_dim + 1 :]
     spikes = layout.empty(torch.Size((*before, layout.steps_out, *after)), x.dtype, x.device)
     if layout.steps_out == layout.steps:  # not sums of them
         note(spikes)
     state = state_dtype(x.dtype)
-    v_last = layout.empty(before + after, state, x.device, without=time_dim)
+    if op.return_v:
+        v_last = layout.empty(before + after, state, x.device, without=time_dim)
     saved = None
     if keep and layout.steps > CHUNK:
         saved = torch.empty(((layout.steps - 1) // CHUNK, layout.outer * layout.inner), dtype=state, device=x.device)

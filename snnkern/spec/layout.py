@@ -97,7 +97,7 @@ def layout_of(x: torch.Tensor, time_dim: int) -> Layout | None:
     steps = shape[time_dim]
     if x.is_contiguous():
         outer, inner = math.prod(shape[:time_dim]), math.prod(shape[time_dim + 1 :])
-        return Layout(None, outer, steps, inner, steps * inner, inner, steps)
+        return Layout(None, outer, steps, inner, steps * inner if outer > 1 else 0, inner if steps > 1 else 0, steps)
     strides = x.stride()
     # Widest stride first; a repeated frame (stride 0 in time) is outermost.
     order = sorted(range(x.dim()), key=lambda i: -strides[i] if strides[i] else -math.inf)
@@ -106,12 +106,13 @@ def layout_of(x: torch.Tensor, time_dim: int) -> Layout | None:
     outer = _merge(order[:at], shape, strides)
     if inner is None or outer is None or (inner[0] > 1 and inner[1] != 1):
         return None
-    return Layout(tuple(order), outer[0], steps, inner[0], outer[1], strides[time_dim], steps)
+    return Layout(tuple(order), outer[0], steps, inner[0], outer[1], strides[time_dim] if steps > 1 else 0, steps)
 
 
 def _merge(dims, shape, strides) -> tuple[int, int] | None:
-    """Size and stride of ``dims`` (widest first) seen as one dimension, or None if they are not evenly spaced."""
-    size, stride = 1, 1
+    """Size and stride of ``dims`` (widest first) seen as one dimension, or None if they are not evenly spaced. Where
+    there is nothing to step over, the stride is 0."""
+    size, stride = 1, 0
     for i in reversed(dims):
         if shape[i] == 1:
             continue

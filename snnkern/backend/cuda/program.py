@@ -1,8 +1,8 @@
 """CUDA kernels, compiled by NVRTC for what a call needs when a call first needs it.
 
-A kernel is a template of ``csrc/cuda`` over a structure of constants, its variant: dtype, width, form of the neuron, and
-whatever else a loop over time would have to ask. Compiled, it is kept on disk, by the text of the sources, the variant
-and the architecture, in ``$SNNKERN_CACHE`` or ``~/.cache/snnkern``.
+A kernel is a template of ``csrc/cuda`` over a structure of constants, its variant: dtype, width, form of the neuron,
+and whatever else a loop over time would have to ask. Compiled, it is kept on disk, by the text of the sources, the
+variant and the architecture, in ``$SNNKERN_CACHE`` or ``~/.cache/snnkern``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _kernel(header: str, name: str, variant: NamedTuple, device: int):
     expression = f"snnkern::{name}<{_cpp(variant)}>"
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"{expression} is not loaded yet, and cannot be while a CUDA graph is captured: make the same call once before"
+            f"{expression} is not loaded yet, and cannot be while a CUDA graph is captured: make the same call once "
+            "before the capture"
         )
     made = build(header, expression, architecture(device))
     return load(*made, device)
@@ -145,7 +146,7 @@ def _key(header: str, expression: str, target: str) -> str:
 
 
 def compile(header: str, expression: str, target: str) -> tuple[bytes, str]:
-    """The kernel that the C++ expression names, as machine code (or PTX, for a target "compute_..."), and its name in it.
+    """The kernel that a C++ expression names, as machine code (or PTX, for a target "compute_..."), and its name there.
 
     Raises:
         RuntimeError: with the compiler's words.
