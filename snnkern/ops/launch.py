@@ -75,17 +75,18 @@ def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, w
 
 
 def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, keep: bool):
-    """As ``lif_forward``, and returns the elements in a channel, of all processes, too."""
+    """As ``lif_forward``, and returns the elements in a channel, of all processes, and the channels' period, too."""
     kernels = op.kernels
     y, layout = arrange(y, op.time_dim, op.steps_out)
     if v is not None:
         v = layout.arrange(v, without=op.time_dim)
     if residual is not None:
         residual = layout.arrange(residual)
-    parameters = Parameters(*(None if p is None else p.contiguous() for p in parameters))
+    parameters = Parameters(*(p if p is None or p.is_contiguous() else p.contiguous() for p in parameters))
     channels, count = y.shape[2], y.numel() / max(y.shape[2], 1)
     table = torch.empty((ROWS, channels), dtype=state_dtype(y.dtype), device=y.device)
-    norm = Norm(channels, layout.period(y.shape, 2, op.time_dim), table, residual)
+    period = layout.period(y.shape, 2, op.time_dim)
+    norm = Norm(channels, period, table, residual)
     moments, seen = None, count
     if batch.training:
         once = layout if layout.x_step_stride or layout.steps < 2 else layout._replace(steps=1)
@@ -98,7 +99,7 @@ def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, kee
     kernels.bn_prepare(plan, moments, parameters, table)
     call = Forward(y, v, *_outputs(op, y, layout, keep), norm)
     kernels.lif_forward(op.spec, layout, call)
-    return call.spikes, call.v_last, Kept(y, v, call.saved, table, residual), layout, count
+    return call.spikes, call.v_last, Kept(y, v, call.saved, table, residual), layout, count, period
 
 
 class Wanted(NamedTuple):
@@ -109,10 +110,11 @@ class Wanted(NamedTuple):
     residual: bool = True
 
 
-def bn_backward(op: Op, batch: Batch, layout: Layout, count, kept: Kept, grad_spikes, grad_v_last, wanted: Wanted):
-    """The adjoint: gradients of y, of weight and bias together ([2, channels]), of v and of the residual."""
+def bn_backward(op: Op, batch: Batch, layout: Layout, count, period, kept: Kept, grad_spikes, grad_v_last, wanted):
+    """The adjoint: gradients of y, of weight and bias together ([2, channels]), of v and of the residual, as ``Wanted``
+    says."""
     y = kept.x
-    norm = Norm(y.shape[2], layout.period(y.shape, 2, op.time_dim), kept.table, kept.residual)
+    norm = Norm(y.shape[2], period, kept.table, kept.residual)
     plan = Plan(count, 1.0, batch.momentum, batch.eps, batch.scale)
     affine = torch.empty_like(kept.table[:2]) if batch.training or wanted.affine else None
     call = _backward(op, layout, kept, grad_spikes, grad_v_last, wanted.v)._replace(

@@ -202,8 +202,8 @@ def _bn_backward(kernels, y, v, saved, table, residual, grad_spikes, grad_v_last
     op = Op(_spec(neuron), time_dim, steps_out, kernels)
     kept, layout = _kept(op, y, v, saved)
     kept = kept._replace(table=table, residual=None if residual is None else layout.arrange(residual))
-    count = y.numel() / max(y.shape[2], 1)
-    return launch.bn_backward(op, _batch(norm), layout, count, kept, grad_spikes, grad_v_last, Wanted())
+    count, period = y.numel() / max(y.shape[2], 1), layout.period(y.shape, 2, time_dim)
+    return launch.bn_backward(op, _batch(norm), layout, count, period, kept, grad_spikes, grad_v_last, Wanted())
 
 
 def _kept(op: Op, x, v, saved):

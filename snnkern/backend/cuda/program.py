@@ -102,18 +102,27 @@ def build(header: str, expression: str, target: str) -> tuple[bytes, str]:
     """The compiled kernel, from disk if it is there, and its name in it."""
     path = folder() / f"{_key(header, expression, target)}.{target}"
     try:
-        name, _, image = path.read_bytes().partition(b"\n")
-        return image, name.decode()
+        head, _, image = path.read_bytes().partition(b"\n")
+        name, _, digest = head.decode(errors="replace").partition(" ")
+        if digest == _digest(image):
+            return image, name
+        _log.warning("%s is damaged and is made anew", path)
     except OSError:
         pass
     image, name = compile(header, expression, target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(name.encode() + b"\n" + image)
+        own = path.with_name(f"{path.name}.{os.getpid()}")  # others may be writing it too
+        with replacing(own) as file:
+            file.write(f"{name} {_digest(image)}\n".encode() + image)
+        os.replace(own, path)
     except OSError as error:
-        _warn_once(f"compiled kernels cannot be kept, and every process compiles them anew: {error}")
+        _warn_once(f"compiled kernels cannot be kept, so that every process compiles them anew: {error}")
     return image, name
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 @cache
@@ -142,7 +151,7 @@ def _text() -> bytes:
 
 def _key(header: str, expression: str, target: str) -> str:
     told = "\n".join((header, expression, target, *OPTIONS)).encode()
-    return hashlib.sha256(told + _text()).hexdigest()[:32]
+    return _digest(told + _text())
 
 
 def compile(header: str, expression: str, target: str) -> tuple[bytes, str]:
