@@ -22,15 +22,15 @@ template <int kLanes>
 struct Channels {  // of neuron n and the next ones
   int64_t of[kLanes];
 
-  __device__ __forceinline__ Channels(const Bands& b, int64_t n) {
-    const int64_t all = quotient(n, b.period);
-    int64_t c = all - quotient(all, b.channels) * b.channels, i = n - all * b.period;
+  __device__ __forceinline__ Channels(int64_t channels, int64_t period, int64_t n) {
+    const int64_t all = quotient(n, period);
+    int64_t c = all - quotient(all, channels) * channels, i = n - all * period;
 #pragma unroll
     for (int e = 0; e < kLanes; ++e) {
       of[e] = c;
-      if (++i < b.period) continue;
+      if (++i < period) continue;
       i = 0;
-      if (++c == b.channels) c = 0;
+      if (++c == channels) c = 0;
     }
   }
 };

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kMomentThreads, kV.lanes > 4   ? 2
   double total[2][kV.lanes] = {};
   Item<kV.width> item(share, b);
   if (item.left) {
-    const Channels<kV.lanes> channels(b, item.neuron);
+    const Channels<kV.lanes> channels(b.channels, b.period, item.neuron);
     double shift[kV.lanes];
 #pragma unroll
     for (int l = 0; l < kV.lanes; ++l) shift[l] = shift_of(channels.of[l]);

@@ -127,3 +127,5 @@ def bands_of(channels, period, width, rows, threads, places) -> Bands:
         return -(-bands * parts // places) * (-(-rounds // parts) + SETUP)
 
     return Bands(channels, period, each, min(range(1, min(rounds, MOST_PARTS) + 1), key=cost))
+
+def bn_sums(): pass
