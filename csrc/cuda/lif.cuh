@@ -53,15 +53,16 @@ constexpr int kLoaded = loaded_together(kV);
 
 // --- what a thread reads and writes, a step after the other ---
 
-// What neurons receive: x.
-template <LIFVariant kV>
+// What neurons receive: x. With a norm: bn_lif.cuh.
+template <LIFVariant kV, bool kNormed = (kV.lanes > 0)>
 struct Input {
   using Step = Pack<kV.dtype, kV.width>;
   const char* at;
   int64_t stride;
 
-  __device__ __forceinline__ Input(const LIFShape& s, const Place& place, const void* x)
-      : at(static_cast<const char*>(x) + place.x * size_of(kV.dtype)), stride(s.x_step_stride * size_of(kV.dtype)) {}
+  template <class Tensors>
+  __device__ __forceinline__ Input(const LIFShape& s, const Place& place, const Tensors& a)
+      : at(static_cast<const char*>(a.x) + place.x * size_of(kV.dtype)), stride(s.x_step_stride * size_of(kV.dtype)) {}
   __device__ __forceinline__ void skip(int64_t steps) { at += steps * stride; }
   __device__ __forceinline__ Step next() {
     const Step step = Step::load(at);
@@ -414,7 +415,7 @@ __global__ void __launch_bounds__(kForwardThreads) lif_forward(Neuron<float> n, 
   if (!place.inside) return;
   const int segment = kV.split ? int(blockIdx.y) : 0;
   const auto [begin, end] = Segment::of<kV>(s, segment);
-  Input<kV> input(s, place, a.x);
+  Input<kV> input(s, place, a);
   Output<kV> output(s, place, a.spikes);
   float v[kV.width];
   float* starts = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
@@ -459,7 +460,7 @@ __global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> n, L
     if (met(segment)) continue;
     const auto [begin, end] = Segment::of<kV>(s, segment);
     float v[1] = {ends[(segment - 1) * place.neurons]};
-    Input<kV> input(s, place, a.x);
+    Input<kV> input(s, place, a);
     Output<kV> output(s, place, a.spikes);
     Saved saved(a.saved, place, begin);
     input.skip(begin);
@@ -486,7 +487,7 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, 
   const auto [begin, end] = Segment::of<kV>(s, segment);
   float carry[1] = {0.0f}, gain = 1.0f;
   back<kV>(
-      n, s, place, a, carry, Input<kV>(s, place, a.x), shared_memory, begin, end, [](const auto&) {},
+      n, s, place, a, carry, Input<kV>(s, place, a), shared_memory, begin, end, [](const auto&) {},
       [&](const float (&)[1], const float (&through)[1]) { gain *= through[0] * n.state_gain; });
   float* gains = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
   *gains = gain;
@@ -514,7 +515,7 @@ __global__ void __launch_bounds__(backward_threads(kV.width)) lif_backward(Neuro
   const int64_t stride = s.inner * size_of(kV.dtype);
   char* to = static_cast<char*>(a.grad_x) + place.sequence * size_of(kV.dtype) + (end - 1) * stride;
   back<kV>(
-      n, s, place, a, grad_v, Input<kV>(s, place, a.x), shared_memory, begin, end, [](const auto&) {},
+      n, s, place, a, grad_v, Input<kV>(s, place, a), shared_memory, begin, end, [](const auto&) {},
       [&](const float (&g)[kV.width], const float (&)[kV.width]) {
         float grad[kV.width];
 #pragma unroll
