@@ -25,7 +25,8 @@ namespace snnkern {
 struct LIFVariant {  // what a kernel is compiled for; as in snnkern/backend/cuda/lif.py
   DType dtype;
   int width;  // neurons a thread
-  int group;  // steps loaded together; divides kChunk
+  int steps;  // of time, where they are few: then no loop is left; else 0
+  bool rows;  // outer > 1
   Leak form;  // as Neuron has it
   bool hard, detached;
   Surrogate surrogate;  // of backward
@@ -37,10 +38,18 @@ struct LIFVariant {  // what a kernel is compiled for; as in snnkern/backend/cud
   bool residual;
 };
 
+// Steps loaded together.
+constexpr int loaded_together(const LIFVariant& v) {
+  return v.steps > 0 ? v.steps : v.width > 1 ? 4 : v.lanes > 0 ? 8 : kChunk;
+}
+
 constexpr int kForwardThreads = 128;
 constexpr int backward_threads(int width) { return width == 8 ? 64 : 128; }  // up to 32 KiB of shared memory
 
 namespace {
+
+template <LIFVariant kV>
+constexpr int kLoaded = loaded_together(kV);
 
 // --- what a thread reads and writes, a step after the other ---
 
@@ -207,21 +216,26 @@ struct Ahead {
   }
 
   // The `length` steps of a chunk.
-  template <class Use>
+  template <bool kBoth, class Use>
   __device__ __forceinline__ void chunk(int length, const Use& use) {
     if constexpr (kGroup == kChunk)
       each(group, length, use);
     else
-      walk<true>(0, length, [](int) { return false; }, use);
+      walk<kBoth>(0, length, [](int) { return false; }, use);
   }
 };
+
+template <LIFVariant kV>
+__device__ __forceinline__ int steps_of(const LIFShape& s) {
+  return kV.steps > 0 ? kV.steps : int(s.steps);
+}
 
 struct Segment {  // its steps
   int begin, end;
 
   template <LIFVariant kV>
   static __device__ __forceinline__ Segment of(const LIFShape& s, int segment) {
-    const int steps = int(s.steps);
+    const int steps = steps_of<kV>(s);
     if constexpr (!kV.split) return {0, steps};
     const int length = int(s.segment_steps), begin = segment * length;
     return {begin, begin + length < steps ? begin + length : steps};
@@ -245,7 +259,7 @@ __device__ __forceinline__ void load_or(float (&v)[kWidth], const void* from, in
 template <LIFVariant kV, class In, class Out, class Keep>
 __device__ __forceinline__ bool forward(const Neuron<float>& n, float (&v)[kV.width], const In& input, Out& output,
                                         int t, int end, const Keep& keep) {
-  Ahead<In, kV.group> x{input};
+  Ahead<In, kLoaded<kV>> x{input};
   x.fill(end - t);
   return x.template walk<kV.width == 1>(
       t, end, [&](int t) { return t > 0 && t % kChunk == 0 && keep(v); },
@@ -330,8 +344,8 @@ __device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, 
                                      int begin, int end, const Came& came, const Found& found) {
   if (begin >= end) return;
   int t = (end - 1) / kChunk * kChunk, length = end - t;
-  Ahead<In, kV.group> x{input};
-  Ahead<Upstream<kV>, kV.group> upstream{Upstream<kV>(s, place, a.grad_spikes, end)};
+  Ahead<In, kLoaded<kV>> x{input};
+  Ahead<Upstream<kV>, kLoaded<kV>> upstream{Upstream<kV>(s, place, a.grad_spikes, end)};
   Column<kV.width, backward_threads(kV.width)> column(memory);
   Saved saved(a.saved, place, t);
   float v[kV.width];
@@ -347,7 +361,7 @@ __device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, 
   start();
   while (true) {
     upstream.fill(length);
-    x.chunk(length, [&](const typename In::Step& step) {
+    x.template chunk<false>(length, [&](const typename In::Step& step) {
       float h[kV.width];
 #pragma unroll
       for (int e = 0; e < kV.width; ++e) {
@@ -366,7 +380,7 @@ __device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, 
       saved.at -= saved.stride;
       start();
     }
-    upstream.chunk(now, [&](const typename Upstream<kV>::Step& step) {
+    upstream.template chunk<true>(now, [&](const typename Upstream<kV>::Step& step) {
       float g[kV.width], h[kV.width], through[kV.width];
       column.pop(h);
 #pragma unroll
@@ -397,7 +411,7 @@ extern __shared__ __align__(16) char shared_memory[];
 
 template <LIFVariant kV>
 __global__ void __launch_bounds__(kForwardThreads) lif_forward(Neuron<float> n, LIFShape s, LIFForward a) {
-  const Place place(s, this_thread() * kV.width);
+  const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;
   const int segment = kV.split ? int(blockIdx.y) : 0;
   const auto [begin, end] = Segment::of<kV>(s, segment);
@@ -425,12 +439,12 @@ __global__ void __launch_bounds__(kForwardThreads) lif_forward(Neuron<float> n, 
     return false;
   });
   if constexpr (kV.split) store_state(starts + s.segments * place.neurons, v);
-  if (a.v_last && end == s.steps) store_state(static_cast<float*>(a.v_last) + place.state, v);
+  if (a.v_last && end == steps_of<kV>(s)) store_state(static_cast<float*>(a.v_last) + place.state, v);
 }
 
 template <LIFVariant kV>
 __global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> n, LIFShape s, LIFForward a) {
-  const Place place(s, this_thread());
+  const Place place(s, this_thread(), kV.rows);
   if (!place.inside) return;
   const float* starts = static_cast<const float*>(a.scratch) + place.state;
   float* ends = static_cast<float*>(a.scratch) + s.segments * place.neurons + place.state;
@@ -460,14 +474,14 @@ __global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> n, L
     });
     if (joined) continue;
     ends[segment * place.neurons] = v[0];
-    if (a.v_last && end == s.steps) static_cast<float*>(a.v_last)[place.state] = v[0];
+    if (a.v_last && end == steps_of<kV>(s)) static_cast<float*>(a.v_last)[place.state] = v[0];
   }
 }
 
 // Gain and carry of every segment but the first.
 template <LIFVariant kV>
 __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, LIFShape s, LIFBackward a) {
-  const Place place(s, this_thread());
+  const Place place(s, this_thread(), kV.rows);
   if (!place.inside) return;
   const int segment = int(blockIdx.y) + 1;
   const auto [begin, end] = Segment::of<kV>(s, segment);
@@ -483,7 +497,7 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, 
 template <LIFVariant kV>
 __global__ void __launch_bounds__(backward_threads(kV.width)) lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
-  const Place place(s, this_thread() * kV.width);
+  const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;
   const int segment = kV.split ? int(blockIdx.y) : 0;
   const auto [begin, end] = Segment::of<kV>(s, segment);
