@@ -22,6 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 EMULATED = os.environ.get("SNNKERN_EMULATE") == "1"
 if EMULATED:
     emulator.install()
+needs_emulator = pytest.mark.skipif(not EMULATED, reason="for SNNKERN_EMULATE=1, as `make test` runs this file too")
 RUNNABLE = [name for name, reason in snnkern.backends().items() if reason is None and name != "reference"]
 EXPECTED = ["cpu", "cuda", "triton"] if torch.cuda.is_available() else ["cpu"]
 if INTERPRETED or EMULATED:

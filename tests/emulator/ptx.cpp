@@ -53,9 +53,10 @@ double from_half(uint16_t half) {
 }
 uint16_t to_half(double number) {  // to nearest even
   if (std::isnan(number)) return 0x7fff;
-  const int sign = std::signbit(number) << 15, exponent = std::clamp(std::ilogb(number), -14, 16);
-  const double units = std::isinf(number) ? 0x7c00 : std::nearbyint(std::ldexp(std::fabs(number), 10 - exponent));
-  return uint16_t(sign | std::min(((exponent + 14) << 10) + int(units), 0x7c00));
+  const int sign = std::signbit(number) << 15;
+  if (std::fabs(number) >= 65520) return uint16_t(sign | 0x7c00);
+  const int exponent = std::max(std::ilogb(number), -14);
+  return uint16_t(sign | (((exponent + 14) << 10) + int(std::nearbyint(std::ldexp(std::fabs(number), 10 - exponent)))));
 }
 uint16_t to_bfloat(double number) {
   const float narrow = float(number);
