@@ -121,8 +121,8 @@ def test_a_launch_beyond_what_a_device_takes_is_refused(launch):
         mirror(launch, "nothing", threads=65)
     with pytest.raises(ValueError, match="takes 2 arguments, not 1"):
         launch("mirror<What::nothing>", 64, [], torch.zeros(64))
-    with pytest.raises(ValueError, match="argument 1 has 8 bytes, the kernel wants 24"):
-        launch("mirror<What::nothing>", 64, [bytes(4)], torch.zeros(64))
+    with pytest.raises(ValueError, match="argument 1 has 32 bytes, the kernel wants 24"):
+        launch("mirror<What::nothing>", 64, [bytes(4)], *torch.zeros(4, 64))
     with pytest.raises(ValueError, match="argument 0 has 8 bytes, the kernel wants 4"):
         mirror(lambda name, threads, constants, *tensors: launch(name, threads, [bytes(8)], *tensors), "nothing")
 

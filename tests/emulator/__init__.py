@@ -77,12 +77,9 @@ class Launch:
         self.kernel, self.grid, self.constants = kernel, (across, down, threads, shared), constants
 
     def __call__(self, stream: int, *words: int) -> None:
-        given = [*self.constants, b"".join((word % (1 << 64)).to_bytes(8, "little") for word in words)]
         Launch.made.append(self)
-        try:
-            found = _ptx().launch(self.kernel.parsed, *self.grid, given, _regions(words))
-        finally:
-            _taken.clear()
+        given = b"".join((word % (1 << 64)).to_bytes(8, "little") for word in words)
+        found = _ptx().launch(self.kernel.parsed, *self.grid, [*self.constants, given], _regions(words))
         if found:
             raise Fault(f"{self.kernel.name}, {self.grid}:\n" + "\n".join(found))
 
@@ -90,13 +87,18 @@ class Launch:
 # ------------------------------------------------------------------------------------------------ memory
 
 _data_ptr, _empty, _empty_like = torch.Tensor.data_ptr, torch.empty, torch.empty_like
-_taken: list[torch.Tensor] = []  # whose address was taken since the last launch
+_taken: list[torch.Tensor] = []  # whose addresses were taken for the next launches, or the last ones
+_launched = False  # since then
 _fresh: dict[
     int, tuple
 ] = {}  # by address: bytes of what torch.empty made, which of its numbers a kernel wrote, the tensor
 
 
 def _take(tensor: torch.Tensor) -> int:
+    global _launched
+    if _launched:
+        _taken.clear()
+        _launched = False
     _taken.append(tensor)
     return _data_ptr(tensor)
 
@@ -124,6 +126,8 @@ def forget() -> None:
 def _regions(words: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
     """What a launch with these words may touch: begin, end, the address of what says which numbers kernels wrote, or 0,
     and the bytes of a number."""
+    global _launched
+    _launched = True
     spans: list[list[int]] = []
     for tensor in _taken:
         if tensor.numel():

@@ -982,11 +982,11 @@ vector<string> launch(const Kernel& kernel, unsigned across, unsigned down, unsi
   l.parameters.resize(kernel.parameter_bytes);
   for (size_t k = 0; k < arguments.size(); ++k) {
     const auto& p = kernel.parameters[k];
-    if (int(arguments[k].size()) != p.bytes)
-      throw std::invalid_argument(kernel.name + ": argument " + std::to_string(k) + " has " +
-                                  std::to_string(arguments[k].size()) + " bytes, the kernel wants " +
-                                  std::to_string(p.bytes));
-    std::memcpy(l.parameters.data() + p.at, arguments[k].data(), p.bytes);
+    const int given = int(arguments[k].size());  // words that are not given are 0
+    if (given > p.bytes || (given < p.bytes && k + 1 < arguments.size()))
+      throw std::invalid_argument(kernel.name + ": argument " + std::to_string(k) + " has " + std::to_string(given) +
+                                  " bytes, the kernel wants " + std::to_string(p.bytes));
+    std::memcpy(l.parameters.data() + p.at, arguments[k].data(), given);
   }
   for (auto& [begin, end, initialised, granule] : memory)
     l.regions.emplace_back(begin, end, reinterpret_cast<char*>(begin), reinterpret_cast<uint8_t*>(initialised),
