@@ -59,8 +59,8 @@ struct LIFForward {
   const void* x;
   const void* v;  // null: start from v_start
   void* spikes;
-  void* v_last;
-  void* saved;  // null: inference, nothing is kept
+  void* v_last;  // null: nobody looks
+  void* saved;   // null: inference, nothing is kept
   void* scratch;
   Norm norm;
 };

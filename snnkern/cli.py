@@ -54,6 +54,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     report = {
         **versions(),
         "triton": _triton(),
+        "nvrtc": _nvrtc(),
         "instruction set": _instruction_set(),
         "threads": torch.get_num_threads(),
         "devices": [_device(i) for i in range(torch.cuda.device_count())],
@@ -62,7 +63,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
-    for name in ("snnkern", "python", "torch", "triton", "processor", "instruction set", "threads"):
+    for name in ("snnkern", "python", "torch", "triton", "nvrtc", "processor", "instruction set", "threads"):
         typer.echo(f"{name:19}{report[name]}")
     typer.echo(f"{'devices':19}{'; '.join(report['devices']) or 'no GPU that this PyTorch can use'}")
     for name, state in report["backends"].items():
@@ -408,6 +409,20 @@ def _triton() -> str:
     except ImportError as error:
         return f"cannot be imported: {error}"
     return triton.__version__
+
+
+def _nvrtc() -> str:
+    from .backend.cuda.program import folder, missing
+
+    if reason := missing():
+        return reason
+    try:
+        from cuda.bindings import nvrtc
+
+        _, major, minor = nvrtc.nvrtcVersion()
+    except Exception as error:  # the bindings raise what they like where the library is missing
+        return f"cannot be loaded: {error}"
+    return f"{major}.{minor}; compiled kernels are kept in {folder()}"
 
 
 def _instruction_set() -> str:

@@ -339,7 +339,21 @@ def test_library_ops_keep_their_contract(backend):
     spec = library.neuron(make_spec(0.5, None, True, 1.0, 0.0, ATan(), False, False))
     weight, bias, mean, var = norm_of(y)
     norm = library.batch(Batch(True, 0.1, 1e-5, 1.0, None))
-    arguments = (y, weight.requires_grad_(), bias.requires_grad_(), mean, var, None, None, spec, norm, 0, 7, backend)
+    arguments = (
+        y,
+        weight.requires_grad_(),
+        bias.requires_grad_(),
+        mean,
+        var,
+        None,
+        None,
+        spec,
+        norm,
+        0,
+        7,
+        False,
+        backend,
+    )
     torch.library.opcheck(torch.ops.snnkern.bn_lif.default, arguments)
 
 
@@ -388,3 +402,21 @@ def test_half_precision_statistics_are_updated(backend, device):
     snnkern.bn_lif(y, None, None, mean, var, training=True, momentum=1.0, backend=backend)
     assert torch.allclose(mean.float(), y.float().mean((0, 1, 3)), atol=1e-2)
     assert math.isclose(var.float().mean().item(), 1.0, abs_tol=0.3) and not torch.equal(var, torch.ones_like(var))
+
+
+@pytest.mark.parametrize("steps", [5, 40])
+@pytest.mark.usefixtures("on_device")
+def test_v_last_that_nobody_wants_is_not_made(backend, steps):
+    device = torch.get_default_device()
+    x, grad = draw((steps, 33), device=device).requires_grad_(), draw((steps, 33), device=device, seed=2)
+    norm = norm_of(x.view(steps, 1, 33))
+    for call in (
+        lambda **kw: snnkern.lif(x, backend=backend, **kw),
+        lambda **kw: snnkern.bn_lif(x.view(steps, 1, 33), *norm, training=False, backend=backend, **kw),
+    ):
+        for function in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+            spikes, v = function(return_v=False)
+            wanted, wanted_v = function()
+            assert v is None and wanted_v is not None and torch.equal(spikes, wanted)
+            (got,), (gradient,) = (torch.autograd.grad(s, x, grad.view_as(s)) for s in (spikes, wanted))
+            assert torch.equal(got, gradient)

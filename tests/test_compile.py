@@ -34,6 +34,6 @@ def test_compiles_into_one_graph_with_the_same_results(backend, device, options)
 def test_the_library_op_passes_opcheck(backend, device):
     importlib.import_module("snnkern.ops.library")
     x, v = draw((20, 12), device=device).requires_grad_(), draw((12,), device=device).requires_grad_()
-    for state in (None, v):
-        neuron = "decay;0.5;1.0;0.0;False;False;" + Triangle().text
-        torch.library.opcheck(torch.ops.snnkern.lif.default, (x, state, neuron, 0, 20, backend))
+    neuron = "decay;0.5;1.0;0.0;False;False;" + Triangle().text
+    for state, return_v in ((None, False), (v, True)):
+        torch.library.opcheck(torch.ops.snnkern.lif.default, (x, state, neuron, 0, 20, return_v, backend))

@@ -34,7 +34,9 @@ def test_an_installation_has_every_file_of_the_package_and_no_other(tmp_path):
     (tmp_path / "snnkern" / "of_an_earlier_version.py").touch()
     run = setup("egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path)
     assert run.returncode == 0, run.stderr
-    assert files(tmp_path, "snnkern") == files(ROOT, "snnkern")
+    kernels = {f"snnkern/{name}" for name in files(ROOT, "csrc") if name.endswith((".cuh", ".h")) and "cpu" not in name}
+    assert files(tmp_path, "snnkern") == files(ROOT, "snnkern") | kernels - {"snnkern/csrc/cuda/driver.h"}
+    assert {"snnkern/csrc/lif.h", "snnkern/csrc/cuda/lif.cuh"} <= kernels
     assert (tmp_path / "snnkern" / "py.typed").exists()
 
 

@@ -157,13 +157,21 @@ LAYOUTS = {
 }
 
 
+def moved(x, device):
+    """x on another device, with its strides, at its place in a memory as large."""
+    memory = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return memory.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_any_strides(backend, device, name):
     make, time_dim = LAYOUTS[name]
-    x = make()
-    if device != "cpu":
-        x = torch.empty_strided(x.shape, x.stride(), device=device).copy_(x) if 0 not in x.stride() else x.to(device)
-    check_all(x, backend, time_dim=time_dim)
+    check_all(moved(make(), device), backend, time_dim=time_dim)
+
+
+def test_the_misaligned_case_is_misaligned(backend, device):
+    make, _ = LAYOUTS["misaligned"]
+    assert moved(make(), device).data_ptr() % 16 == 4
 
 
 @pytest.mark.parametrize("shape", [(50, 40), (300, 33), (20, 35, 20), (3, 18, 31)], ids=str)
@@ -176,8 +184,7 @@ def test_short_rows_are_transposed(backend, device, dtype, shape):
 
 @pytest.mark.parametrize("name", ["transposed", "channels last", "flipped order"])
 def test_dense_inputs_are_not_copied_and_spikes_keep_their_strides(backend, device, name):
-    x = LAYOUTS[name][0]()
-    x = torch.empty_strided(x.shape, x.stride(), device=device).copy_(x)
+    x = moved(LAYOUTS[name][0](), device)
     assert snnkern.spec.layout.layout_of(x, 0) is not None
     spikes, v_last = snnkern.lif(x, backend=backend)
     assert spikes.stride() == x.stride()

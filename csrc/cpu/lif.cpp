@@ -176,7 +176,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
   const Seams<S> seams(a.scratch, s);
   const auto finish = [&](const Tile& tile, const S* v) {
     seams.note(seams.ends, tile, v);
-    if (tile.end == s.steps) std::copy_n(v, tile.lanes, static_cast<S*>(a.v_last) + tile.first);
+    if (a.v_last && tile.end == s.steps) std::copy_n(v, tile.lanes, static_cast<S*>(a.v_last) + tile.first);
   };
 
   parallel_for(tiles.count, threads, [&](int64_t i) {

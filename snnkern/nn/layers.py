@@ -59,7 +59,7 @@ class LIF(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         check_residual(residual)
-        return lif(x if residual is None else x + residual, **self.settings)[0]
+        return lif(x if residual is None else x + residual, return_v=False, **self.settings)[0]
 
     def extra_repr(self) -> str:
         defaults = inspect.signature(lif).parameters

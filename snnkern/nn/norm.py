@@ -156,6 +156,7 @@ class BNLIF(_TimeNorm):
             scale=self.scale,
             residual=residual,
             process_group=self.process_group,
+            return_v=False,
             **self.lif.settings,
         )[0]
 

@@ -40,8 +40,9 @@ def bn_lif(
     fire_at_threshold: bool = False,
     steps_out: int | None = None,
     time_dim: int = 0,
+    return_v: bool = True,
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Batch norm over time, batch and space, then leaky integrate-and-fire: ``lif(batch_norm(y) + residual)``, fused.
 
     ::
@@ -66,7 +67,7 @@ def bn_lif(
         residual: added to what the neurons receive, such as a block's shortcut; shape, dtype and device of y.
         process_group: processes whose y together make the statistics, forward and backward. None: this process alone.
         decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold, steps_out, time_dim,
-            backend: those of ``lif``.
+            return_v, backend: those of ``lif``.
 
     Returns: ``spikes`` and ``v_last``, as ``lif``.
 
@@ -101,18 +102,18 @@ def bn_lif(
     time_dim, steps_out, repeat = _check(y, v, residual, time_dim, steps_out)
     norm = _check_norm(y, weight, bias, running_mean, running_var, training, momentum, eps, scale, process_group)
     state = state_dtype(y.dtype)
-    weight, bias = (None if p is None else p.to(state) for p in (weight, bias))
+    weight, bias = (p if p is None or p.dtype == state else p.to(state) for p in (weight, bias))
     kept = running_mean, running_var
-    running = [None if r is None else r.detach().to(state).contiguous() for r in kept]
+    running = [r if r is None or _is_as_kept(r, state) else r.detach().to(state).contiguous() for r in kept]
     if not plain:
         from . import library
 
         tensors = y, weight, bias, *running, v, residual
         steps = None if given is None or repeat else steps_out
-        spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps, backend)
+        spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps, return_v, backend)
     else:
         kernels = choose(y.device.type, y.dtype, backend)
-        op, parameters = Op(spec, time_dim, steps_out, kernels), Parameters(weight, bias, *running)
+        op, parameters = Op(spec, time_dim, steps_out, kernels, return_v), Parameters(weight, bias, *running)
         if kernels.differentiable:
             spikes, v_last = kernels.bn_lif(y, parameters, v, residual, norm, spec, time_dim, steps_out)
             if steps_out == y.shape[time_dim]:
@@ -123,10 +124,15 @@ def bn_lif(
             spikes, v_last = bn_forward(op, norm, parameters, y, v, residual, keep=False)[:2]
     if training:
         for old, new in zip(kept, running, strict=True):
-            if old is not None and (not plain or old.dtype != state or not old.is_contiguous()):
+            if old is not None and (not plain or not _is_as_kept(old, state)):
                 with torch.no_grad():
                     old.copy_(new)
-    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
+
+
+def _is_as_kept(running: torch.Tensor, state: torch.dtype) -> bool:
+    """Whether kernels may change these running statistics where they are."""
+    return running.dtype == state and running.is_contiguous() and not running.requires_grad
 
 
 def _check(y, v, residual, time_dim, steps_out) -> tuple[int, int, int | None]:
@@ -186,10 +192,10 @@ class _BNLIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y, weight, bias, v, residual, running, norm, op):
         parameters = Parameters(weight, bias, *running)
-        spikes, v_last, kept, layout, count = bn_forward(op, norm, parameters, y, v, residual, keep=True)
+        spikes, v_last, kept, layout, *rest = bn_forward(op, norm, parameters, y, v, residual, keep=True)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        ctx.op, ctx.rest = op, (norm, layout, count)
+        ctx.op, ctx.rest = op, (norm, layout, *rest)
         return spikes, v_last
 
     @staticmethod
@@ -204,7 +210,7 @@ class _BNLIF(torch.autograd.Function):
         if not are_plain_gradients(grad_spikes, grad_v_last):
             from . import library
 
-            norm, layout, _ = ctx.rest
+            norm, layout, *_ = ctx.rest
             given = ctx.op, layout, norm, kept, grad_spikes, grad_v_last
             return *library.bn_lif_backward(*given, ctx.needs_input_grad[:5]), *(None,) * 3
         grad_y, affine, grad_v, grad_residual = bn_backward(ctx.op, *ctx.rest, kept, grad_spikes, grad_v_last, wanted)

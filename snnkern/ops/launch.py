@@ -25,6 +25,7 @@ class Op(NamedTuple):
     time_dim: int
     steps_out: int
     kernels: ModuleType
+    return_v: bool = True
 
 
 def go_back_by(surrogate: Surrogate, node) -> int:
@@ -61,7 +62,7 @@ def lif_forward(op: Op, x, v, keep: bool):
     x, layout = arrange(x, op.time_dim, op.steps_out)
     if v is not None:
         v = layout.arrange(v, without=op.time_dim)
-    call = Forward(x, v, *_outputs(x, layout, op.time_dim, keep))
+    call = Forward(x, v, *_outputs(op, x, layout, keep))
     op.kernels.lif_forward(op.spec, layout, call)
     return call.spikes, call.v_last, Kept(x, v, call.saved), layout
 
@@ -74,17 +75,18 @@ def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, w
 
 
 def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, keep: bool):
-    """As ``lif_forward``, and returns the elements in a channel, of all processes, too."""
+    """As ``lif_forward``, and returns the elements in a channel, of all processes, and the channels' period, too."""
     kernels = op.kernels
     y, layout = arrange(y, op.time_dim, op.steps_out)
     if v is not None:
         v = layout.arrange(v, without=op.time_dim)
     if residual is not None:
         residual = layout.arrange(residual)
-    parameters = Parameters(*(None if p is None else p.contiguous() for p in parameters))
+    parameters = Parameters(*(p if p is None or p.is_contiguous() else p.contiguous() for p in parameters))
     channels, count = y.shape[2], y.numel() / max(y.shape[2], 1)
     table = torch.empty((ROWS, channels), dtype=state_dtype(y.dtype), device=y.device)
-    norm = Norm(channels, layout.period(y.shape, 2, op.time_dim), table, residual)
+    period = layout.period(y.shape, 2, op.time_dim)
+    norm = Norm(channels, period, table, residual)
     moments, seen = None, count
     if batch.training:
         once = layout if layout.x_step_stride or layout.steps < 2 else layout._replace(steps=1)
@@ -95,9 +97,9 @@ def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, kee
             moments, seen, count = _of_all(moments, seen, count, batch.group)
     plan = Plan(seen, count / max(count - 1, 1), batch.momentum, batch.eps, batch.scale)
     kernels.bn_prepare(plan, moments, parameters, table)
-    call = Forward(y, v, *_outputs(y, layout, op.time_dim, keep), norm)
+    call = Forward(y, v, *_outputs(op, y, layout, keep), norm)
     kernels.lif_forward(op.spec, layout, call)
-    return call.spikes, call.v_last, Kept(y, v, call.saved, table, residual), layout, count
+    return call.spikes, call.v_last, Kept(y, v, call.saved, table, residual), layout, count, period
 
 
 class Wanted(NamedTuple):
@@ -108,10 +110,11 @@ class Wanted(NamedTuple):
     residual: bool = True
 
 
-def bn_backward(op: Op, batch: Batch, layout: Layout, count, kept: Kept, grad_spikes, grad_v_last, wanted: Wanted):
-    """The adjoint: gradients of y, of weight and bias together ([2, channels]), of v and of the residual."""
+def bn_backward(op: Op, batch: Batch, layout: Layout, count, period, kept: Kept, grad_spikes, grad_v_last, wanted):
+    """The adjoint: gradients of y, of weight and bias together ([2, channels]), of v and of the residual, as ``Wanted``
+    says."""
     y = kept.x
-    norm = Norm(y.shape[2], layout.period(y.shape, 2, op.time_dim), kept.table, kept.residual)
+    norm = Norm(y.shape[2], period, kept.table, kept.residual)
     plan = Plan(count, 1.0, batch.momentum, batch.eps, batch.scale)
     affine = torch.empty_like(kept.table[:2]) if batch.training or wanted.affine else None
     call = _backward(op, layout, kept, grad_spikes, grad_v_last, wanted.v)._replace(
@@ -144,14 +147,16 @@ def ttm(x: torch.Tensor, steps: int, time_dim: int, kernels) -> torch.Tensor:
     return y
 
 
-def _outputs(x, layout: Layout, time_dim: int, keep: bool):
-    """New tensors for spikes, v_last and, for backward, saved."""
+def _outputs(op: Op, x, layout: Layout, keep: bool):
+    """New tensors for spikes and, if wanted, v_last and, for backward, saved."""
+    time_dim, v_last = op.time_dim, None
     before, after = x.shape[:time_dim], x.shape[time_dim + 1 :]
     spikes = layout.empty(torch.Size((*before, layout.steps_out, *after)), x.dtype, x.device)
     if layout.steps_out == layout.steps:  # not sums of them
         note(spikes)
     state = state_dtype(x.dtype)
-    v_last = layout.empty(before + after, state, x.device, without=time_dim)
+    if op.return_v:
+        v_last = layout.empty(before + after, state, x.device, without=time_dim)
     saved = None
     if keep and layout.steps > CHUNK:
         saved = torch.empty(((layout.steps - 1) // CHUNK, layout.outer * layout.inner), dtype=state, device=x.device)

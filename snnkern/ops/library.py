@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from .. import surrogate as surrogates
 from ..backend import choose, load
 from ..backend.reference import bn_lif as bn_reference
-from ..spec.layout import Layout, arrange
+from ..spec.layout import Layout, arrange, state_dtype
 from ..spec.neuron import LIFSpec
 from ..spec.norm import Batch, Parameters
 from ..spec.split import CHUNK
@@ -25,7 +25,7 @@ from .launch import Kept, Op, Wanted
 
 _library = torch.library.Library("snnkern", "DEF")
 _library.define(
-    "lif(Tensor x, Tensor? v, str neuron, int time_dim, SymInt? steps_out, str backend) -> "
+    "lif(Tensor x, Tensor? v, str neuron, int time_dim, SymInt? steps_out, bool return_v, str backend) -> "
     "(Tensor spikes, Tensor v_last, Tensor saved)"
 )
 _library.define(
@@ -34,7 +34,7 @@ _library.define(
 )
 _norm = "Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? v, Tensor? residual"
 _library.define(
-    f"bn_lif(Tensor y, {_norm}, str neuron, str norm, int time_dim, SymInt? steps_out, str backend) -> "
+    f"bn_lif(Tensor y, {_norm}, str neuron, str norm, int time_dim, SymInt? steps_out, bool return_v, str backend) -> "
     "(Tensor spikes, Tensor v_last, Tensor saved, Tensor table, Tensor running_mean, Tensor running_var)"
 )
 _library.define(
@@ -69,9 +69,9 @@ def name_of(kernels) -> str:
     return kernels.__name__.rpartition(".")[2]
 
 
-def lif(x, v, spec: LIFSpec, time_dim: int, steps_out: int | None, backend: str):
+def lif(x, v, spec: LIFSpec, time_dim: int, steps_out: int | None, return_v: bool, backend: str):
     """``snnkern.lif`` of checked arguments, as one node of the graph. ``steps_out`` None: as many as x has."""
-    spikes, v_last, _ = _call("lif", x, v, neuron(spec), time_dim, steps_out, backend)
+    spikes, v_last, _ = _call("lif", x, v, neuron(spec), time_dim, steps_out, return_v, backend)
     return spikes, v_last
 
 
@@ -115,7 +115,7 @@ def neuron(spec: LIFSpec) -> str:
     )
 
 
-def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, backend: str | None):
+def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, return_v: bool, backend: str | None):
     """``snnkern.bn_lif`` of checked arguments; also returns the new running statistics, as nothing changes in place."""
     _refuse_group(norm)
     name = name_for(tensors[0].device.type, tensors[0].dtype, backend)
@@ -124,7 +124,7 @@ def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, b
         running = [None if r is None else r.clone() for r in running]
         parameters = Parameters(weight, bias, *running)
         return *bn_reference(y, parameters, v, residual, norm, spec, time_dim, steps_out), *running
-    rest = neuron(spec), batch(norm), time_dim, steps_out, name
+    rest = neuron(spec), batch(norm), time_dim, steps_out, return_v, name
     spikes, v_last, _, _, *running = _call("bn_lif", *tensors, *rest)
     return spikes, v_last, *running
 
@@ -171,16 +171,16 @@ class _Nothing:
     lif_backward = ttm = bn_moments = bn_prepare = bn_sums = bn_gradients = lif_forward
 
 
-def _op(kernels, x, neuron, time_dim, steps_out) -> Op:
+def _op(kernels, x, neuron, time_dim, steps_out, return_v) -> Op:
     if steps_out is not None and steps_out > x.shape[time_dim]:
         raise ValueError(f"this call was recorded for {steps_out} steps or more, got shape {tuple(x.shape)}")
-    return Op(_spec(neuron), time_dim, steps_out, kernels)
+    return Op(_spec(neuron), time_dim, steps_out, kernels, return_v)
 
 
-def _forward(kernels, x, v, neuron, time_dim, steps_out):
-    op = _op(kernels, x, neuron, time_dim, steps_out)
+def _forward(kernels, x, v, neuron, time_dim, steps_out, return_v):
+    op = _op(kernels, x, neuron, time_dim, steps_out, return_v)
     spikes, v_last, kept, _ = launch.lif_forward(op, x, v, keep=True)
-    return spikes, v_last, _or_empty(kept.saved, v_last)
+    return spikes, *(_or_empty(t, x, state_dtype(x.dtype)) for t in (v_last, kept.saved))
 
 
 def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim, steps_out):
@@ -189,20 +189,21 @@ def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim, 
     return launch.lif_backward(op, layout, kept, grad_spikes, grad_v_last, want_v=True)
 
 
-def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual, neuron, norm, time_dim, steps_out):
-    op = _op(kernels, y, neuron, time_dim, steps_out)
+def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual, neuron, norm, *rest):
+    op = _op(kernels, y, neuron, *rest)
     running = [None if r is None else r.clone() for r in (running_mean, running_var)]
     parameters = Parameters(weight, bias, *running)
     spikes, v_last, kept, *_ = launch.bn_forward(op, _batch(norm), parameters, y, v, residual, keep=True)
-    return spikes, v_last, *(_or_empty(t, v_last) for t in (kept.saved, kept.table, *running))
+    tensors = v_last, kept.saved, kept.table, *running
+    return spikes, *(_or_empty(t, y, state_dtype(y.dtype)) for t in tensors)
 
 
 def _bn_backward(kernels, y, v, saved, table, residual, grad_spikes, grad_v_last, neuron, norm, time_dim, steps_out):
     op = Op(_spec(neuron), time_dim, steps_out, kernels)
     kept, layout = _kept(op, y, v, saved)
     kept = kept._replace(table=table, residual=None if residual is None else layout.arrange(residual))
-    count = y.numel() / max(y.shape[2], 1)
-    return launch.bn_backward(op, _batch(norm), layout, count, kept, grad_spikes, grad_v_last, Wanted())
+    count, period = y.numel() / max(y.shape[2], 1), layout.period(y.shape, 2, time_dim)
+    return launch.bn_backward(op, _batch(norm), layout, count, period, kept, grad_spikes, grad_v_last, Wanted())
 
 
 def _kept(op: Op, x, v, saved):
@@ -212,33 +213,33 @@ def _kept(op: Op, x, v, saved):
     return Kept(x, v, saved if layout.steps > CHUNK else None), layout
 
 
-def _or_empty(t, like):
-    return like.new_empty(0) if t is None else t
+def _or_empty(t, like, dtype=None):
+    return like.new_empty(0, dtype=dtype) if t is None else t
 
 
 def _setup(ctx, inputs, output):
-    x, v, *ctx.rest = inputs
+    x, v, *ctx.rest, _, ctx.backend = inputs
     ctx.save_for_backward(x, v, output[2])
     ctx.set_materialize_grads(False)
 
 
 def _grad(ctx, grad_spikes, grad_v_last, _):
     x, v, saved = ctx.saved_tensors
-    grad_x, grad_v = _once("lif", x, v, saved, grad_spikes, grad_v_last, *ctx.rest)
-    return grad_x, None if v is None else grad_v, None, None, None, None
+    grad_x, grad_v = _once("lif", x, v, saved, grad_spikes, grad_v_last, *ctx.rest, ctx.backend)
+    return grad_x, None if v is None else grad_v, *(None,) * 5
 
 
 def _setup_bn(ctx, inputs, output):
-    y, _, _, _, _, v, residual, *ctx.rest = inputs
+    y, _, _, _, _, v, residual, *ctx.rest, _, ctx.backend = inputs
     ctx.save_for_backward(y, v, output[2], output[3], residual)
     ctx.set_materialize_grads(False)
 
 
 def _grad_bn(ctx, grad_spikes, grad_v_last, *_):
-    gradients = _once("bn_lif", *ctx.saved_tensors, grad_spikes, grad_v_last, *ctx.rest)
+    gradients = _once("bn_lif", *ctx.saved_tensors, grad_spikes, grad_v_last, *ctx.rest, ctx.backend)
     y, weight, bias, _, _, v, residual = ctx.needs_input_grad[:7]
     grad_y, grad_weight, grad_bias, *rest = _wanted((y, weight, bias, v, residual), *gradients)
-    return grad_y, grad_weight, grad_bias, None, None, *rest, *(None,) * 5
+    return grad_y, grad_weight, grad_bias, None, None, *rest, *(None,) * 6
 
 
 def _setup_ttm(ctx, inputs, output):

@@ -28,8 +28,9 @@ def lif(
     fire_at_threshold: bool = False,
     steps_out: int | None = None,
     time_dim: int = 0,
+    return_v: bool = True,
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Leaky integrate-and-fire over time, fused.
 
     ::
@@ -60,6 +61,7 @@ def lif(
         steps_out: time steps of the spikes returned, which are then ``ttm(spikes, steps_out)``: sums over groups of
             steps, in one pass that writes nothing else, or each spike repeated. None: as many as x has.
         time_dim: the dimension of x that is time.
+        return_v: False: v_last is None, and not written.
         backend: ``cuda``, ``triton``, ``cpu`` or ``reference``; default: the environment's ``SNNKERN_BACKEND``, else
             the fastest that can run.
 
@@ -87,14 +89,14 @@ def lif(
         surrogate = from_spikingjelly(surrogate)
     neuron = decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold
     if not is_plain(x, v):
-        return _registered(x, v, neuron, steps_out, time_dim, backend)
+        return _registered(x, v, neuron, steps_out, time_dim, return_v, backend)
     try:
         spec = make_spec(*neuron)
     except TypeError:  # also of what cannot be hashed, which is named here
         spec = new_spec(*neuron)
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
     kernels = choose(x.device.type, x.dtype, backend)
-    op = Op(spec, time_dim, steps_out, kernels)
+    op = Op(spec, time_dim, steps_out, kernels, return_v)
     if kernels.differentiable:
         spikes, v_last = kernels.lif(x, v, spec, time_dim, steps_out)
         if steps_out == x.shape[time_dim]:
@@ -103,10 +105,10 @@ def lif(
         spikes, v_last = _LIF.apply(x, v, op)
     else:
         spikes, v_last = lif_forward(op, x, v, keep=False)[:2]
-    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
 
 
-def _registered(x, v, neuron, steps_out, time_dim, backend):
+def _registered(x, v, neuron, steps_out, time_dim, return_v, backend):
     """``lif`` of anything but plain tensors, and inside ``torch.compile``: the same steps, through a registered op."""
     from . import library
 
@@ -120,8 +122,9 @@ def _registered(x, v, neuron, steps_out, time_dim, backend):
 
         spikes, v_last = reference(x, v, spec, time_dim, steps_out)
     else:
-        spikes, v_last = library.lif(x, v, spec, time_dim, None if given is None or repeat else steps_out, name)
-    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last
+        steps = None if given is None or repeat else steps_out
+        spikes, v_last = library.lif(x, v, spec, time_dim, steps, return_v, name)
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
 
 
 def _check(x, v, time_dim, steps_out) -> tuple[int, int, int | None]:

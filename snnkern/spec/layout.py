@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -93,25 +94,33 @@ class Layout(NamedTuple):
 
 def layout_of(x: torch.Tensor, time_dim: int) -> Layout | None:
     """The layout of x, or None if only a copy of it has one."""
-    shape = x.shape
+    seen = x.shape, x.stride(), x.is_contiguous(), time_dim
+    try:
+        return _layout(*seen)
+    except TypeError:  # sizes that torch.compile traces cannot be hashed
+        return _layout.__wrapped__(*seen)
+
+
+@lru_cache(maxsize=512)
+def _layout(shape, strides, contiguous: bool, time_dim: int) -> Layout | None:
     steps = shape[time_dim]
-    if x.is_contiguous():
+    if contiguous:
         outer, inner = math.prod(shape[:time_dim]), math.prod(shape[time_dim + 1 :])
-        return Layout(None, outer, steps, inner, steps * inner, inner, steps)
-    strides = x.stride()
+        return Layout(None, outer, steps, inner, steps * inner if outer > 1 else 0, inner if steps > 1 else 0, steps)
     # Widest stride first; a repeated frame (stride 0 in time) is outermost.
-    order = sorted(range(x.dim()), key=lambda i: -strides[i] if strides[i] else -math.inf)
+    order = sorted(range(len(shape)), key=lambda i: -strides[i] if strides[i] else -math.inf)
     at = order.index(time_dim)
     inner = _merge(order[at + 1 :], shape, strides)
     outer = _merge(order[:at], shape, strides)
     if inner is None or outer is None or (inner[0] > 1 and inner[1] != 1):
         return None
-    return Layout(tuple(order), outer[0], steps, inner[0], outer[1], strides[time_dim], steps)
+    return Layout(tuple(order), outer[0], steps, inner[0], outer[1], strides[time_dim] if steps > 1 else 0, steps)
 
 
 def _merge(dims, shape, strides) -> tuple[int, int] | None:
-    """Size and stride of ``dims`` (widest first) seen as one dimension, or None if they are not evenly spaced."""
-    size, stride = 1, 1
+    """Size and stride of ``dims`` (widest first) seen as one dimension, or None if they are not evenly spaced. Where
+    there is nothing to step over, the stride is 0."""
+    size, stride = 1, 0
     for i in reversed(dims):
         if shape[i] == 1:
             continue
@@ -129,7 +138,7 @@ def arrange(x: torch.Tensor, time_dim: int, steps_out: int | None = None) -> tup
     if layout is None:
         x = x.contiguous()
         layout = layout_of(x, time_dim)
-    return x, layout if steps_out is None else layout._replace(steps_out=steps_out)
+    return x, layout if steps_out is None or steps_out == layout.steps else layout._replace(steps_out=steps_out)
 
 
 def starts(steps: int, groups: int) -> list[int]:

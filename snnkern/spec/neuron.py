@@ -74,7 +74,7 @@ class Forward(NamedTuple):
     x: torch.Tensor
     v: torch.Tensor | None  # None: start from v_start
     spikes: torch.Tensor
-    v_last: torch.Tensor
+    v_last: torch.Tensor | None  # None: nobody looks
     saved: torch.Tensor | None  # None: nothing is kept
     norm: Norm | None = None
 

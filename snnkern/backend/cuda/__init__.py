@@ -1,8 +1,9 @@
-"""CUDA C++, compiled into the extension wherever ``nvcc`` was found (``csrc/cuda``); compute capability 8.0 and up."""
+"""CUDA C++ (``csrc/cuda``), compiled when a kernel is first needed; compute capability 8.0 and up."""
 
 import torch
 
-from .._extension import _C, missing
+from .._extension import missing
+from . import program
 from .bn_lif import bn_gradients, bn_moments, bn_prepare, bn_sums  # noqa: F401
 from .lif import lif_backward, lif_forward  # noqa: F401
 from .pack import pack, unpack  # noqa: F401
@@ -14,12 +15,12 @@ differentiable = False
 def unavailable() -> str | None:
     if missing():
         return missing()
-    if not hasattr(_C, "lif_forward_cuda"):
-        return "the extension was compiled without CUDA, because nvcc was not found or SNNKERN_CUDA=0 was set"
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
+    if without := program.missing():
+        return without
     capability = torch.cuda.get_device_capability()
     if capability < (8, 0):
         return f"the device has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"

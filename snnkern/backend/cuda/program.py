@@ -1,8 +1,8 @@
 """CUDA kernels, compiled by NVRTC for what a call needs when a call first needs it.
 
-A kernel is a template of ``csrc/cuda`` over a structure of constants, its variant: dtype, width, form of the neuron, and
-whatever else a loop over time would have to ask. Compiled, it is kept on disk, by the text of the sources, the variant
-and the architecture, in ``$SNNKERN_CACHE`` or ``~/.cache/snnkern``.
+A kernel is a template of ``csrc/cuda`` over a structure of constants, its variant: dtype, width, form of the neuron,
+and whatever else a loop over time would have to ask. Compiled, it is kept on disk, by the text of the sources, the
+variant and the architecture, in ``$SNNKERN_CACHE`` or ``~/.cache/snnkern``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _kernel(header: str, name: str, variant: NamedTuple, device: int):
     expression = f"snnkern::{name}<{_cpp(variant)}>"
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"{expression} is not loaded yet, and cannot be while a CUDA graph is captured: make the same call once before"
+            f"{expression} is not loaded yet, and cannot be while a CUDA graph is captured: make the same call once "
+            "before the capture"
         )
     made = build(header, expression, architecture(device))
     return load(*made, device)
@@ -101,18 +102,27 @@ def build(header: str, expression: str, target: str) -> tuple[bytes, str]:
     """The compiled kernel, from disk if it is there, and its name in it."""
     path = folder() / f"{_key(header, expression, target)}.{target}"
     try:
-        name, _, image = path.read_bytes().partition(b"\n")
-        return image, name.decode()
+        head, _, image = path.read_bytes().partition(b"\n")
+        name, _, digest = head.decode(errors="replace").partition(" ")
+        if digest == _digest(image):
+            return image, name
+        _log.warning("%s is damaged and is made anew", path)
     except OSError:
         pass
     image, name = compile(header, expression, target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(name.encode() + b"\n" + image)
+        own = path.with_name(f"{path.name}.{os.getpid()}")  # others may be writing it too
+        with replacing(own) as file:
+            file.write(f"{name} {_digest(image)}\n".encode() + image)
+        os.replace(own, path)
     except OSError as error:
-        _warn_once(f"compiled kernels cannot be kept, and every process compiles them anew: {error}")
+        _warn_once(f"compiled kernels cannot be kept, so that every process compiles them anew: {error}")
     return image, name
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 @cache
@@ -141,11 +151,11 @@ def _text() -> bytes:
 
 def _key(header: str, expression: str, target: str) -> str:
     told = "\n".join((header, expression, target, *OPTIONS)).encode()
-    return hashlib.sha256(told + _text()).hexdigest()[:32]
+    return _digest(told + _text())
 
 
 def compile(header: str, expression: str, target: str) -> tuple[bytes, str]:
-    """The kernel that the C++ expression names, as machine code (or PTX, for a target "compute_..."), and its name in it.
+    """The kernel that a C++ expression names, as machine code (or PTX, for a target "compute_..."), and its name there.
 
     Raises:
         RuntimeError: with the compiler's words.
