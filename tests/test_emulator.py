@@ -131,7 +131,7 @@ def test_an_unknown_instruction_is_refused(launch, monkeypatch):
     compile = program.compile
     monkeypatch.setattr(program, "compile", lambda *a: [made.replace(b"add.", b"addc.") if k == 0 else made
                                                         for k, made in enumerate(compile(*a))])  # fmt: skip
-    with pytest.raises(ValueError, match="the emulator has no addc"):
+    with pytest.raises(ValueError, match="the emulator does not have addc"):
         mirror(launch, "nothing")
 
 

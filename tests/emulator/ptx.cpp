@@ -66,26 +66,22 @@ uint16_t to_bfloat(double number) {
 }
 
 struct Type {
-  string name;
+  enum Kind { pred, bits, sign, f16, bf16, f32, f64 } kind;
   int bytes;
-  bool is(const char* other) const { return name == other; }
-  bool floating() const { return name[0] == 'f' || name == "bf16"; }
-  bool is_signed() const { return name[0] == 's'; }
-  __int128 whole(Bits bits) const {
-    bits = low(bits, bytes);
-    return is_signed() && bytes < 8 ? int64_t(bits << (64 - 8 * bytes)) >> (64 - 8 * bytes)
-           : is_signed()            ? __int128(int64_t(bits))
-                                    : __int128(bits);
+  bool floating() const { return kind >= f16; }
+  __int128 whole(Bits of) const {
+    of = low(of, bytes);
+    return kind == sign ? __int128(int64_t(of << (64 - 8 * bytes)) >> (64 - 8 * bytes)) : __int128(of);
   }
-  double number(Bits bits) const {
-    if (is("f16")) return from_half(uint16_t(bits));
-    if (is("bf16")) return std::bit_cast<float>(uint32_t(bits) << 16);
-    return is("f32") ? as<float>(bits) : as<double>(bits);
+  double number(Bits of) const {
+    if (kind == f32) return as<float>(of);
+    if (kind == f64) return as<double>(of);
+    return kind == f16 ? from_half(uint16_t(of)) : std::bit_cast<float>(uint32_t(of) << 16);
   }
   Bits narrow(double number) const {
-    if (is("f16")) return to_half(number);
-    if (is("bf16")) return to_bfloat(number);
-    return is("f32") ? bits_of(float(number)) : bits_of(number);
+    if (kind == f32) return bits_of(float(number));
+    if (kind == f64) return bits_of(number);
+    return kind == f16 ? to_half(number) : to_bfloat(number);
   }
 };
 
@@ -114,7 +110,9 @@ struct Instruction {
 
 struct Kernel;
 
-[[noreturn]] void unknown(const string& what) { throw std::invalid_argument("the emulator has no " + what); }
+struct Unknown {};  // an instruction, or a form of one, that is not written here
+[[noreturn]] void unknown() { throw Unknown(); }
+[[noreturn]] void refuse(const string& what) { throw std::invalid_argument("the emulator does not have " + what); }
 
 constexpr Bits kSharedWindow =
     Bits(1) << 60;                 // where generic addresses of shared memory begin; nothing else lies there
@@ -146,13 +144,16 @@ struct Parts {
     return "";
   }
   std::optional<Type> type() {  // the last one, if it is one
-    static const std::map<string, int> bytes = {
-        {"pred", 1}, {"b8", 1},  {"u8", 1},  {"s8", 1},  {"b16", 2}, {"u16", 2}, {"s16", 2}, {"f16", 2}, {"bf16", 2},
-        {"b32", 4},  {"u32", 4}, {"s32", 4}, {"f32", 4}, {"b64", 8}, {"u64", 8}, {"s64", 8}, {"f64", 8}};
-    if (left.empty() || !bytes.contains(left.back())) return {};
-    const Type found{left.back(), bytes.at(left.back())};
+    static const std::map<string, Type> types = {
+        {"pred", {Type::pred, 1}}, {"b8", {Type::bits, 1}},  {"u8", {Type::bits, 1}},  {"s8", {Type::sign, 1}},
+        {"b16", {Type::bits, 2}},  {"u16", {Type::bits, 2}}, {"s16", {Type::sign, 2}}, {"f16", {Type::f16, 2}},
+        {"bf16", {Type::bf16, 2}}, {"b32", {Type::bits, 4}}, {"u32", {Type::bits, 4}}, {"s32", {Type::sign, 4}},
+        {"f32", {Type::f32, 4}},   {"b64", {Type::bits, 8}}, {"u64", {Type::bits, 8}}, {"s64", {Type::sign, 8}},
+        {"f64", {Type::f64, 8}}};
+    const auto found = left.empty() ? types.end() : types.find(left.back());
+    if (found == types.end()) return {};
     left.pop_back();
-    return found;
+    return found->second;
   }
 };
 
@@ -170,9 +171,9 @@ Function on(F f) {
 }
 template <class F>
 Function on_floats(const Type& t, F f) {
-  if (t.is("f32")) return on<float>(f);
-  if (t.is("f64")) return on<double>(f);
-  unknown("arithmetic in " + t.name);
+  if (t.kind == Type::f32) return on<float>(f);
+  if (t.kind == Type::f64) return on<double>(f);
+  unknown();
 }
 // f(__int128, ...) of whole numbers of type t, cut off to `bytes`.
 template <class F>
@@ -203,70 +204,69 @@ float flushed(float x, bool ftz) { return ftz && std::fabs(x) < 0x1p-126f ? std:
 
 template <class F>
 Function approximate(const Type& t, bool ftz, F f) {
-  if (!t.is("f32")) unknown(".approx of " + t.name);
+  if (t.kind != Type::f32) unknown();
   return on<float>([f, ftz](float x) { return flushed(float(f(double(flushed(x, ftz)))), ftz); });
 }
 
-template <class T>
-bool compare(const string& how, T a, T b) {
-  bool unordered = false;
-  if constexpr (std::is_floating_point_v<T>) unordered = std::isnan(a) || std::isnan(b);
-  if (how == "nan") return unordered;
-  if (how == "num") return !unordered;
-  if (how.size() == 3 && how[2] == 'u' && unordered) return true;  // ltu, leu, ...
-  const string plain = how.substr(0, 2);
-  if (plain == "eq") return a == b;
-  if (plain == "ne") return !unordered && a != b;
-  if (plain == "lt" || plain == "lo") return a < b;
-  if (plain == "le" || plain == "ls") return a <= b;
-  if (plain == "gt" || plain == "hi") return a > b;
-  return a >= b;
-}
-
 Function comparison(Parts& parts, const Type& t) {
-  const string how = parts.one_of({"eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu",
-                                   "leu", "gtu", "geu", "num", "nan"});
+  constexpr int less = 1, equal = 2, greater = 4, unordered = 8;
+  static const std::map<string, int> accepted = {{"lt", less},
+                                                 {"le", less | equal},
+                                                 {"lo", less},
+                                                 {"ls", less | equal},
+                                                 {"eq", equal},
+                                                 {"gt", greater},
+                                                 {"ge", greater | equal},
+                                                 {"hi", greater},
+                                                 {"hs", greater | equal},
+                                                 {"ne", less | greater},
+                                                 {"num", less | equal | greater}};
+  string how = parts.left.empty() ? "" : parts.left.front();
+  if (!parts.take(how)) unknown();
+  int accepts = how == "nan" ? unordered : 0;
+  if (how.size() == 3 && how[2] == 'u') accepts = unordered, how.pop_back();  // ltu, leu, ...
+  if (const auto found = accepted.find(how); found != accepted.end()) accepts |= found->second;
+  if (!accepts || accepts == unordered && how != "nan") unknown();
   const string with = parts.one_of({"and", "or", "xor"});
-  if (how.empty()) unknown("comparison of " + t.name);
-  return [how, with, t](const Bits* a) -> Bits {
-    const bool found =
-        t.floating() ? compare(how, t.number(a[0]), t.number(a[1])) : compare(how, t.whole(a[0]), t.whole(a[1]));
+  const auto compare = [accepts](auto a, auto b) {
+    return (accepts & (a < b ? less : a == b ? equal : a > b ? greater : unordered)) != 0;
+  };
+  return [=](const Bits* a) -> Bits {
+    const bool found = t.floating() ? compare(t.number(a[0]), t.number(a[1])) : compare(t.whole(a[0]), t.whole(a[1]));
     return with.empty() ? found : with == "and" ? found & a[2] : with == "or" ? found | a[2] : found ^ a[2];
   };
 }
 
 Function conversion(Parts& parts, const Type& of) {
   if (const string both = parts.one_of({"bf16x2", "f16x2"}); !both.empty()) {
-    if (!of.is("f32") || !parts.take("rn")) unknown("cvt to " + both + " from " + of.name);
-    const Type half{both.substr(0, both.size() - 2), 2};
+    if (of.kind != Type::f32 || !parts.take("rn")) unknown();
+    const Type half{both == "f16x2" ? Type::f16 : Type::bf16, 2};
     return [half](const Bits* a) { return half.narrow(as<float>(a[0])) << 16 | half.narrow(as<float>(a[1])); };
   }
   const auto found = parts.type();
-  if (!found) unknown("cvt to that");
+  if (!found) unknown();
   const Type to = *found;
   const string nearest = parts.one_of({"rn", "rz", "rm", "rp"});
   const string whole = parts.one_of({"rni", "rzi", "rmi", "rpi"});
   const bool saturate = parts.take("sat");
-  if (!nearest.empty() && nearest != "rn") unknown("cvt." + nearest);
-  const auto round = [whole](double x) {
-    return whole == "rni"   ? std::nearbyint(x)
-           : whole == "rzi" ? std::trunc(x)
-           : whole == "rmi" ? std::floor(x)
-           : whole == "rpi" ? std::ceil(x)
-                            : x;
-  };
+  if (!nearest.empty() && nearest != "rn") unknown();
+  double (*const round)(double) = whole == "rni"   ? +[](double x) { return std::nearbyint(x); }
+                                  : whole == "rzi" ? +[](double x) { return std::trunc(x); }
+                                  : whole == "rmi" ? +[](double x) { return std::floor(x); }
+                                  : whole == "rpi" ? +[](double x) { return std::ceil(x); }
+                                                   : +[](double x) { return x; };
   if (of.floating() && to.floating()) {
-    if (to.bytes < of.bytes && nearest.empty()) unknown("cvt to " + to.name + " that rounds nowhere");
+    if (to.bytes < of.bytes && nearest.empty()) unknown();
     return [=](const Bits* a) {
       const double x = round(of.number(a[0]));
       return to.narrow(saturate ? (x > 0 ? std::min(x, 1.0) : 0.0) : x);
     };
   }
-  if (saturate) unknown("cvt.sat of whole numbers");
+  if (saturate) unknown();
   if (of.floating()) {
-    if (whole.empty()) unknown("cvt to " + to.name + " that rounds nowhere");
-    const double least = to.is_signed() ? -std::ldexp(1, 8 * to.bytes - 1) : 0;
-    const double most = std::ldexp(1, 8 * to.bytes - to.is_signed());
+    if (whole.empty()) unknown();
+    const double least = to.kind == Type::sign ? -std::ldexp(1, 8 * to.bytes - 1) : 0;
+    const double most = std::ldexp(1, 8 * to.bytes - (to.kind == Type::sign));
     return [=](const Bits* a) {
       const double x = round(of.number(a[0]));
       const __int128 number = std::isnan(x) ? 0 : x >= most ? __int128(most) - 1 : __int128(std::max(x, least));
@@ -275,7 +275,7 @@ Function conversion(Parts& parts, const Type& of) {
   }
   if (to.floating())
     return [=](const Bits* a) {
-      return to.is("f32") ? bits_of(float(of.whole(a[0]))) : to.narrow(double(of.whole(a[0])));
+      return to.kind == Type::f32 ? bits_of(float(of.whole(a[0]))) : to.narrow(double(of.whole(a[0])));
     };
   return [=](const Bits* a) { return low(Bits(of.whole(a[0])), to.bytes); };
 }
@@ -293,13 +293,13 @@ Bits permuted(Bits low_word, Bits high_word, Bits selector) {
 Function function_of(Parts& parts) {
   const string& op = parts.name;
   const auto typed = parts.type();
-  if (!typed) unknown(op + " of that type");
+  if (!typed) unknown();
   const Type t = *typed;
   const int size = 8 * t.bytes;
   const auto exact = [&] { t.floating() && parts.take("rn"); };
   if (op == "mov" || op == "not")
     return [t, invert = op == "not"](const Bits* a) {
-      return t.is("pred") ? a[0] ^ Bits(invert) : low(invert ? ~a[0] : a[0], t.bytes);
+      return t.kind == Type::pred ? a[0] ^ Bits(invert) : low(invert ? ~a[0] : a[0], t.bytes);
     };
   if (op == "and") return [](const Bits* a) { return a[0] & a[1]; };
   if (op == "or") return [](const Bits* a) { return a[0] | a[1]; };
@@ -309,7 +309,7 @@ Function function_of(Parts& parts) {
   if (op == "cvt") return conversion(parts, t);
   if (op == "cvta") {  // generic addresses of global memory are what they are
     const bool to = parts.take("to"), shared = parts.take("shared");
-    if (!shared && !parts.take("global")) unknown("cvta of that space");
+    if (!shared && !parts.take("global")) unknown();
     return [by = shared ? (to ? -kSharedWindow : kSharedWindow) : 0](const Bits* a) { return a[0] + by; };
   }
   if (op == "add") return exact(), on_numbers(t, [](auto a, auto b) { return a + b; });
@@ -326,7 +326,7 @@ Function function_of(Parts& parts) {
   }
   if ((op == "mul" || op == "mad") && !t.floating()) {
     const string half = parts.one_of({"lo", "hi", "wide"});
-    if (half.empty()) unknown(op);
+    if (half.empty()) unknown();
     const int down = half == "hi" ? size : 0, bytes = half == "wide" ? 2 * t.bytes : t.bytes;
     if (op == "mul") return on_whole(t, bytes, [down](__int128 a, __int128 b) { return a * b >> down; });
     return on_whole(t, bytes, [down](__int128 a, __int128 b, __int128 c) { return (a * b >> down) + c; });
@@ -338,7 +338,7 @@ Function function_of(Parts& parts) {
     return on_floats(t, [mode](auto a, auto b, auto c) { return fused(a, b, c, mode); });
   }
   if (op == "div" && t.floating()) {
-    if (!parts.take("rn")) unknown("division that is not exact");
+    if (!parts.take("rn")) unknown();
     return on_floats(t, [](auto a, auto b) { return a / b; });
   }
   if (op == "div" || op == "rem")  // by zero, all bits are set: no access of memory will pass with that
@@ -381,7 +381,7 @@ Function function_of(Parts& parts) {
       return low(found, 4);
     };
   if (op == "popc") return [](const Bits* a) { return Bits(std::popcount(a[0])); };
-  unknown(op);
+  unknown();
 }
 
 struct Kernel {
@@ -454,7 +454,7 @@ struct Kernel {
       const size_t bracket = words.back().find('[');
       const string variable = words.back().substr(0, bracket);
       if (body.find(variable) == string::npos) continue;
-      if (words[3] != ".b8") unknown("shared memory of " + words[3]);
+      if (words[3] != ".b8") refuse("shared memory of " + words[3]);
       const int align = std::stoi(words[2]), bytes = std::atoi(words.back().c_str() + bracket + 1);
       if (!bytes) {
         dynamic.push_back(variable);
@@ -514,7 +514,7 @@ struct Kernel {
         continue;
       }
       const size_t end = body.find_first_of(";:", at);
-      if (end == string::npos) unknown("text " + body.substr(at, 40));
+      if (end == string::npos) refuse(body.substr(at, 80));
       if (body[end] == ':' && body.compare(end, 2, "::") != 0 && body[at] == '$') {
         labels_[body.substr(at, end - at)] = int(code.size());
         at = end + 1;
@@ -524,7 +524,7 @@ struct Kernel {
       if (c != '.') {
         add(body.substr(at, semicolon - at), where);
       } else if (body.compare(at, 4, ".reg") && body.compare(at, 7, ".shared") && body.compare(at, 7, ".pragma")) {
-        unknown("directive " + body.substr(at, semicolon - at));  // .local: it would spill
+        refuse(body.substr(at, semicolon - at));  // .local: what does not fit in registers
       }
       at = semicolon + 1;
     }
@@ -539,8 +539,8 @@ struct Kernel {
     if (const auto found = registers.find(operand); found != registers.end()) return found->second;
     const bool number = std::isdigit(static_cast<unsigned char>(operand[0])) || operand[0] == '-';
     if (!number && operand[0] != '%' && operand.find_first_not_of("abcdefghijklmnopqrstuvwxyz") != string::npos)
-      unknown("operand " + operand);
-    if (operand[0] == '%' && operand.find('.') != string::npos) unknown("register " + operand);
+      unknown();
+    if (operand[0] == '%' && operand.find('.') != string::npos) unknown();
     Bits value = 0;
     if (number && (operand[1] == 'f' || operand[1] == 'F' || operand[1] == 'd' || operand[1] == 'D'))
       value = std::strtoull(operand.c_str() + 2, nullptr, 16);
@@ -559,21 +559,24 @@ struct Kernel {
     Instruction i;
     std::replace_if(text.begin(), text.end(), [](unsigned char c) { return std::isspace(c); }, ' ');
     i.text = text, i.where = where;
-    if (text[0] == '@') {
-      const size_t space = text.find(' ');
-      i.unless = text[1] == '!';
-      i.guard = source(text.substr(1 + i.unless, space - 1 - i.unless));
-      text = text.substr(text.find_first_not_of(' ', space));
+    try {
+      if (text[0] == '@') {
+        const size_t space = text.find(' ');
+        i.unless = text[1] == '!';
+        i.guard = source(text.substr(1 + i.unless, space - 1 - i.unless));
+        text = text.substr(text.find_first_not_of(' ', space));
+      }
+      const size_t space = std::min(text.find(' '), text.size());
+      Parts parts(text.substr(0, space));
+      decode(i, parts, split(text.substr(space), ','));
+      if (!parts.left.empty()) unknown();
+    } catch (const Unknown&) {
+      refuse(i.text);
     }
-    const size_t space = std::min(text.find(' '), text.size());
-    Parts parts(text.substr(0, space));
-    vector<string> operands = split(text.substr(space), ',');
-    decode(i, parts, operands);
-    if (!parts.left.empty()) unknown("." + parts.left.front() + " of " + i.text);
     code.push_back(std::move(i));
   }
 
-  void decode(Instruction& i, Parts& parts, vector<string>& operands) {
+  void decode(Instruction& i, Parts& parts, const vector<string>& operands) {
     const string& op = parts.name;
     if (op == "bra") {
       parts.take("uni");
@@ -584,12 +587,12 @@ struct Kernel {
     } else if (op == "bar" || op == "barrier") {
       const bool warp = parts.take("warp");
       i.kind = warp ? Instruction::converge : Instruction::barrier;
-      if (!parts.take("sync") || i.guard >= 0 || (!warp && operands != vector<string>{"0"})) unknown(i.text);
+      if (!parts.take("sync") || i.guard >= 0 || (!warp && operands != vector<string>{"0"})) unknown();
       if (warp) i.from = {source(operands.at(0))};
     } else if (op == "shfl") {
       i.kind = Instruction::shuffle;
       i.mode = parts.one_of({"up", "down", "bfly", "idx"});
-      if (!parts.take("sync") || !parts.take("b32") || i.mode.empty()) unknown(i.text);
+      if (!parts.take("sync") || !parts.take("b32") || i.mode.empty()) unknown();
       const string& to = operands.at(0);
       if (to.find('|') != string::npos && to.substr(to.find('|')) != "|_") {
         i.to = {destination(to.substr(0, to.find('|'))), destination(to.substr(to.find('|') + 1))};
@@ -600,7 +603,7 @@ struct Kernel {
     } else if (op == "vote") {
       i.kind = Instruction::vote;
       i.mode = parts.one_of({"any", "all", "ballot"});
-      if (!parts.take("sync") || !parts.type() || i.mode.empty()) unknown(i.text);
+      if (!parts.take("sync") || !parts.type() || i.mode.empty()) unknown();
       i.to = {destination(operands.at(0))};
       i.from = {source(operands.at(2)), source(operands[1])};
     } else if (op == "ld" || op == "st") {
@@ -630,9 +633,9 @@ struct Kernel {
   void move(Instruction& i, Parts& parts, const vector<string>& operands) {
     const bool loads = parts.name == "ld";
     const auto type = parts.type();
-    if (!type) unknown(i.text);
+    if (!type) unknown();
     i.kind = loads ? Instruction::load : Instruction::store;
-    i.bytes = type->bytes, i.sign = type->is_signed();
+    i.bytes = type->bytes, i.sign = type->kind == Type::sign;
     const string vector_of = parts.one_of({"v2", "v4", "v8"});
     for (const char* hint : {"volatile", "L1::no_allocate", "L1::evict_first", "L1::evict_last", "L2::128B", "L2::256B",
                              "cs", "cg", "ca", "wb", "wt", "lu"})
@@ -643,11 +646,11 @@ struct Kernel {
     const string base = address.substr(1, std::min(plus, address.size() - 1) - 1);
     i.offset = plus == string::npos ? 0 : std::strtoll(address.c_str() + plus + 1, nullptr, 0);
     const vector<string> numbers = members(operands.at(loads ? 0 : 1));
-    if (int(numbers.size()) != (vector_of.empty() ? 1 : vector_of[1] - '0')) unknown(i.text);
+    if (int(numbers.size()) != (vector_of.empty() ? 1 : vector_of[1] - '0')) unknown();
     if (parts.take("param")) {  // one number, the same for all threads: a register that a launch sets
       const auto found = std::find_if(parameters.begin(), parameters.end(), [&](auto& p) { return p.name == base; });
-      if (!loads || found == parameters.end()) unknown(i.text);
-      if (i.offset + i.bytes * int(numbers.size()) > found->bytes) unknown("bytes behind a parameter: " + i.text);
+      if (!loads || found == parameters.end()) unknown();
+      if (i.offset + i.bytes * int(numbers.size()) > found->bytes) unknown();
       i.offset += found->at;
       i.mode = "param";
     } else {
