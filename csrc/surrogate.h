@@ -19,23 +19,46 @@ struct Constants {
 };
 
 // What follows is written for V = S, a number, and V = a vector of S (GCC's vector extension), in which ?: chooses lane
-// by lane. cpu/vector.h has the vector overloads of these two.
+// by lane. cpu/vector.h has the vector overloads of the first two. A GPU approximates: derivatives are bound to no
+// bits.
 SNN_HD float magnitude(float x) { return fabsf(x); }
 SNN_HD double magnitude(double x) { return fabs(x); }
+#ifdef __CUDACC_RTC__
+SNN_HD float exp_nonpositive(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.44269504f));
+  return power;
+}
+SNN_HD float ratio(float a, float b) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+  return a * inverse;
+}
+SNN_HD float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+#else
 SNN_HD float exp_nonpositive(float x) { return expf(x); }  // exp(x) for x <= 0
 SNN_HD double exp_nonpositive(double x) { return exp(x); }
+template <class A, class V>
+SNN_HD V ratio(A a, V b) {
+  return a / b;
+}
+template <class V, class B, class S>
+SNN_HD V multiply_add(V a, B b, S c) {
+  return a * b + c;
+}
+#endif
 
 // e / (1 + e)^2 with e = exp(-y), y >= 0: the logistic density, and sech^2(y/2) / 4. No overflow.
 template <class V, class S>
 SNN_HD V logistic_density(V y, S one) {
   const V e = exp_nonpositive(-y);
-  return e / ((one + e) * (one + e));
+  return ratio(e, (one + e) * (one + e));
 }
 
 struct Triangle {  // a max(0, 1 - b|x|)
   template <class V, class S>
   static SNN_HD V grad(V x, Constants<S> k) {
-    const V rest = S(1) - magnitude(x) * k.b;
+    const V rest = multiply_add(-magnitude(x), k.b, S(1));
     return k.a * (rest > S(0) ? rest : S(0));
   }
 };
@@ -62,7 +85,7 @@ struct ATan {  // a / (1 + (b x)^2)
   template <class V, class S>
   static SNN_HD V grad(V x, Constants<S> k) {
     const V y = k.b * x;
-    return k.a / (S(1) + y * y);
+    return ratio(k.a, multiply_add(y, y, S(1)));
   }
 };
 struct Exponential {  // a exp(-b|x|)
@@ -74,8 +97,8 @@ struct Exponential {  // a exp(-b|x|)
 struct SoftSign {  // a / (1 + b|x|)^2
   template <class V, class S>
   static SNN_HD V grad(V x, Constants<S> k) {
-    const V y = S(1) + k.b * magnitude(x);
-    return k.a / (y * y);
+    const V y = multiply_add(magnitude(x), k.b, S(1));
+    return ratio(k.a, y * y);
   }
 };
 struct SuperSpike : SoftSign {};  // the same curve in other parameters

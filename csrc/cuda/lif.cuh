@@ -1,421 +1,529 @@
-// What one thread of the LIF kernels does; lif.cu says how threads are arranged. The kernels only add its number, so
-// that a host can run every thread in turn.
+// The LIF on CUDA devices. A thread owns kV.width neighbouring neurons, 16 bytes of x or one neuron, and walks through
+// time by pointers that advance:
+//   forward    v in registers; a group of steps is loaded before the first of them is used
+//   backward   per chunk of kChunk steps, last to first: recompute h into the thread's own column of shared memory,
+//              then walk back over it; the other pass's first loads are in flight while one pass runs
+// Charge, fire and reset have one order and rounding, so that spikes are those of every other backend. The adjoint is
+// bound to none: it multiplies and adds in one and takes approximate reciprocals and exponentials.
 //
-// kLanes says what comes before the neurons: 0, nothing; 1 or kVec, a norm with one channel for all lanes of a thread
-// or one for each, and perhaps a residual, with spikes summed over groups of steps if there are groups.
+// Where neurons are few, time may be split into segments, blockIdx.y:
+//   forward    a segment warms up on the steps before it, without output, and notes the state from which it then starts
+//              and with which it ends; lif_repair, a thread per neuron, compares these bit for bit and runs again what
+//              differs. Spikes are those of the serial loop.
+//   backward   given h, a segment maps the gradient of its last state to that of its first by gain * g + carry; lif_map
+//              finds gain and carry of every segment but the first, then each segment composes those after it. Compared
+//              with the serial loop only the order of rounding changes.
+//
+// forward() and back() are written for any input (here x, with a norm what becomes of it: bn_lif.cuh), and for spikes
+// that are written step by step or summed over groups of steps.
 #pragma once
 #include "../neuron.h"
-#include "../norm.h"
-#include "channels.cuh"
 #include "memory.cuh"
 
 namespace snnkern {
+
+struct LIFVariant {  // what a kernel is compiled for; as in snnkern/backend/cuda/lif.py
+  DType dtype;
+  int width;  // neurons a thread
+  int steps;  // of time, where they are few: then no loop is left; else 0
+  bool rows;  // outer > 1
+  Leak form;  // as Neuron has it
+  bool hard, detached;
+  Surrogate surrogate;  // of backward
+  bool given;           // of backward: there is a gradient of spikes
+  bool split;           // time is
+  bool grouped;         // spikes are summed over groups of steps
+  // With a norm (bn_lif.cuh): channels a thread has to know, 1 or as many as neurons; else 0.
+  int lanes;
+  bool residual;
+};
+
+// Steps loaded together.
+constexpr int loaded_together(const LIFVariant& v) {
+  return v.steps > 0 ? v.steps : v.width > 1 ? 4 : v.lanes > 0 ? 8 : kChunk;
+}
+
+constexpr int kForwardThreads = 128;
+constexpr int backward_threads(int width) { return width == 8 ? 64 : 128; }  // up to 32 KiB of shared memory
+
 namespace {
 
-template <int kVec, int kLanes>
-constexpr int kGroup = kVec > 1     ? 4
-                       : kLanes > 0 ? 8
-                                    : 16;  // steps loaded together; divides kChunk
-static_assert(kChunk % kGroup<1, 0> == 0);
+template <LIFVariant kV>
+constexpr int kLoaded = loaded_together(kV);
 
-template <class IO, int kVec, int kSteps>
-using Group = Pack<IO, kVec>[kSteps];
+// --- what a thread reads and writes, a step after the other ---
 
-// The steps t, t + 1, ... (or t, t - 1, ... with by = -1) of one thread's column, as far as they are in [0, steps).
-template <class IO, int kVec, int kSteps>
-SNN_HD void fetch(Group<IO, kVec, kSteps>& group, const IO* __restrict__ column, int64_t stride, int64_t t, int by,
-                  int64_t steps) {
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
-    const int64_t u = t + k * by;
-    if (u >= 0 && u < steps) group[k] = read<IO, kVec>(column + u * stride);
-  }
-}
-
-struct Segment {  // its steps; wide threads never split time
-  int64_t begin, end;
-
-  SNN_HD Segment(const LIFShape& s, int64_t segment, int vec)
-      : begin(vec == 1 ? segment * s.segment_steps : 0), end(vec == 1 ? begin + s.segment_steps : s.steps) {
-    if (end > s.steps) end = s.steps;
-  }
-};
-
-template <class T, int kVec>
-SNN_HD Pack<T, kVec> read_or(const T* from, int64_t at, float constant) {
-  Pack<T, kVec> pack;
-#pragma unroll
-  for (int e = 0; e < kVec; ++e) pack.lane[e] = constant;
-  return from ? read<T, kVec>(from + at) : pack;
-}
-
-template <int kVec>
-SNN_HD bool same_bits(const Pack<float, kVec>& a, const Pack<float, kVec>& b) {
-  bool same = true;
-#pragma unroll
-  for (int e = 0; e < kVec; ++e) {
-    uint32_t bits_a, bits_b;
-    memcpy(&bits_a, &a.lane[e], 4);
-    memcpy(&bits_b, &b.lane[e], 4);
-    same = same && bits_a == bits_b;
-  }
-  return same;
-}
-
-// The norm of a thread's neurons, the same channels for as long as the thread lives. Without a table it changes no bit
-// (only -0 leaves even a -0 as it is).
-template <int kLanes>
-struct Affine {
-  float mean[kLanes], scale[kLanes], offset[kLanes];
-
-  SNN_HD Affine(const Norm& m, const Channels<kLanes>& channels) {
-    const auto* table = static_cast<const float*>(m.table);
-#pragma unroll
-    for (int e = 0; e < kLanes; ++e) {
-      const int64_t c = channels.of[e];
-      mean[e] = table ? table[kMean * m.channels + c] : 0.0f;
-      scale[e] = table ? table[kScale * m.channels + c] : 1.0f;
-      offset[e] = table ? table[kOffset * m.channels + c] : -0.0f;
-    }
-  }
-  static SNN_HD int lane(int e) { return kLanes > 1 ? e : 0; }
-  SNN_HD float centred(int e, float x) const { return x - mean[lane(e)]; }
-  SNN_HD float operator()(int e, float x) const { return centred(e, x) * scale[lane(e)] + offset[lane(e)]; }
-};
-template <>
-struct Affine<0> {
-  SNN_HD float operator()(int, float x) const { return x; }
-};
-
-// What the neurons receive for x; `residual` is the thread's column of it, null if there is none.
-template <class IO, int kVec, int kLanes>
+// What neurons receive: x. With a norm: bn_lif.cuh.
+template <LIFVariant kV, bool kNormed = (kV.lanes > 0)>
 struct Input {
-  Affine<kLanes> affine;
-  const IO* residual;
+  using Step = Pack<kV.dtype, kV.width>;
+  const char* at;
+  int64_t stride;
 
-  template <int kSteps>
-  SNN_HD void fetch_residual(Group<IO, kVec, kSteps>& group, int64_t stride, int64_t t, int64_t end) const {
-    if (kLanes > 0 && residual) fetch(group, residual, stride, t, 1, end);
+  template <class Tensors>
+  __device__ __forceinline__ Input(const LIFShape& s, const Place& place, const Tensors& a)
+      : at(static_cast<const char*>(a.x) + place.x * size_of(kV.dtype)), stride(s.x_step_stride * size_of(kV.dtype)) {}
+  __device__ __forceinline__ void skip(int64_t steps) { at += steps * stride; }
+  __device__ __forceinline__ Step next() {
+    const Step step = Step::load(at);
+    at += stride;
+    return step;
   }
-  SNN_HD float operator()(int e, IO x, IO more) const {
-    const float normed = affine(e, to_state(x));
-    return kLanes > 0 && residual ? normed + to_state(more) : normed;
+  __device__ __forceinline__ float operator()(const Step& step, int e) const { return step.get(e); }
+};
+
+// Spikes of [outer, steps_out, inner]: as they are,
+template <LIFVariant kV, bool kGrouped = kV.grouped>
+struct Output {
+  char* at;
+  int64_t stride;
+
+  __device__ __forceinline__ Output(const LIFShape& s, const Place& place, void* spikes)
+      : at(static_cast<char*>(spikes) + place.spikes * size_of(kV.dtype)), stride(s.inner * size_of(kV.dtype)) {}
+  __device__ __forceinline__ void skip(int64_t steps) { at += steps * stride; }
+  __device__ __forceinline__ void operator()(const bool (&fired)[kV.width]) {
+    Pack<kV.dtype, kV.width>::spikes(fired).store(at);
+    at += stride;
   }
 };
 
-// Steps a thread's neurons from t, a multiple of kChunk, to `end`. x, spikes (null: no output) and saved (null: nothing
-// is kept) are the thread's columns. With `until_met`, returns true as soon as the potential is the one saved before.
-template <class IO, int kVec, int kLanes = 0>
-SNN_HD bool march(Pack<float, kVec>& v, const Neuron<float>& n, const LIFShape& s, const Input<IO, kVec, kLanes>& input,
-                  const IO* __restrict__ x, IO* __restrict__ spikes, float* __restrict__ saved, int64_t t, int64_t end,
-                  bool until_met) {
-  constexpr int kSteps = kGroup<kVec, kLanes>;
-  Group<IO, kVec, kSteps> now, next, more;
-  Pack<float, kVec> total{};
-  int64_t group = 0, group_end = kLanes > 0 && s.grouped() ? group_start(1, s.steps, s.steps_out) : 1;
-  fetch(next, x, s.x_step_stride, t, 1, end);
-  for (; t < end; t += kSteps) {
-    if (saved && t > 0 && t % kChunk == 0) {
-      float* keep = saved + (t / kChunk - 1) * s.outer * s.inner;
-      if (until_met && same_bits(v, read<float, kVec>(keep))) return true;
-      write(keep, v);
+// or summed over groups of steps.
+template <LIFVariant kV>
+struct Output<kV, true> {
+  const LIFShape& s;
+  Output<kV, false> sums;
+  float total[kV.width] = {};
+  int64_t group = 0;
+  int left;  // steps of the group
+
+  __device__ __forceinline__ Output(const LIFShape& s, const Place& place, void* spikes)
+      : s(s), sums(s, place, spikes), left(int(group_start(1, s.steps, s.steps_out))) {}
+  __device__ __forceinline__ void operator()(const bool (&fired)[kV.width]) {
+#pragma unroll
+    for (int e = 0; e < kV.width; ++e) total[e] += fired[e] ? 1.0f : 0.0f;
+    if (--left) return;
+    Pack<kV.dtype, kV.width>::rounded(total).store(sums.at);
+    sums.at += sums.stride;
+#pragma unroll
+    for (int e = 0; e < kV.width; ++e) total[e] = 0.0f;
+    ++group;
+    left = int(group_start(group + 1, s.steps, s.steps_out) - group_start(group, s.steps, s.steps_out));
+  }
+};
+
+struct NoOutput {
+  template <int kWidth>
+  __device__ __forceinline__ void operator()(const bool (&)[kWidth]) {}
+};
+
+// The gradient of spikes, from step `end - 1` back: of every step,
+template <LIFVariant kV, bool kGrouped = kV.grouped>
+struct Upstream {
+  using Step = Pack<kV.dtype, kV.width>;
+  const char* at;
+  int64_t stride;
+
+  __device__ __forceinline__ Upstream(const LIFShape& s, const Place& place, const void* grad_spikes, int end)
+      : stride(s.inner * size_of(kV.dtype)) {
+    at = static_cast<const char*>(grad_spikes) + place.spikes * size_of(kV.dtype) + (end - 1) * stride;
+  }
+  __device__ __forceinline__ Step next() {
+    Step step;
+    if constexpr (kV.given) step = Step::load(at);
+    at -= stride;
+    return step;
+  }
+};
+
+// or of the group that a step is in.
+template <LIFVariant kV>
+struct Upstream<kV, true> {
+  using Step = Pack<kV.dtype, kV.width>;
+  const LIFShape& s;
+  const char* at;
+  int64_t stride;
+  int64_t group;
+  int left;  // steps of the group
+
+  __device__ __forceinline__ Upstream(const LIFShape& s, const Place& place, const void* grad_spikes, int end)
+      : s(s), stride(s.inner * size_of(kV.dtype)), group(group_of(end - 1, s.steps, s.steps_out)) {
+    at = static_cast<const char*>(grad_spikes) + place.spikes * size_of(kV.dtype) + group * stride;
+    left = int(end - group_start(group, s.steps, s.steps_out));
+  }
+  __device__ __forceinline__ Step next() {
+    if (left == 0) {
+      at -= stride;
+      left = int(group_start(group, s.steps, s.steps_out) - group_start(group - 1, s.steps, s.steps_out));
+      --group;
     }
+    --left;
+    Step step;
+    if constexpr (kV.given) step = Step::load(at);
+    return step;
+  }
+};
+
+// A stream, read kGroup steps before their use.
+template <class Stream, int kGroup>
+struct Ahead {
+  using Step = typename Stream::Step;
+  Stream stream;
+  Step group[kGroup];
+
+  // Loads the next steps, a group or what is left.
+  __device__ __forceinline__ void fill(int left) {
+    if (left >= kGroup) {
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) now[k] = next[k];
-    input.fetch_residual(more, s.inner, t, end);
-    fetch(next, x, s.x_step_stride, t + kSteps, 1, end);
+      for (int k = 0; k < kGroup; ++k) group[k] = stream.next();
+    } else {
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      if (t + k >= end) break;
-      Pack<IO, kVec> out;
-#pragma unroll
-      for (int e = 0; e < kVec; ++e) {
-        const float h = charge(n.form, n, v.lane[e], input(e, now[k].lane[e], more[k].lane[e]));
-        const float fired = h > n.fire_above ? 1.0f : 0.0f;
-        if (kLanes > 0) total.lane[e] += fired;
-        out.lane[e] = from_state<IO>(kLanes > 0 ? total.lane[e] : fired);
-        v.lane[e] = reset(n.hard, n, h);
-      }
-      if (kLanes == 0) {
-        if (spikes) write(spikes + (t + k) * s.inner, out);
-      } else if (t + k + 1 == group_end) {
-        write(spikes + group * s.inner, out);
-        total = {};
-        ++group;
-        group_end = s.grouped() ? group_start(group + 1, s.steps, s.steps_out) : group + 1;
-      }
+      for (int k = 0; k < kGroup - 1; ++k)
+        if (k < left) group[k] = stream.next();
     }
   }
-  return false;
+
+  template <class Use>
+  static __device__ __forceinline__ void each(const Step (&group)[kGroup], int left, const Use& use) {
+    if (left >= kGroup) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) use(group[k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kGroup - 1; ++k)
+        if (k < left) use(group[k]);
+    }
+  }
+
+  // Calls use(step) for the steps from t to `end`, of which the first group is filled, and before(t) where a group
+  // begins, until that returns true. With kBoth, a group is on its way while the one before it is used.
+  template <bool kBoth, class Before, class Use>
+  __device__ __forceinline__ bool walk(int t, int end, const Before& before, const Use& use) {
+    for (; t < end; t += kGroup) {
+      if (before(t)) return true;
+      const int left = end - t;
+      if constexpr (kBoth) {
+        Step now[kGroup];
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) now[k] = group[k];
+        if (left > kGroup) fill(left - kGroup);
+        each(now, left, use);
+      } else {
+        each(group, left, use);
+        if (left > kGroup) fill(left - kGroup);
+      }
+    }
+    return false;
+  }
+
+  // The `length` steps of a chunk.
+  template <bool kBoth, class Use>
+  __device__ __forceinline__ void chunk(int length, const Use& use) {
+    if constexpr (kGroup == kChunk)
+      each(group, length, use);
+    else
+      walk<kBoth>(0, length, [](int) { return false; }, use);
+  }
+};
+
+template <LIFVariant kV>
+__device__ __forceinline__ int steps_of(const LIFShape& s) {
+  return kV.steps > 0 ? kV.steps : int(s.steps);
 }
 
-template <class IO, int kVec, int kLanes>
-SNN_HD Input<IO, kVec, kLanes> input_of(const Norm& m, const IO* residual, const Place& at) {
-  if constexpr (kLanes == 0)
-    return {};
+struct Segment {  // its steps
+  int begin, end;
+
+  template <LIFVariant kV>
+  static __device__ __forceinline__ Segment of(const LIFShape& s, int segment) {
+    const int steps = steps_of<kV>(s);
+    if constexpr (!kV.split) return {0, steps};
+    const int length = int(s.segment_steps), begin = segment * length;
+    return {begin, begin + length < steps ? begin + length : steps};
+  }
+};
+
+// --- forward ---
+
+template <int kWidth>
+__device__ __forceinline__ void load_or(float (&v)[kWidth], const void* from, int64_t at, float constant) {
+  if (from) {
+    load_state(v, static_cast<const float*>(from) + at);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) v[e] = constant;
+  }
+}
+
+// Steps a thread's neurons from t to `end`; `input` is at t. Where chunks begin, but for the first of all, keep(v)
+// keeps the potential, and ends the walk by returning true.
+template <LIFVariant kV, class In, class Out, class Keep>
+__device__ __forceinline__ bool forward(const Neuron<float>& n, float (&v)[kV.width], const In& input, Out& output,
+                                        int t, int end, const Keep& keep) {
+  Ahead<In, kLoaded<kV>> x{input};
+  x.fill(end - t);
+  return x.template walk<kV.width == 1>(
+      t, end, [&](int t) { return t > 0 && t % kChunk == 0 && keep(v); },
+      [&](const typename In::Step& step) {
+        bool fired[kV.width];
+#pragma unroll
+        for (int e = 0; e < kV.width; ++e) {
+          const float h = charge(kV.form, n, v[e], x.stream(step, e));
+          fired[e] = h > n.fire_above;
+          v[e] = reset(kV.hard, n, h);
+        }
+        output(fired);
+      });
+}
+
+// Where a thread keeps the potential of chunk after chunk: the start of the first chunk after `begin`, or at it.
+struct Saved {
+  float* at;
+  int64_t stride;
+
+  __device__ __forceinline__ Saved(const void* saved, const Place& place, int begin) : stride(place.neurons) {
+    at = saved ? static_cast<float*>(const_cast<void*>(saved)) + place.state +
+                     (begin > 0 ? begin / kChunk - 1 : 0) * stride
+               : nullptr;
+  }
+};
+
+// --- backward ---
+
+// A thread's own part of shared memory, up to kChunk steps of kWidth floats in planes of at most 16 bytes,
+// [step][plane][thread]: neighbouring threads lie next to each other, so that no banks conflict. No barrier: a thread
+// reads what it wrote.
+template <int kWidth, int kThreads>
+struct Column {
+  static constexpr int kPlane = kWidth < 4 ? kWidth : 4, kPlanes = kWidth / kPlane;
+  struct alignas(4 * kPlane) Plane {
+    float number[kPlane];
+  };
+  Plane* at;
+
+  __device__ __forceinline__ explicit Column(void* memory) : at(static_cast<Plane*>(memory) + threadIdx.x) {}
+  __device__ __forceinline__ void push(const float (&numbers)[kWidth]) {
+#pragma unroll
+    for (int p = 0; p < kPlanes; ++p) {
+      Plane plane;
+#pragma unroll
+      for (int e = 0; e < kPlane; ++e) plane.number[e] = numbers[p * kPlane + e];
+      at[p * kThreads] = plane;
+    }
+    at += kPlanes * kThreads;
+  }
+  __device__ __forceinline__ void pop(float (&numbers)[kWidth]) {
+    at -= kPlanes * kThreads;
+#pragma unroll
+    for (int p = 0; p < kPlanes; ++p) {
+      const Plane plane = at[p * kThreads];
+#pragma unroll
+      for (int e = 0; e < kPlane; ++e) numbers[p * kPlane + e] = plane.number[e];
+    }
+  }
+};
+
+// dL/dh = dL/ds * curve + dL/dv * through. An infinite h has curve 0; the select keeps inf * 0 out.
+template <LIFVariant kV>
+__device__ __forceinline__ void factors(const Neuron<float>& n, float h, float& curve, float& through) {
+  with_surrogate(kV.surrogate, [&](auto surrogate) { curve = decltype(surrogate)::grad(h - n.threshold, n.k); });
+  through = kV.hard && h > n.fire_above ? 0.0f : 1.0f;
+  if constexpr (kV.detached) return;
+  if constexpr (kV.hard)
+    through = __fmaf_rn(curve != 0.0f ? n.reset - h : 0.0f, curve, through);
   else
-    return {Affine<kLanes>(m, Channels<kLanes>(m, at.state)), residual ? residual + at.sequence : nullptr};
+    through = __fmaf_rn(-n.threshold, curve, through);
 }
 
-template <class IO, int kVec, int kLanes>
-SNN_HD void forward_thread(int64_t thread, int64_t segment, const Neuron<float>& n, const LIFShape& s, const Norm& m,
-                           const IO* __restrict__ x, const IO* __restrict__ residual, const float* __restrict__ v0,
-                           IO* __restrict__ spikes, float* __restrict__ v_last, float* __restrict__ saved,
-                           float* __restrict__ scratch) {
-  const Place at(s, thread * kVec);
-  if (!at.inside) return;
-  const auto input = input_of<IO, kVec, kLanes>(m, residual, at);
-  const Segment now(s, segment, kVec);
-  const int64_t from = now.begin > s.warmup ? now.begin - s.warmup : 0;
-  Pack<float, kVec> v = read_or<float, kVec>(from > 0 ? nullptr : v0, at.state, n.v_start);
-  float* starts = scratch + segment * at.neurons + at.state;
-  const bool split = kVec == 1 && kLanes == 0 && s.segments > 1;
-  if (split) {
-    march(v, n, s, input, x + at.x, static_cast<IO*>(nullptr), nullptr, from, now.begin, false);
-    write(starts, v);
+// Walks back over the steps from `begin`, where a chunk begins, to `end`, from the gradient of the last potential to
+// that of the one before the first. `input` is at step 0. Calls came(step) for the steps of a chunk in their order,
+// then found(g, through) in reverse: g is the gradient of h, and without that of spikes it is `through` times that of
+// v.
+template <LIFVariant kV, class In, class Came, class Found>
+__device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, const Place& place,
+                                     const LIFBackward& a, float (&grad_v)[kV.width], const In& input, void* memory,
+                                     int begin, int end, const Came& came, const Found& found) {
+  if (begin >= end) return;
+  int t = (end - 1) / kChunk * kChunk, length = end - t;
+  Ahead<In, kLoaded<kV>> x{input};
+  Ahead<Upstream<kV>, kLoaded<kV>> upstream{Upstream<kV>(s, place, a.grad_spikes, end)};
+  Column<kV.width, backward_threads(kV.width)> column(memory);
+  Saved saved(a.saved, place, t);
+  float v[kV.width];
+  const auto start = [&] {  // of the chunk at t
+    if (t > 0)
+      load_state(v, saved.at);
+    else
+      load_or(v, a.v, place.state, n.v_start);
+  };
+
+  x.stream.skip(t);
+  x.fill(length);
+  start();
+  while (true) {
+    upstream.fill(length);
+    x.template chunk<false>(length, [&](const typename In::Step& step) {
+      float h[kV.width];
+#pragma unroll
+      for (int e = 0; e < kV.width; ++e) {
+        h[e] = charge(kV.form, n, v[e], x.stream(step, e));
+        v[e] = reset(kV.hard, n, h[e]);
+      }
+      column.push(h);
+      came(step);
+    });
+    const int now = length;
+    const bool more = t > begin;
+    if (more) {  // in flight on the way back
+      x.stream.skip(-(length + kChunk));
+      x.fill(length = kChunk);
+      t -= kChunk;
+      saved.at -= saved.stride;
+      start();
+    }
+    upstream.template chunk<true>(now, [&](const typename Upstream<kV>::Step& step) {
+      float g[kV.width], h[kV.width], through[kV.width];
+      column.pop(h);
+#pragma unroll
+      for (int e = 0; e < kV.width; ++e) {
+        float curve;
+        factors<kV>(n, h[e], curve, through[e]);
+        g[e] = grad_v[e] * through[e];
+        if constexpr (kV.given) g[e] = __fmaf_rn(step.get(e), curve, g[e]);
+        grad_v[e] = g[e] * n.state_gain;
+      }
+      found(g, through);
+    });
+    if (!more) return;
   }
-  march(v, n, s, input, x + at.x, spikes + (kLanes > 0 ? at.spikes : at.sequence), saved ? saved + at.state : nullptr,
-        now.begin, now.end, false);
-  if (split) write(starts + s.segments * at.neurons, v);
-  if (now.end == s.steps) write(v_last + at.state, v);
 }
 
-template <class IO>
-SNN_HD void repair_thread(int64_t thread, const Neuron<float>& n, const LIFShape& s, const IO* __restrict__ x,
-                          IO* __restrict__ spikes, float* __restrict__ v_last, float* __restrict__ saved,
-                          float* __restrict__ scratch) {
-  const Place at(s, thread);
-  if (!at.inside) return;
-  const float* starts = scratch + at.state;
-  float* ends = scratch + s.segments * at.neurons + at.state;
+// The gradient of what neurons receive, from that of h.
+template <LIFVariant kV>
+__device__ __forceinline__ float of_input(const Neuron<float>& n, float g) {
+  return kV.form == Leak::tau_input || kV.form == Leak::tau_input_inverse ? g * n.input_gain : g;
+}
+
+extern __shared__ __align__(16) char shared_memory[];
+
+}  // namespace
+
+// --- kernels ---
+
+template <LIFVariant kV>
+__global__ void __launch_bounds__(kForwardThreads) lif_forward(Neuron<float> n, LIFShape s, LIFForward a) {
+  const Place place(s, this_thread() * kV.width, kV.rows);
+  if (!place.inside) return;
+  const int segment = kV.split ? int(blockIdx.y) : 0;
+  const auto [begin, end] = Segment::of<kV>(s, segment);
+  Input<kV> input(s, place, a);
+  Output<kV> output(s, place, a.spikes);
+  float v[kV.width];
+  float* starts = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
+  if constexpr (kV.split) {
+    const int from = begin > s.warmup ? begin - int(s.warmup) : 0;
+    load_or(v, from > 0 ? nullptr : a.v, place.state, n.v_start);
+    input.skip(from);
+    NoOutput none;
+    forward<kV>(n, v, input, none, from, begin, [](const auto&) { return false; });
+    store_state(starts, v);
+    input.skip(begin - from);
+    output.skip(begin);
+  } else {
+    load_or(v, a.v, place.state, n.v_start);
+  }
+  Saved saved(a.saved, place, begin);
+  forward<kV>(n, v, input, output, begin, end, [&](const float (&v)[kV.width]) {
+    if (!saved.at) return false;
+    store_state(saved.at, v);
+    saved.at += saved.stride;
+    return false;
+  });
+  if constexpr (kV.split) store_state(starts + s.segments * place.neurons, v);
+  if (a.v_last && end == steps_of<kV>(s)) store_state(static_cast<float*>(a.v_last) + place.state, v);
+}
+
+template <LIFVariant kV>
+__global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> n, LIFShape s, LIFForward a) {
+  const Place place(s, this_thread(), kV.rows);
+  if (!place.inside) return;
+  const float* starts = static_cast<const float*>(a.scratch) + place.state;
+  float* ends = static_cast<float*>(a.scratch) + s.segments * place.neurons + place.state;
+  const auto same = [](float a, float b) { return __float_as_uint(a) == __float_as_uint(b); };
   const auto met = [&](int64_t segment) {
-    return same_bits(read<float, 1>(ends + (segment - 1) * at.neurons), read<float, 1>(starts + segment * at.neurons));
+    return same(ends[(segment - 1) * place.neurons], starts[segment * place.neurons]);
   };
   bool all = true;
 #pragma unroll 8
   for (int64_t segment = 1; segment < s.segments; ++segment) all = all & met(segment);  // loads in flight together
-  for (int64_t segment = 1; segment < s.segments && !all; ++segment) {
+  if (all) return;
+  for (int segment = 1; segment < s.segments; ++segment) {
     if (met(segment)) continue;
-    Pack<float, 1> v = read<float, 1>(ends + (segment - 1) * at.neurons);
-    const Segment now(s, segment, 1);
-    if (march(v, n, s, Input<IO, 1, 0>{}, x + at.x, spikes + at.sequence, saved ? saved + at.state : nullptr, now.begin,
-              now.end, true))
-      continue;
-    write(ends + segment * at.neurons, v);
-    if (now.end == s.steps) write(v_last + at.state, v);
+    const auto [begin, end] = Segment::of<kV>(s, segment);
+    float v[1] = {ends[(segment - 1) * place.neurons]};
+    Input<kV> input(s, place, a);
+    Output<kV> output(s, place, a.spikes);
+    Saved saved(a.saved, place, begin);
+    input.skip(begin);
+    output.skip(begin);
+    const bool joined = forward<kV>(n, v, input, output, begin, end, [&](const float (&v)[1]) {
+      if (!saved.at) return false;
+      if (same(v[0], *saved.at)) return true;  // from here on all is as it was
+      *saved.at = v[0];
+      saved.at += saved.stride;
+      return false;
+    });
+    if (joined) continue;
+    ends[segment * place.neurons] = v[0];
+    if (a.v_last && end == steps_of<kV>(s)) static_cast<float*>(a.v_last)[place.state] = v[0];
   }
 }
 
-// A thread's own part of shared memory: of up to kChunk steps, `pitch` apart, the potential and, with a norm, x.
-template <class IO, int kVec>
-struct Column {
-  Pack<float, kVec>* h;
-  Pack<IO, kVec>* x;
-  int pitch;
-};
-
-// The gradient of spikes at t, t - 1, ..., as far as these are in [0, steps): rows of the groups they are in. A thread
-// goes back step by step from where the walk began, and divides only where a group ends.
-struct GroupWalk {
-  int64_t row, start;
-
-  SNN_HD GroupWalk(const LIFShape& s, int64_t t) : row(t), start(t) {
-    if (!s.grouped()) return;
-    row = group_of(t, s.steps, s.steps_out);
-    start = group_start(row, s.steps, s.steps_out);
-  }
-  template <class IO, int kVec, int kSteps>
-  SNN_HD void fetch(Group<IO, kVec, kSteps>& group, const IO* __restrict__ column, const LIFShape& s, int64_t t,
-                    int64_t steps) {
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      const int64_t u = t - k;
-      if (u < 0 || u >= steps) continue;
-      if (u < start) {
-        --row;
-        start = s.grouped() ? group_start(row, s.steps, s.steps_out) : u;
-      }
-      group[k] = read<IO, kVec>(column + row * s.inner);
-    }
-  }
-};
-
-// Walks back over the steps of `part`, from the gradient of its last potential to that of the one before its first.
-// Calls found(step, step within its chunk, gradient of what the neurons receive). Returns the gain of the way with
-// kMap.
-template <class IO, int kVec, int kLanes, bool kMap, class Found>
-SNN_HD float walk_back(Pack<float, kVec>& grad_v, const Place& at, const Segment& part, const Column<IO, kVec>& column,
-                       const Neuron<float>& n, const LIFShape& s, const Input<IO, kVec, kLanes>& input,
-                       const IO* __restrict__ x, const float* __restrict__ v0, const float* __restrict__ saved,
-                       const IO* __restrict__ grad_spikes, const Found& found) {
-  x += at.x;
-  const IO* gs = grad_spikes ? grad_spikes + (kLanes > 0 ? at.spikes : at.sequence) : nullptr;
-  const int64_t gs_steps = gs ? part.end : 0;
-  float gain = 1.0f;
-  constexpr int kSteps = kGroup<kVec, kLanes>;
-  Group<IO, kVec, kSteps> now, next_x, next_gs, more;
-  int64_t t = (part.end - 1) / kChunk * kChunk;
-  fetch(next_x, x, s.x_step_stride, t, 1, part.end);
-  for (; t >= part.begin && part.end > part.begin; t -= kChunk) {
-    const int64_t end = t + kChunk < part.end ? t + kChunk : part.end;
-    GroupWalk groups(s, kLanes > 0 ? end - 1 : 0);
-    const auto fetch_gs = [&](int64_t from, int64_t steps) {
-      if (kLanes > 0)
-        groups.fetch(next_gs, gs, s, from, steps);
-      else
-        fetch(next_gs, gs, s.inner, from, -1, steps);
-    };
-    fetch_gs(end - 1, gs_steps);
-
-    Pack<float, kVec> v = t > 0 ? read<float, kVec>(saved + (t / kChunk - 1) * s.outer * s.inner + at.state)
-                                : read_or<float, kVec>(v0, at.state, n.v_start);
-    for (int64_t u = t; u < end; u += kSteps) {
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) now[k] = next_x[k];
-      input.fetch_residual(more, s.inner, u, end);
-      const bool last = u + kSteps >= end;  // then the next chunk's first steps
-      fetch(next_x, x, s.x_step_stride, last ? t - kChunk : u + kSteps, 1, part.end);
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-        if (u + k >= end) break;
-        Pack<float, kVec> h;
-#pragma unroll
-        for (int e = 0; e < kVec; ++e) {
-          h.lane[e] = charge(n.form, n, v.lane[e], input(e, now[k].lane[e], more[k].lane[e]));
-          v.lane[e] = reset(n.hard, n, h.lane[e]);
-        }
-        column.h[(u + k - t) * column.pitch] = h;
-        if (kLanes > 0) column.x[(u + k - t) * column.pitch] = now[k];
-      }
-    }
-
-    for (int64_t u = end - 1; u >= t; u -= kSteps) {
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) now[k] = next_gs[k];
-      fetch_gs(u - kSteps, u - kSteps >= t ? gs_steps : 0);
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-        if (u - k < t) break;
-        const Pack<float, kVec> h = column.h[(u - k - t) * column.pitch];
-        Pack<float, kVec> g;
-        float factor = 1.0f;
-        with_surrogate(n.surrogate, [&](auto curve) {
-#pragma unroll
-          for (int e = 0; e < kVec; ++e)
-            g.lane[e] = adjoint<decltype(curve)>(n, h.lane[e], gs ? to_state(now[k].lane[e]) : 0.0f, grad_v.lane[e]);
-          if (kMap) factor = adjoint<decltype(curve)>(n, h.lane[0], 0.0f, 1.0f);
-        });
-        gain *= factor * n.state_gain;
-#pragma unroll
-        for (int e = 0; e < kVec; ++e) {
-          grad_v.lane[e] = g.lane[e] * n.state_gain;
-          g.lane[e] = g.lane[e] * n.input_gain;
-        }
-        found(u - k, int(u - k - t), g);
-      }
-    }
-  }
-  return gain;
+// Gain and carry of every segment but the first.
+template <LIFVariant kV>
+__global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, LIFShape s, LIFBackward a) {
+  const Place place(s, this_thread(), kV.rows);
+  if (!place.inside) return;
+  const int segment = int(blockIdx.y) + 1;
+  const auto [begin, end] = Segment::of<kV>(s, segment);
+  float carry[1] = {0.0f}, gain = 1.0f;
+  back<kV>(
+      n, s, place, a, carry, Input<kV>(s, place, a), shared_memory, begin, end, [](const auto&) {},
+      [&](const float (&)[1], const float (&through)[1]) { gain *= through[0] * n.state_gain; });
+  float* gains = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
+  *gains = gain;
+  gains[s.segments * place.neurons] = carry[0];
 }
 
-// kMap: only find the segment's gain and carry.
-template <class IO, int kVec, int kLanes, bool kMap>
-SNN_HD void backward_thread(int64_t thread, int64_t segment, const Column<IO, kVec>& column, const Neuron<float>& n,
-                            const LIFShape& s, const Norm& m, const IO* __restrict__ x, const IO* __restrict__ residual,
-                            const float* __restrict__ v0, const float* __restrict__ saved,
-                            const IO* __restrict__ grad_spikes, const float* __restrict__ grad_v_last,
-                            const float* __restrict__ pull_push, IO* __restrict__ grad_x,
-                            IO* __restrict__ grad_residual, float* __restrict__ grad_v0, float* __restrict__ scratch) {
-  const Place at(s, thread * kVec);
-  if (!at.inside) return;
-  const auto input = input_of<IO, kVec, kLanes>(m, residual, at);
-  const Segment part(s, segment, kVec);
-  float *gains = scratch + at.state, *carries = gains + s.segments * at.neurons;
-  grad_x += at.sequence;
-
-  Pack<float, kVec> grad_v = read_or<float, kVec>(kMap ? nullptr : grad_v_last, at.state, 0.0f);
-  if (kVec == 1 && kLanes == 0 && !kMap)
+template <LIFVariant kV>
+__global__ void __launch_bounds__(backward_threads(kV.width)) lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
+  using Numbers = Pack<kV.dtype, kV.width>;
+  const Place place(s, this_thread() * kV.width, kV.rows);
+  if (!place.inside) return;
+  const int segment = kV.split ? int(blockIdx.y) : 0;
+  const auto [begin, end] = Segment::of<kV>(s, segment);
+  float grad_v[kV.width];
+  load_or(grad_v, a.grad_v_last, place.state, 0.0f);
+  if constexpr (kV.split) {
+    const float *gains = static_cast<const float*>(a.scratch) + place.state,
+                *carries = gains + s.segments * place.neurons;
 #pragma unroll 8
     for (int64_t later = s.segments - 1; later > segment; --later) {
-      const float carry = carries[later * at.neurons], grad = grad_v.lane[0];
-      grad_v.lane[0] = grad != 0.0f ? gains[later * at.neurons] * grad + carry : carry;
+      const float gain = gains[later * place.neurons], carry = carries[later * place.neurons];
+      grad_v[0] = grad_v[0] != 0.0f ? gain * grad_v[0] + carry : carry;
     }
-
-  float gain;
-  if constexpr (kLanes == 0) {
-    gain = walk_back<IO, kVec, 0, kMap>(grad_v, at, part, column, n, s, input, x, v0, saved, grad_spikes,
-                                        [&](int64_t t, int, const Pack<float, kVec>& g) {
-                                          if (!kMap) write(grad_x + t * s.inner, rounded<IO>(g));
-                                        });
-  } else {
-    const auto& affine = input.affine;
-    float pull[kLanes], push[kLanes];
-    const Channels<kLanes> channels(m, at.state);
-#pragma unroll
-    for (int e = 0; e < kLanes; ++e) {
-      pull[e] = pull_push ? pull_push[channels.of[e]] : 0.0f;
-      push[e] = pull_push ? pull_push[m.channels + channels.of[e]] : 0.0f;
-    }
-    if (grad_residual) grad_residual += at.sequence;
-    gain = walk_back<IO, kVec, kLanes, kMap>(grad_v, at, part, column, n, s, input, x, v0, saved, grad_spikes,
-                                             [&](int64_t t, int row, const Pack<float, kVec>& g) {
-                                               if (grad_residual) write(grad_residual + t * s.inner, rounded<IO>(g));
-                                               const Pack<IO, kVec> came = column.x[row * column.pitch];
-                                               Pack<float, kVec> grad;
-#pragma unroll
-                                               for (int e = 0; e < kVec; ++e) {
-                                                 const int c = affine.lane(e);
-                                                 const float scaled = affine.scale[c] * g.lane[e];
-                                                 const float less =
-                                                     pull[c] + affine.centred(e, to_state(came.lane[e])) * push[c];
-                                                 grad.lane[e] = pull_push ? scaled - less : scaled;
-                                               }
-                                               write(grad_x + t * s.inner, rounded<IO>(grad));
-                                             });
   }
-  if (kMap) {
-    gains[segment * at.neurons] = gain;
-    carries[segment * at.neurons] = grad_v.lane[0];
-  } else if (grad_v0 && segment == 0) {
-    write(grad_v0 + at.state, grad_v);
-  }
+  const int64_t stride = s.inner * size_of(kV.dtype);
+  char* to = static_cast<char*>(a.grad_x) + place.sequence * size_of(kV.dtype) + (end - 1) * stride;
+  back<kV>(
+      n, s, place, a, grad_v, Input<kV>(s, place, a), shared_memory, begin, end, [](const auto&) {},
+      [&](const float (&g)[kV.width], const float (&)[kV.width]) {
+        float grad[kV.width];
+#pragma unroll
+        for (int e = 0; e < kV.width; ++e) grad[e] = of_input<kV>(n, g[e]);
+        Numbers::rounded(grad).store(to);
+        to -= stride;
+      });
+  if (a.grad_v && begin == 0) store_state(static_cast<float*>(a.grad_v) + place.state, grad_v);
 }
 
-// A thread's share of the sums of g and of g * (x - mean), g being the gradient of what the neurons receive: in float
-// over the steps of a chunk, then in double.
-template <class IO, int kVec, int kLanes>
-SNN_HD void sums_thread(int thread, const Share<kVec>& share, const Column<IO, kVec>& column, const Neuron<float>& n,
-                        const LIFShape& s, const Norm& m, const IO* __restrict__ x, const IO* __restrict__ residual,
-                        const float* __restrict__ v0, const float* __restrict__ saved,
-                        const IO* __restrict__ grad_spikes, const float* __restrict__ grad_v_last,
-                        double (&total)[2][kLanes]) {
-  if (thread >= share.active) return;
-  Item<kVec> item(share, thread);
-  const Affine<kLanes> affine(m, Channels<kLanes>(m, item.neuron(share, m, item.row)));
-  for (; item.at < share.end; item.next(share)) {
-    const Place at(s, item.neuron(share, m, item.row));
-    Pack<float, kVec> grad_v = read_or<float, kVec>(grad_v_last, at.state, 0.0f);
-    float sum[kLanes] = {}, moment[kLanes] = {};
-    walk_back<IO, kVec, kLanes, false>(grad_v, at, Segment(s, 0, kVec), column, n, s,
-                                       Input<IO, kVec, kLanes>{affine, residual ? residual + at.sequence : nullptr}, x,
-                                       v0, saved, grad_spikes, [&](int64_t, int row, const Pack<float, kVec>& g) {
-                                         const Pack<IO, kVec> came = column.x[row * column.pitch];
-#pragma unroll
-                                         for (int e = 0; e < kVec; ++e) {
-                                           sum[affine.lane(e)] += g.lane[e];
-                                           moment[affine.lane(e)] +=
-                                               g.lane[e] * affine.centred(e, to_state(came.lane[e]));
-                                         }
-                                         if (row > 0) return;
-#pragma unroll
-                                         for (int e = 0; e < kLanes; ++e) {
-                                           total[0][e] += sum[e];
-                                           total[1][e] += moment[e];
-                                           sum[e] = moment[e] = 0;
-                                         }
-                                       });
-  }
-}
-
-}  // namespace
 }  // namespace snnkern

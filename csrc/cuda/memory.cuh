@@ -135,13 +135,14 @@ struct Place {
   int64_t x, sequence, spikes, state, neurons;
   bool inside;
 
-  __device__ __forceinline__ Place(const LIFShape& s, int64_t n) {
-    const int64_t outer = s.outer == 1 ? 0 : quotient(n, s.inner), inner = n - outer * s.inner;
+  // rows: whether there are several, outer > 1.
+  __device__ __forceinline__ Place(const LIFShape& s, int64_t n, bool rows) {
+    const int64_t outer = rows ? quotient(n, s.inner) : 0, inner = n - outer * s.inner;
     x = outer * s.x_outer_stride + inner;
     sequence = outer * s.steps * s.inner + inner;
     spikes = outer * s.steps_out * s.inner + inner;
     state = n;
-    neurons = s.outer * s.inner;
+    neurons = rows ? s.outer * s.inner : s.inner;
     inside = n < neurons;
   }
 };

@@ -1,44 +1,165 @@
-"""Launches of the LIF kernels in ``csrc/cuda/lif.cu``. Tensors are in the order of the layout, see ``ops/launch.py``.
+"""Launches of the LIF kernels in ``csrc/cuda/lif.cuh``. Tensors are in the order of the layout, see ``ops/launch.py``.
 
-The current stream of x's device is passed explicitly; nothing here waits for the device.
+On the current stream of x's device; nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import struct
+from functools import cache, reduce
+from operator import or_
+from typing import NamedTuple
 
 import torch
 
-from ...spec.layout import state_dtype
+from ...spec.layout import DTYPES
 from ...spec.split import CHUNK, Split, for_gpu, warmup
 from .. import on
-from .._extension import _C, backward_of, forward_of, neuron_of, shape_of
+from .._extension import _C, addresses, neuron_of
+from .program import Grid, prepare, stream_of
+
+FORWARD_THREADS = 128  # kForwardThreads
+FEW_STEPS = 8  # up to so many are constants of the kernel, and all are loaded at once; else 4 are, or 16 where narrow
+
+# Wide threads, of 16 bytes of x, issue a fraction of the instructions; narrow ones, of one neuron, are more, and have
+# more loads on their way. A device runs at full speed with about 4.3 TB/s * 0.8 us / 132 multiprocessors on its way:
+IN_FLIGHT = 26 << 10  # bytes a multiprocessor
+# A wide thread has 4 steps of 16 bytes on its way, of each of the tensors that are read: it takes 400 threads forward,
+# 200 backward. Of few steps it has all, as narrow threads would. Then what is left to be hidden is arithmetic: 64 wide
+# threads, two warps, take about as long for one after the other of their 4 or 8 neurons as the four schedulers take to
+# issue what the 4 or 8 times as many narrow ones need.
+WIDE_THREADS_OF_FEW_STEPS = 64  # a multiprocessor
+
+
+class LIFVariant(NamedTuple):
+    dtype: int
+    width: int
+    steps: int
+    rows: bool
+    form: int
+    hard: bool
+    detached: bool
+    surrogate: int
+    given: bool
+    split: bool
+    grouped: bool
+    lanes: int = 0
+    residual: bool = False
+
+
+class Launches(NamedTuple):
+    """What a call launches, one after the other, with the same words; and how it splits time."""
+
+    kernels: tuple
+    split: Split
 
 
 def lif_forward(spec, layout, call):
-    warm = warmup(spec.state_gain, torch.float32)
-    shape, scratch = _prepare(layout, call, max(warm, 4 * CHUNK), warm)
-    with on(call.x.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        _C.lif_forward_cuda(neuron_of(spec), shape, forward_of(call, scratch), stream)
+    x, v, spikes, v_last, saved, _ = call
+    _launch(_forward, spec, layout, x, (x, v, spikes, v_last, saved), False)
 
 
 def lif_backward(spec, layout, call):
-    shape, scratch = _prepare(layout, call, 8 * CHUNK)
-    with on(call.x.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        _C.lif_backward_cuda(neuron_of(spec), shape, backward_of(call, scratch), stream)
+    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, *_ = call
+    tensors = x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v
+    _launch(_backward, spec, layout, x, tensors, grad_spikes is not None)
 
 
-def _prepare(layout, call, shortest, warm=0):
-    x, split = call.x, Split(1, layout.steps, 0)
-    # The kernels with a norm take all of time; a group of steps may lie in two segments.
-    if call.norm is None and layout.steps_out == layout.steps:
-        neurons = layout.outer * layout.inner
-        split = for_gpu(layout.steps, neurons, _processors(x.device.index), shortest, warm)
-    return shape_of(layout, split, x), split.scratch(layout, state_dtype(x.dtype), x.device)
+def _launch(make, spec, layout, x, tensors, given):
+    words = addresses(*tensors)
+    device = x.device
+    known = spec.__dict__.get("_launches")
+    if known is None:
+        known = spec.__dict__["_launches"] = {}
+    key = make, layout, x.dtype, not reduce(or_, words) & 15, given, device.index
+    with on(device):
+        found = known.get(key)
+        if found is None:
+            found = known[key] = make(spec, *key[1:])
+        scratch = found.split.scratch(layout, torch.float32, device)
+        if scratch is not None:
+            words.append(scratch.data_ptr())
+        stream = stream_of(device.index)
+        for kernel in found.kernels:
+            kernel(stream, *words)
+
+
+def _forward(spec, layout, dtype, aligned, given, device) -> Launches:
+    warm = warmup(spec.state_gain, torch.float32)
+    split = _split(layout, device, max(warm, 4 * CHUNK), warm)
+    variant, constants = compiled_for(spec, layout, dtype, aligned, 1, split, device)
+    across = blocks(layout, variant.width, FORWARD_THREADS)
+    kernels = [("lif_forward", Grid(across, split.segments, FORWARD_THREADS, 0))]
+    if variant.split:
+        kernels.append(("lif_repair", Grid(across, 1, FORWARD_THREADS, 0)))
+    return _prepared(kernels, variant, constants, split, device)
+
+
+def _backward(spec, layout, dtype, aligned, given, device) -> Launches:
+    split = _split(layout, device, 8 * CHUNK)
+    variant, constants = compiled_for(spec, layout, dtype, aligned, 1 + given, split, device)
+    _, _, surrogate = _told(constants[0])
+    variant = variant._replace(detached=spec.detach_reset, surrogate=surrogate, given=given)
+    threads = backward_threads(variant.width)
+    across, shared = blocks(layout, variant.width, threads), column_bytes(layout, variant.width)
+    kernels = [("lif_backward", Grid(across, split.segments, threads, shared))]
+    if variant.split:
+        kernels.insert(0, ("lif_map", Grid(across, split.segments - 1, threads, shared)))
+    return _prepared(kernels, variant, constants, split, device)
+
+
+def _prepared(kernels, variant, constants, split, device) -> Launches:
+    return Launches(tuple(prepare("lif.cuh", name, variant, grid, constants, device) for name, grid in kernels), split)
+
+
+def _split(layout, device, shortest, warm=0) -> Split:
+    if layout.steps_out < layout.steps:  # a group of steps may lie in two segments
+        return Split(1, layout.steps, 0)
+    return for_gpu(layout.steps, layout.outer * layout.inner, processors(device), shortest, warm)
+
+
+def compiled_for(spec, layout, dtype, aligned, streams, split, device):
+    """The variant, of forward, and the constants of a LIF kernel that reads so many tensors step by step."""
+    neuron, code = _C.neuron(neuron_of(spec)), DTYPES.index(dtype)
+    form, hard, _ = _told(neuron)
+    width = 16 // dtype.itemsize
+    if not (aligned and fits(layout, width) and _fill(layout, width, streams, processors(device))):
+        width = 1
+    steps = layout.steps if layout.steps <= FEW_STEPS else 0
+    grouped = layout.steps_out < layout.steps
+    variant = LIFVariant(code, width, steps, layout.outer > 1, form, hard, False, 0, False, split.segments > 1, grouped)
+    return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
+
+
+def fits(layout, width) -> bool:
+    """Whether rows of x begin where aligned packs of ``width`` numbers do."""
+    return not (layout.inner | layout.x_outer_stride | layout.x_step_stride) % width
+
+
+def _fill(layout, width, streams, processors) -> bool:
+    few = layout.steps <= FEW_STEPS
+    each = WIDE_THREADS_OF_FEW_STEPS if few else IN_FLIGHT // (streams * 4 * 16)
+    return layout.outer * layout.inner // width >= processors * each
+
+
+def blocks(layout, width, threads) -> int:
+    return -(-(layout.outer * layout.inner // width) // threads)
+
+
+def backward_threads(width) -> int:
+    return 64 if width == 8 else 128  # csrc/cuda/lif.cuh's
+
+
+def column_bytes(layout, width) -> int:
+    """Potentials of a chunk in shared memory, of a block."""
+    return min(layout.steps, CHUNK) * backward_threads(width) * width * 4
+
+
+def _told(neuron: bytes) -> tuple[int, bool, int]:
+    """The first members of Neuron<float>: form, hard, surrogate."""
+    return struct.unpack_from("=i?3xi", neuron)
 
 
 @cache
-def _processors(device: int) -> int:
+def processors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
