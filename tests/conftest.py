@@ -13,6 +13,7 @@ import torch
 
 import snnkern
 from snnkern.spec import split as splitting
+from snnkern.spec.neuron import make_spec
 from snnkern.spec.split import Split
 
 # Relative norm of the error of a gradient, per dtype: the one table. Spikes are held to equality, not to this.
@@ -92,9 +93,11 @@ def force(monkeypatch):
         monkeypatch.setattr(splitting, "split", segments)
         monkeypatch.setattr(splitting, "A_LAUNCH", -(1 << 30))
         monkeypatch.setattr(splitting, "A_THREAD", 0)
+        make_spec.cache_clear()  # a neuron knows how it was launched
         return launches
 
-    return forced
+    yield forced
+    make_spec.cache_clear()
 
 
 def assert_gradients_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
