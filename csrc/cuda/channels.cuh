@@ -1,142 +1,131 @@
 // How the threads of a grid share out the neurons of all channels, and how what they found is added up per channel, in
-// an order that depends on the shape alone.
+// an order that depends on nothing but the shape and the device.
 //
 // Neurons are [runs, channels, period]. A block owns a band of neighbouring channels, one or, where the period is
-// short, so many that one run of them is about kBand neurons; and of the items of that band one of `parts` parts. An
-// item is a pack of kVec neurons in a row: rows are runs, or whatever the kernel puts in their place. A thread takes
-// every `active`-th item, which is always in the same channels: kLanes = 1, one for all of its lanes, or kLanes = kVec.
+// short, as many as make a run of them long enough; and of the items of that band one of `parts` parts. An item is a
+// pack of kWidth neurons in a row: rows are runs, or whatever the kernel puts in their place. A thread takes every
+// `active`-th item, which is always in the same channels: kLanes = 1, one for all of its lanes, or kLanes = kWidth.
 #pragma once
 #include "../lif.h"
 #include "memory.cuh"
 
 namespace snnkern {
+
+struct Bands {               // as in snnkern/backend/cuda/bn_lif.py
+  int64_t channels, period;  // neuron n has channel n / period % channels
+  int64_t width, parts;      // channels in a band, but for the last one; parts of a band
+};
+
 namespace {
-
-constexpr int kBand = 64;
-
-SNN_HOST_DEVICE int64_t channels_a_band(const Norm& m) { return m.period < kBand ? kBand / m.period : 1; }
-SNN_HOST_DEVICE int64_t bands(const Norm& m) { return (m.channels + channels_a_band(m) - 1) / channels_a_band(m); }
-
-SNN_HOST_DEVICE int64_t runs_of(const LIFShape& s, const Norm& m) {
-  return s.outer * s.inner / (m.channels * m.period);
-}
 
 template <int kLanes>
 struct Channels {  // of neuron n and the next ones
   int64_t of[kLanes];
 
-  SNN_HD Channels(const Norm& m, int64_t n) {
-    const int64_t run = n / m.period;
-    int64_t c = run % m.channels, i = n - run * m.period;
+  __device__ __forceinline__ Channels(int64_t channels, int64_t period, int64_t n) {
+    const int64_t all = quotient(n, period);
+    int64_t c = all - quotient(all, channels) * channels, i = n - all * period;
 #pragma unroll
     for (int e = 0; e < kLanes; ++e) {
       of[e] = c;
-      if (++i < m.period) continue;
+      if (++i < period) continue;
       i = 0;
-      if (++c == m.channels) c = 0;
+      if (++c == channels) c = 0;
     }
   }
 };
 
-template <int kVec>
+// What a block does, and the way from a thread's item to its next one; in shared memory, to leave registers alone.
+template <int kWidth>
 struct Share {
   int64_t part, first, channels;  // the band: channels from `first` on
   int64_t packs;                  // of the band in a row
   int64_t begin, end;             // items
+  int64_t run;                    // neurons from a row to the next
+  int64_t on, packs_on, over;     // neurons and packs to a thread's next item; neurons more where a row ends
   int across, active;             // threads side by side that have different channels, and all that have work
 
-  SNN_HD Share(const Norm& m, int64_t block, int64_t parts, int64_t rows, int threads) {
-    const int64_t width = channels_a_band(m), n = bands(m);
-    part = block / n;
-    first = (block - part * n) * width;
-    channels = first + width < m.channels ? width : m.channels - first;
-    packs = channels * m.period / kVec;
+  Share() = default;
+  __device__ Share(const Bands& b, int64_t block, int64_t rows, int threads) {
+    const int64_t bands = quotient(b.channels + b.width - 1, b.width);
+    part = quotient(block, bands);
+    first = (block - part * bands) * b.width;
+    channels = first + b.width < b.channels ? b.width : b.channels - first;
+    packs = channels * b.period / kWidth;
     across = channels == 1 ? 1 : int(packs);
     active = threads / across * across;
-    const int64_t items = rows * packs, rounds = ((items + active - 1) / active + parts - 1) / parts;
+    const int64_t items = rows * packs, rounds = quotient(quotient(items + active - 1, active) + b.parts - 1, b.parts);
     begin = part * rounds * active;
     end = begin + rounds * active < items ? begin + rounds * active : items;
+    run = b.channels * b.period;
+    const int64_t rows_on = quotient(active, packs);
+    packs_on = active - rows_on * packs;
+    on = rows_on * run + packs_on * kWidth;
+    over = run - packs * kWidth;
   }
 };
 
-template <int kVec>
+template <int kWidth>
 struct Item {
-  int64_t at, row, pack;
-  int64_t rows_on, packs_on;
+  int64_t neuron, pack;  // neuron: (row * channels + channel) * period + place in it
+  int left;              // items from this one on
 
-  SNN_HD Item(const Share<kVec>& s, int thread) : at(s.begin + thread) {
-    row = at / s.packs;
+  __device__ __forceinline__ Item(const Share<kWidth>& s, const Bands& b) {
+    const int64_t at = s.begin + threadIdx.x, row = quotient(at, s.packs);
+    left = threadIdx.x < s.active && at < s.end ? int(quotient(s.end - at - 1, s.active)) + 1 : 0;
     pack = at - row * s.packs;
-    rows_on = s.active / s.packs;
-    packs_on = s.active - rows_on * s.packs;
+    neuron = row * s.run + s.first * b.period + pack * kWidth;
   }
-  SNN_HD void next(const Share<kVec>& s) {
-    at += s.active;
-    row += rows_on;
-    pack += packs_on;
+  __device__ __forceinline__ void next(const Share<kWidth>& s) {
+    --left;
+    neuron += s.on;
+    pack += s.packs_on;
     if (pack < s.packs) return;
     pack -= s.packs;
-    ++row;
-  }
-  SNN_HD int64_t neuron(const Share<kVec>& s, const Norm& m, int64_t run) const {
-    return (run * m.channels + s.first) * m.period + pack * kVec;
+    neuron += s.over;
   }
 };
 
-// Adds up two numbers of every thread and lane: [2, active / across rows, across * kLanes columns], halving the rows
-// until one is left, then the columns of each channel one after the other. Between any two of these steps lies a
-// barrier.
-template <int kVec, int kLanes>
+// Adds up two numbers of every thread and lane. In memory they are [2, kLanes, active / across rows, across]; rows are
+// folded until one is left, then the columns of each channel are added one after the other. Between any two of these
+// steps lies a barrier.
+template <int kWidth, int kLanes>
 struct Sum {
-  const Share<kVec>& share;
+  static constexpr int kDoublesAThread = 2 * kLanes, kFold = 8;
+  const Share<kWidth>& share;
   double* memory;
 
-  static constexpr int kDoublesAThread = 2 * kLanes;
-  SNN_HD int size() const { return share.active * kLanes; }
-  SNN_HD int rows() const { return share.active / share.across; }
-
-  SNN_HD void put(int thread, const double (&found)[2][kLanes]) const {
-    if (thread >= share.active) return;
-#pragma unroll
-    for (int k = 0; k < 2; ++k)
-#pragma unroll
-      for (int e = 0; e < kLanes; ++e) memory[k * size() + thread * kLanes + e] = found[k][e];
-  }
-  SNN_HD void halve(int thread, int threads, int rows) const {
-    const int columns = share.across * kLanes, stay = (rows + 1) / 2 * columns;
-    for (int i = thread; i < rows * columns - stay; i += threads) {
-      memory[i] += memory[stay + i];
-      memory[size() + i] += memory[size() + stay + i];
-    }
-  }
   // to: [parts, 2, channels]
-  SNN_HD void finish(int thread, int threads, const Norm& m, double* to) const {
-    const int columns = share.across * kLanes / int(share.channels);
-    for (int c = thread; c < share.channels; c += threads)
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        double total = 0;
-        for (int i = 0; i < columns; ++i) total += memory[k * size() + c * columns + i];
-        to[(2 * share.part + k) * m.channels + share.first + c] = total;
-      }
-  }
-
-  __device__ void all(const double (&found)[2][kLanes], const Norm& m, double* to) const {
+  __device__ void all(const double (&found)[2][kLanes], const Bands& b, double* to) const {
     __syncthreads();  // the memory had another use
-    put(threadIdx.x, found);
-    for (int left = rows(); left > 1; left = (left + 1) / 2) {
+    if (threadIdx.x < share.active)
+#pragma unroll
+      for (int p = 0; p < kDoublesAThread; ++p) plane(p)[threadIdx.x] = found[p / kLanes][p % kLanes];
+    for (int rows = share.active / share.across; rows > 1; rows = (rows + kFold - 1) / kFold) {
       __syncthreads();
-      halve(threadIdx.x, blockDim.x, left);
+      fold(rows * share.across, (rows + kFold - 1) / kFold * share.across);
     }
     __syncthreads();
-    finish(threadIdx.x, blockDim.x, m, to);
+    const int columns = share.across * kLanes / int(share.channels);
+    for (int i = threadIdx.x; i < 2 * share.channels; i += blockDim.x) {
+      const int k = i >= share.channels, c = i - k * int(share.channels);
+      double total = 0;
+      for (int q = c * columns; q < (c + 1) * columns; ++q) total += plane(k * kLanes + q % kLanes)[q / kLanes];
+      to[(2 * share.part + k) * b.channels + share.first + c] = total;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ double* plane(int p) const { return memory + p * share.active; }
+  __device__ __forceinline__ void fold(int size, int stay) const {
+    for (int i = threadIdx.x; i < kDoublesAThread * stay; i += blockDim.x) {
+      const int p = i / stay, from = i - p * stay;
+      double total = plane(p)[from];
+      for (int j = from + stay; j < size; j += stay) total += plane(p)[j];
+      plane(p)[from] = total;
+    }
   }
 };
-
-// Packs of vec neurons never leave a band or a run.
-bool bands_fit(const Norm& m, int vec) {
-  return channels_a_band(m) * m.period % vec == 0 && m.channels * m.period % vec == 0;
-}
 
 }  // namespace
 }  // namespace snnkern

@@ -10,6 +10,8 @@ namespace {
 
 using Status = int;  // CUresult
 constexpr Status kSuccess = 0, kInvalidContext = 201;
+constexpr int kMostShared = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr unsigned kSharedUnasked = 48 << 10;
 
 struct Driver {
   Status (*library_load)(void** library, const void* image, int* options, void** values, unsigned n,
@@ -21,6 +23,7 @@ struct Driver {
   Status (*device_get)(int* device, int ordinal);
   Status (*context_retain)(void** context, int device);
   Status (*context_set)(void* context);
+  Status (*set_attribute)(void* function, int attribute, int value);
   Status (*error_string)(Status, const char** text);
 
   Driver() {
@@ -37,6 +40,7 @@ struct Driver {
     find(device_get, "cuDeviceGet");
     find(context_retain, "cuDevicePrimaryCtxRetain");
     find(context_set, "cuCtxSetCurrent");
+    find(set_attribute, "cuFuncSetAttribute");
     find(error_string, "cuGetErrorString");
   }
 };
@@ -75,6 +79,8 @@ CudaLaunch::CudaLaunch(const CudaKernel& kernel, unsigned across, unsigned down,
       shared_(shared),
       constants_(std::move(constants)) {
   if (constants_.size() > kMostConstants) throw std::invalid_argument("too many constants for a launch");
+  if (shared > kSharedUnasked)
+    check(driver().set_attribute(kernel.function, kMostShared, int(shared)), "shared memory");
 }
 
 void CudaLaunch::operator()(void* stream, const int64_t* words) const {
