@@ -122,12 +122,14 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device):
     """The variant, of forward, and the constants of a LIF kernel that reads so many tensors step by step."""
     neuron, code = _C.neuron(neuron_of(spec)), DTYPES.index(dtype)
     form, hard, _ = _told(neuron)
-    width = 16 // dtype.itemsize
-    if not (aligned and fits(layout, width) and _fill(layout, width, streams, processors(device))):
+    if layout.steps >> 30:
+        raise ValueError(f"the CUDA kernels count up to 2**30 time steps, got {layout.steps}")
+    width, parts = 16 // dtype.itemsize, split.segments > 1
+    if parts or not (aligned and fits(layout, width) and _fill(layout, width, streams, processors(device))):
         width = 1
     steps = layout.steps if layout.steps <= FEW_STEPS else 0
     grouped = layout.steps_out < layout.steps
-    variant = LIFVariant(code, width, steps, layout.outer > 1, form, hard, False, 0, False, split.segments > 1, grouped)
+    variant = LIFVariant(code, width, steps, layout.outer > 1, form, hard, False, 0, False, parts, grouped)
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
 
 
