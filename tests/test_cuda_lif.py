@@ -11,7 +11,7 @@ import torch
 
 from snnkern.backend.cuda import lif, program
 from snnkern.spec.layout import layout_of
-from snnkern.spec.neuron import make_spec
+from snnkern.spec.neuron import Forward, make_spec
 from snnkern.surrogate import ATan
 
 if program.missing():
@@ -105,6 +105,24 @@ def test_nothing_is_launched_for_no_neuron_and_time_has_an_end(made):
     assert made(lif._forward, meta(4, 0)) == made(lif._backward, meta(4, 0)) == {}
     with pytest.raises(ValueError, match=r"2\*\*30"):
         made(lif._forward, meta(1 << 30, 1))
+
+
+def test_a_neuron_remembers_its_launches_and_not_too_many(monkeypatch):
+    kernels, asked = [], []
+    monkeypatch.setattr(lif, "stream_of", lambda device: 0)
+    monkeypatch.setattr(lif, "MOST_LAUNCHES", 2)
+    monkeypatch.setattr(lif, "processors", lambda device: 132)
+    monkeypatch.setattr(lif, "prepare", lambda *given: asked.append(given) or (lambda *words: kernels.append(words)))
+    spec = make_spec(None, 2.0, True, 1.25, 0.0, ATan(), False, False)
+
+    def call(neurons):
+        x, v_last = torch.zeros(4, neurons), torch.zeros(neurons)
+        lif.lif_forward(spec, layout_of(x, 0), Forward(x, None, x, v_last, None))
+        assert kernels[-1] == (0, x.data_ptr(), 0, x.data_ptr(), v_last.data_ptr(), 0)
+        return len(asked)
+
+    assert [call(8), call(8), call(16), call(8), call(24), call(24), call(8)] == [1, 1, 2, 2, 3, 3, 4]
+    assert len(kernels) == 7
 
 
 # --- what the compiler makes of it ---

@@ -45,7 +45,8 @@ constexpr int loaded_together(const LIFVariant& v) {
 
 constexpr int kForwardThreads = 128;
 constexpr int backward_threads(int width) { return width == 8 ? 64 : 128; }  // up to 32 KiB of shared memory
-// Blocks for which registers must do, 0: whatever comes of it. Where charge calls a division, too few were chosen.
+// Blocks that a multiprocessor has registers for, 0: as many as the compiler likes, who spills for more where charge
+// divides.
 constexpr int backward_blocks(const LIFVariant& v) {
   return v.form == Leak::tau || v.form == Leak::tau_input ? 384 / backward_threads(v.width) : 0;
 }

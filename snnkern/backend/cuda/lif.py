@@ -18,6 +18,7 @@ from .._extension import _C, addresses, neuron_of
 from .program import Grid, prepare, stream_of
 
 FORWARD_THREADS = 128  # kForwardThreads
+MOST_LAUNCHES = 512  # that a neuron remembers
 FEW_STEPS = 8  # up to so many are constants of the kernel, and all are loaded at once; else 4 are, or 16 where narrow
 
 # Wide threads, of 16 bytes of x, issue a fraction of the instructions; narrow ones, of one neuron, are more, and have
@@ -74,6 +75,8 @@ def _launch(make, spec, layout, x, words, misaligned, given):
     with on(device):
         found = known.get(key)
         if found is None:
+            if len(known) >= MOST_LAUNCHES:
+                known.clear()
             found = known[key] = make(spec, *key[1:])
         kernels, split = found
         if split.segments > 1:
