@@ -18,6 +18,7 @@ if program.missing():
     pytest.skip(program.missing(), allow_module_level=True)
 
 F32, BF16 = torch.float32, torch.bfloat16
+SPEC = make_spec(None, 2.0, True, 1.0, 0.0, ATan(), False, False)
 WIDE = {F32: 4, BF16: 8}
 
 
@@ -25,8 +26,7 @@ WIDE = {F32: 4, BF16: 8}
 def made(monkeypatch):
     """Calls ``make``, lif._forward or lif._backward, on a device of 132 multiprocessors: {kernel: (variant, grid)}."""
 
-    def call(make, x, aligned=True, time_dim=0, steps_out=None, tau=2.0):
-        spec = make_spec(None, tau, True, 1.0, 0.0, ATan(), False, False)
+    def call(make, x, aligned=True, time_dim=0, steps_out=None, spec=SPEC):
         layout = layout_of(x, time_dim)
         layout = layout._replace(steps_out=steps_out or layout.steps)
         found = make(spec, layout, x.dtype, aligned, make is lif._backward, 0)
@@ -87,6 +87,15 @@ def test_a_forward_pass_is_one_kernel_for_all_surrogates(made, monkeypatch):
     (forward,) = made(lif._forward, meta(4, 100)).values()
     assert forward[0].surrogate == 0 and not forward[0].given and not forward[0].detached
     assert made(lif._backward, meta(4, 100))["lif_backward"][0].given
+
+
+def test_a_rest_of_zero_is_a_constant(made):
+    def rests(decay, tau, reset):
+        spec = make_spec(decay, tau, True, 1.0, reset, ATan(), False, False)
+        return made(lif._forward, meta(4, 100), spec=spec)["lif_forward"][0].rest
+
+    assert rests(None, 2.0, -0.5) and rests(None, 3.0, 0.25)
+    assert not (rests(None, 2.0, 0.0) or rests(None, 2.0, None) or rests(0.5, None, -0.5))
 
 
 def test_long_times_of_few_neurons_are_split(made):
@@ -156,7 +165,7 @@ def test_machine_code(name, dtype, width, steps, form, target, tmp_path):
     """Nothing spills, registers leave room for enough threads, wide ones move 16 bytes at a time, and charge, fire and
     reset are not contracted: what is fused there belongs to an exact division."""
     backward, split = name in ("lif_backward", "lif_map"), name in ("lif_repair", "lif_map")
-    variant = lif.LIFVariant(dtype, width, steps, False, form, True, False, 4 * backward, backward, split, False)
+    variant = lif.LIFVariant(dtype, width, steps, False, form, True, True, False, 4 * backward, backward, split, False)
     image, _ = program.compile("lif.cuh", f"snnkern::{name}<{program._cpp(variant)}>", target)
     (tmp_path / "kernel.cubin").write_bytes(image)
     run = [cuobjdump(), "-sass", "-res-usage", tmp_path / "kernel.cubin"]

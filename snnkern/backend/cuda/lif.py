@@ -37,6 +37,7 @@ class LIFVariant(NamedTuple):
     steps: int
     rows: bool
     form: int
+    rest: bool
     hard: bool
     detached: bool
     surrogate: int
@@ -124,7 +125,7 @@ def _split(layout, device, shortest, warm=0) -> Split:
 def compiled_for(spec, layout, dtype, aligned, streams, split, device):
     """The variant, of forward, and the constants of a LIF kernel that reads so many tensors step by step."""
     neuron, code = _C.neuron(neuron_of(spec)), DTYPES.index(dtype)
-    form, hard, _ = _told(neuron)
+    form, hard, _, rest = _told(neuron)
     if layout.steps >> 30:
         raise ValueError(f"the CUDA kernels count up to 2**30 time steps, got {layout.steps}")
     width, parts = 16 // dtype.itemsize, split.segments > 1
@@ -132,7 +133,7 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device):
         width = 1
     steps = layout.steps if layout.steps <= FEW_STEPS else 0
     grouped = layout.steps_out < layout.steps
-    variant = LIFVariant(code, width, steps, layout.outer > 1, form, hard, False, 0, False, parts, grouped)
+    variant = LIFVariant(code, width, steps, layout.outer > 1, form, rest, hard, False, 0, False, parts, grouped)
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
 
 
@@ -164,9 +165,10 @@ def column_bytes(layout, width) -> int:
     return min(layout.steps, CHUNK) * backward_threads(width) * width * 4
 
 
-def _told(neuron: bytes) -> tuple[int, bool, int]:
-    """The first members of Neuron<float>: form, hard, surrogate."""
-    return struct.unpack_from("=i?3xi", neuron)
+def _told(neuron: bytes) -> tuple[int, bool, int, bool]:
+    """Of Neuron<float>: form, hard, surrogate, and whether a resting potential other than 0 is in use."""
+    form, hard, surrogate, _, rest = struct.unpack_from("=i?3xiff", neuron)
+    return form, hard, surrogate, form != 0 and rest != 0
 
 
 @cache
