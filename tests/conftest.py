@@ -1,25 +1,34 @@
 """Which backends are tested, where, and within which bounds.
 
 Every op test takes the fixture ``backend``: each backend that can run in this process. With TRITON_INTERPRET=1 in the
-environment that is Triton alone, in its interpreter, on the CPU; ``make test`` runs the op tests once more that way.
+environment that is Triton alone, in its interpreter, and with SNNKERN_EMULATE=1 CUDA alone, on the device of
+``emulator``, both on the CPU; ``make test`` runs the op tests once more each way.
 """
 
 import os
 
+import emulator
 import pytest
 import torch
 
 import snnkern
 from snnkern.spec import split as splitting
+from snnkern.spec.neuron import make_spec
 from snnkern.spec.split import Split
 
 # Relative norm of the error of a gradient, per dtype: the one table. Spikes are held to equality, not to this.
 GRADIENT_BOUND = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EMULATED = os.environ.get("SNNKERN_EMULATE") == "1"
+if EMULATED:
+    emulator.install()
+needs_emulator = pytest.mark.skipif(not EMULATED, reason="for SNNKERN_EMULATE=1, as `make test` runs this file too")
 RUNNABLE = [name for name, reason in snnkern.backends().items() if reason is None and name != "reference"]
-EXPECTED = ["triton"] if INTERPRETED else ["cpu", "cuda", "triton"] if torch.cuda.is_available() else ["cpu"]
-BACKENDS = ["triton"] if INTERPRETED else RUNNABLE
+EXPECTED = ["cpu", "cuda", "triton"] if torch.cuda.is_available() else ["cpu"]
+if INTERPRETED or EMULATED:
+    EXPECTED = ["triton"] if INTERPRETED else ["cuda"]
+BACKENDS = EXPECTED if INTERPRETED or EMULATED else RUNNABLE
 if INTERPRETED:
     GRADIENT_BOUND[torch.bfloat16] = 2**-7  # the interpreter cuts float32 off to bfloat16 where a GPU rounds
 
@@ -38,7 +47,7 @@ def backend(request):
 
 @pytest.fixture
 def device(backend):
-    return "cuda" if backend in ("cuda", "triton") and not INTERPRETED else "cpu"
+    return "cuda" if backend in ("cuda", "triton") and not (INTERPRETED or EMULATED) else "cpu"
 
 
 @pytest.fixture
@@ -47,6 +56,13 @@ def on_device(request):
     name = request.getfixturevalue("device") if "backend" in request.fixturenames else "cpu"
     with torch.device(name):
         yield
+
+
+@pytest.fixture(autouse=EMULATED)
+def emulated():
+    """What the emulator keeps of a test's memory goes with the test."""
+    yield
+    emulator.forget()
 
 
 @pytest.fixture
@@ -77,9 +93,11 @@ def force(monkeypatch):
         monkeypatch.setattr(splitting, "split", segments)
         monkeypatch.setattr(splitting, "A_LAUNCH", -(1 << 30))
         monkeypatch.setattr(splitting, "A_THREAD", 0)
+        make_spec.cache_clear()  # a neuron knows how it was launched
         return launches
 
-    return forced
+    yield forced
+    make_spec.cache_clear()
 
 
 def assert_gradients_close(got: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import INTERPRETED, assert_gradients_close
+from conftest import EMULATED, INTERPRETED, assert_gradients_close
 
 import snnkern
 from snnkern.surrogate import ATan, Dspike, Sigmoid, Surrogate, Triangle
@@ -242,7 +242,7 @@ def test_no_steps_leave_the_state_as_it_is(backend, device):
     assert torch.equal(v.grad, torch.ones_like(v))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter would take minutes, and the path is the compiled kernels' own")
+@pytest.mark.skipif(INTERPRETED or EMULATED, reason="would take minutes, and the path is the compiled kernels' own")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_tensors_larger_than_the_cache(backend, device, dtype):
     check_all(draw((19, 600_011), dtype, device), backend)

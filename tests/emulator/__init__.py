@@ -1,0 +1,186 @@
+"""The CUDA backend on a machine without a GPU: ``install()`` makes it serve CPU tensors, on a device of ours.
+
+Everything of the package runs as on a GPU: the choice of kernel, grid and variant, NVRTC (for PTX in place of machine
+code), the cache on disk. In place of the driver, ``ptx.cpp`` runs the PTX on the tensors' own memory and checks every
+access of it: inside a tensor whose address was taken for this launch, aligned, nothing read that nobody wrote, no race
+between barriers. What it finds is raised, as ``Fault``, by the launch. It shows neither time nor what ``ptxas`` makes
+of the code, and .approx functions are exact on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._device import _device_constructors
+
+SOURCE = Path(__file__).with_name("ptx.cpp")
+FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-fwrapv",
+    "-frounding-math",
+    "-ffp-contract=off",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+)
+POISON = 0xFF  # fresh memory: NaN in every dtype
+
+
+class Fault(AssertionError):
+    """A launch did what it must not do."""
+
+
+@functools.cache
+def _ptx():
+    """``ptx.cpp``, compiled; kept beside it until it changes."""
+    import pybind11
+
+    key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, sys.version, pybind11.__version__)).encode()).hexdigest()[
+        :16
+    ]
+    library = SOURCE.parents[2] / "build" / "emulator" / key / "_ptx.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        made = library.with_suffix(f".{os.getpid()}")
+        includes = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}")
+        subprocess.run([os.environ.get("CXX", "c++"), *FLAGS, *includes, SOURCE, "-o", made], check=True)
+        made.replace(library)
+    spec = importlib.util.spec_from_file_location("_ptx", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Kernel:
+    """In place of ``_C.CudaKernel``."""
+
+    def __init__(self, image: bytes, name: str, device: int | None = None):
+        self.name, self.parsed = name, _ptx().Kernel(image, name)
+
+
+class Launch:
+    """In place of ``_C.CudaLaunch``."""
+
+    made: list[Launch] = []  # noqa: RUF012  # those that ran, since somebody emptied it
+
+    def __init__(self, kernel: Kernel, across: int, down: int, threads: int, shared: int, constants: list[bytes]):
+        self.kernel, self.grid, self.constants = kernel, (across, down, threads, shared), constants
+
+    def __call__(self, stream: int, *words: int) -> None:
+        Launch.made.append(self)
+        given = b"".join((word % (1 << 64)).to_bytes(8, "little") for word in words)
+        found = _ptx().launch(self.kernel.parsed, *self.grid, [*self.constants, given], _regions(words))
+        if found:
+            raise Fault(f"{self.kernel.name}, {self.grid}:\n" + "\n".join(found))
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+_data_ptr, _empty, _empty_like = torch.Tensor.data_ptr, torch.empty, torch.empty_like
+
+
+class Span(NamedTuple):
+    """Memory that a tensor may be read and written in, while its storage lives."""
+
+    begin: int
+    end: int
+    itemsize: int
+    storage: StorageWeakRef
+
+
+_taken: list[Span] = []  # of tensors whose addresses were taken for the next launches, or the last ones
+_launched = False  # since then
+_fresh: dict[int, tuple] = {}  # what torch.empty made, by address: Span, and a byte a number: whether a kernel wrote it
+
+
+def _take(tensor: torch.Tensor) -> int:
+    global _launched
+    if _launched:
+        _taken.clear()
+        _launched = False
+    at = _data_ptr(tensor)
+    if tensor.numel():
+        last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        storage = StorageWeakRef(tensor.untyped_storage())
+        _taken.append(Span(at, at + (last + 1) * tensor.itemsize, tensor.itemsize, storage))
+    return at
+
+
+def _poisoned(make):
+    @functools.wraps(make)
+    def made(*args, **options):
+        tensor = make(*args, **options)
+        if type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.numel():
+            storage = tensor.untyped_storage()
+            at, n = storage.data_ptr(), storage.nbytes()
+            ctypes.memset(at, POISON, n)
+            _fresh[at] = Span(at, at + n, tensor.itemsize, StorageWeakRef(storage)), (ctypes.c_uint8 * tensor.numel())()
+        return tensor
+
+    return made
+
+
+def forget() -> None:
+    """What earlier launches and tensors were."""
+    _taken.clear()
+    _fresh.clear()
+    Launch.made.clear()
+
+
+def _regions(words: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+    """What a launch with these words may touch: begin, end, the address of what says which numbers kernels wrote, or 0,
+    and the bytes of a number."""
+    global _launched
+    _launched = True
+    merged: list[list[int]] = []
+    for begin, end, itemsize, storage in sorted(_taken, key=lambda span: span[:3]):
+        if storage.expired() or not any(begin <= word < end for word in words):
+            continue
+        if merged and begin < merged[-1][1]:
+            merged[-1][1:] = max(end, merged[-1][1]), min(itemsize, merged[-1][2])
+        else:
+            merged.append([begin, end, itemsize])
+    found = []
+    for begin, end, itemsize in merged:
+        written = 0
+        for span, numbers in _fresh.values():
+            if span.begin <= begin and end <= span.end and span.itemsize == itemsize and not span.storage.expired():
+                written = ctypes.addressof(numbers) + (begin - span.begin) // itemsize
+        found.append((begin, end, written, itemsize))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ the device
+
+device = SimpleNamespace(multi_processor_count=132, major=9, minor=0)
+
+
+def install() -> None:
+    """For good, in this process."""
+    from snnkern.backend import cuda
+    from snnkern.backend.cuda import program
+
+    refuses = cuda.refuses
+    cuda.unavailable = lambda: None
+    cuda.refuses = lambda device_type, dtype: refuses("cuda", dtype)
+    program._C = SimpleNamespace(CudaKernel=Kernel, CudaLaunch=Launch)
+    program.architecture = lambda device: "compute_90"
+    torch._C._cuda_getCurrentRawStream = lambda index: 0
+    torch.cuda.get_device_properties = lambda index=None: device
+    torch.cuda.is_current_stream_capturing = lambda: False
+    _device_constructors()  # by which torch.device, as a context, knows torch.empty
+    torch.Tensor.data_ptr = _take
+    torch.empty, torch.empty_like = _poisoned(_empty), _poisoned(_empty_like)
