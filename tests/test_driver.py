@@ -1,4 +1,4 @@
-"""Loading and launching through the driver (``csrc/cuda/driver.cpp``), with a driver that writes down what it is asked."""
+"""Loading and launching through the driver (``csrc/cuda/driver.cpp``), with one that writes down what it is asked."""
 
 import ctypes
 import os
@@ -37,9 +37,10 @@ int cuGetErrorString(int status, const char** text) { return *text = status == 9
 int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** parameters, void** extra) {
   if (getenv("NO_CONTEXT")) { unsetenv("NO_CONTEXT"); return 201; }
+  const char *one = parameters[0], *other = parameters[1];
   long long* words = parameters[2];
   printf("launch %s %u %u %u of %u %u %u, %u bytes, stream %lld: %.3s %.5s %lld %lld %lld\n", (char*)function, x, y, z,
-         bx, by, bz, shared, (long long)stream, (char*)parameters[0], (char*)parameters[1], words[0], words[1], words[2]);
+         bx, by, bz, shared, (long long)stream, one, other, words[0], words[1], words[2]);
   return fails("cuLaunchKernel");
 }
 """
