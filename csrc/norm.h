@@ -3,10 +3,10 @@
 //   forward    moments -> prepare: the table, running statistics -> lif_forward
 //   backward   sums of gradients -> gradients: those of weight and bias, pull and push -> lif_backward
 //
-// Sums are in double, each over a part of the elements that depends on nothing but the shape, and the parts are added
-// up in their order: the same bits from run to run and for any number of threads. Another backend, with other parts,
-// comes within 1e-15 of the same sums, and the table, which is rounded to the state's dtype, is the same but for one
-// channel in some ten million: so spikes are bit-identical here too, nearly always.
+// Sums are in double, each over a part of the elements that depends on nothing but the shape (and on the GPU), and the
+// parts are added up in their order: the same bits from run to run and for any number of threads. Another backend, with
+// other parts, comes within 1e-15 of the same sums, and the table, which is rounded to the state's dtype, is the same
+// but for one channel in some ten million: so spikes are bit-identical here too, nearly always.
 #pragma once
 #include "lif.h"
 
@@ -30,6 +30,31 @@ struct NormParameters {              // [channels] in the dtype of the state
 // The rows of the table, [5, channels].
 enum NormRow { kMean, kScale, kOffset, kInverseDeviation, kMeanRest, kNormRows };
 
+// Both sums of channel c over parts, [parts, 2, channels], in their order. A GPU has many loads on their way.
+SNN_HOST_DEVICE void add_up(int64_t c, const NormPlan& p, const double* parts, double& one, double& two) {
+  constexpr int kTogether = 16;
+  one = two = 0;
+  for (int64_t first = 0; first < p.parts; first += kTogether) {
+    double ones[kTogether], twos[kTogether];
+#ifdef __CUDACC_RTC__
+#pragma unroll
+#endif
+    for (int k = 0; k < kTogether; ++k) {
+      const bool exists = first + k < p.parts;
+      const double* part = parts + 2 * (first + k) * p.channels + c;
+      ones[k] = exists ? part[0] : 0;
+      twos[k] = exists ? part[p.channels] : 0;
+    }
+#ifdef __CUDACC_RTC__
+#pragma unroll
+#endif
+    for (int k = 0; k < kTogether; ++k) {
+      one += ones[k];
+      two += twos[k];
+    }
+  }
+}
+
 // moments, [2 * parts + 1, channels]: per part the sums of x - shift and of its square; in the last row the shift, the
 // channel's first element, which saves the digits of a small variance about a large mean. Null: the table is made of
 // the running statistics, and these stay as they are.
@@ -41,11 +66,8 @@ SNN_HOST_DEVICE void prepare_channel(int64_t c, const NormPlan& p, const double*
                                      const S* bias, S* running_mean, S* running_var, S* table) {
   double mean, var;
   if (moments) {
-    double total = 0, square = 0;
-    for (int64_t i = 0; i < p.parts; ++i) {
-      total += moments[2 * i * p.channels + c];
-      square += moments[(2 * i + 1) * p.channels + c];
-    }
+    double total, square;
+    add_up(c, p, moments, total, square);
     const double from_shift = total / p.count;
     mean = moments[2 * p.parts * p.channels + c] + from_shift;
     var = square / p.count - from_shift * from_shift;
@@ -75,11 +97,8 @@ SNN_HOST_DEVICE void gradients_channel(int64_t c, const NormPlan& p, const S* ta
                                        const double* all_sums, S* affine, S* pull_push) {
   const double scale = table[kScale * p.channels + c], inverse_deviation = table[kInverseDeviation * p.channels + c];
   const double rest = table[kMeanRest * p.channels + c];
-  double total = 0, moment = 0;
-  for (int64_t i = 0; i < p.parts; ++i) {
-    total += sums[2 * i * p.channels + c];
-    moment += sums[(2 * i + 1) * p.channels + c];
-  }
+  double total, moment;
+  add_up(c, p, sums, total, moment);
   affine[c] = S((moment - rest * total) * inverse_deviation * p.gain);
   affine[p.channels + c] = S(total);
   if (!pull_push) return;
