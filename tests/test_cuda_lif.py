@@ -146,14 +146,14 @@ def cuobjdump():
 
 DECAY, DIVIDED, INVERSE = 0, 1, 3  # members of csrc/lif.h's Leak
 KERNELS = [
-    *[
-        ("lif_forward", *given)
-        for given in ((0, 4, 4, INVERSE), (3, 8, 0, DECAY), (2, 8, 0, DIVIDED), (3, 1, 0, DECAY))
-    ],
-    *[
-        ("lif_backward", *given)
-        for given in ((0, 4, 0, DECAY), (3, 8, 4, INVERSE), (3, 8, 4, DIVIDED), (2, 8, 0, DECAY))
-    ],
+    ("lif_forward", 0, 4, 4, INVERSE),
+    ("lif_forward", 3, 8, 0, DECAY),
+    ("lif_forward", 2, 8, 0, DIVIDED),
+    ("lif_forward", 3, 1, 0, DECAY),
+    ("lif_backward", 0, 4, 0, DECAY),
+    ("lif_backward", 3, 8, 4, INVERSE),
+    ("lif_backward", 3, 8, 4, DIVIDED),
+    ("lif_backward", 2, 8, 0, DECAY),
     ("lif_repair", 0, 1, 0, INVERSE),
     ("lif_map", 3, 1, 0, DIVIDED),
 ]

@@ -48,8 +48,8 @@ constexpr int kForwardThreads = 128;
 constexpr int backward_threads(int width) { return width == 8 ? 64 : 128; }  // up to 32 KiB of shared memory
 // Blocks that a multiprocessor has registers for, 0: as many as the compiler likes, who spills for more where charge
 // divides.
-constexpr int backward_blocks(const LIFVariant& v) {
-  return v.form == Leak::tau || v.form == Leak::tau_input ? 384 / backward_threads(v.width) : 0;
+constexpr int blocks_of(const LIFVariant& v, int threads) {
+  return v.form == Leak::tau || v.form == Leak::tau_input ? 384 / threads : 0;
 }
 
 namespace {
@@ -423,7 +423,8 @@ extern __shared__ __align__(16) char shared_memory[];
 // --- kernels ---
 
 template <LIFVariant kV>
-__global__ void __launch_bounds__(kForwardThreads) lif_forward(Neuron<float> n, LIFShape s, LIFForward a) {
+__global__ void __launch_bounds__(kForwardThreads, blocks_of(kV, kForwardThreads))
+    lif_forward(Neuron<float> n, LIFShape s, LIFForward a) {
   const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;
   const int segment = kV.split ? int(blockIdx.y) : 0;
@@ -508,7 +509,7 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, 
 }
 
 template <LIFVariant kV>
-__global__ void __launch_bounds__(backward_threads(kV.width), backward_blocks(kV))
+__global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, backward_threads(kV.width)))
     lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   const Place place(s, this_thread() * kV.width, kV.rows);
