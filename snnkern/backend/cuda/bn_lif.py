@@ -75,13 +75,18 @@ def _moments(layout, channels, period, dtype, aligned, device):
     if not (aligned and lif.fits(layout, width) and bands_fit(channels, period, width, lanes, MOMENT_THREADS)):
         width = lanes = 1
     steps = layout.steps if layout.steps <= lif.FEW_STEPS else 0
-    places = processors(device) * (4 if lanes == 1 else 3 if lanes <= 4 else 2)  # its launch bounds
+    places = processors(device) * _moment_blocks(lanes)
     rows = layout.outer * layout.inner // (channels * period) * -(-layout.steps // CHUNK)
     bands = bands_of(channels, period, width, rows, MOMENT_THREADS, places)
     variant = MomentsVariant(DTYPES.index(dtype), width, lanes, steps, layout.outer > 1)
     constants = [_C.bytes_of(_C.LIFShape(variant.dtype, *layout[1:], 1, layout.steps, 0)), bands.bytes()]
     grid = Grid(bands.blocks, 1, MOMENT_THREADS, 0)
     return prepare("norm.cuh", "moments", variant, grid, constants, device), bands.parts
+
+
+def _moment_blocks(lanes) -> int:
+    """Blocks that a multiprocessor's registers hold: csrc/cuda/norm.cuh's launch bounds."""
+    return 4 if lanes == 1 else 3 if lanes <= 4 else 2
 
 
 def bn_prepare(plan, moments, parameters, table):
@@ -238,8 +243,9 @@ def bands_fit(channels, period, width, lanes, threads) -> bool:
 def bands_of(channels, period, width, rows, threads, places) -> Bands:
     """Bands and parts by which blocks fill the device's places best, in whole waves of them."""
     each = band_width(period, width)
-    bands = -(-channels // each)
-    rounds = -(-rows * min(each, channels) * period // width // threads)
+    bands, packs = -(-channels // each), min(each, channels) * period // width
+    active = threads if min(each, channels) == 1 else threads // packs * packs
+    rounds = -(-rows * packs // active)
 
     def cost(parts):
         return -(-bands * parts // places) * (-(-rounds // parts) + SETUP)
