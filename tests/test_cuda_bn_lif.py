@@ -3,8 +3,12 @@
 import re
 import subprocess
 
+import emulator
 import pytest
+from conftest import needs_emulator
+from test_bn_lif import check
 from test_cuda_lif import BF16, F32, SPEC, WIDE, cuobjdump, meta
+from test_lif import draw
 
 from snnkern.backend.cuda import bn_lif, lif, program
 from snnkern.spec.layout import layout_of
@@ -56,7 +60,7 @@ def test_any_dense_layout_is_wide(made, make, dtype):
 
 @pytest.mark.parametrize("places", [792, 528, 432])
 @pytest.mark.parametrize(
-    ("channels", "period", "rows"), [(128, 1024, 256), (64, 3136, 256), (64, 1, 32768), (512, 49, 4096)]
+    ("channels", "period", "rows"), [(128, 1024, 256), (64, 3136, 256), (64, 1, 131072), (512, 49, 4096)]
 )
 def test_blocks_come_in_whole_waves(channels, period, rows, places):
     """What the places of a device do one after the other is hardly more than their share of the work: no second wave
@@ -73,10 +77,20 @@ def test_parts_are_no_more_than_there_is_work(made):
     for make in (bn_lif._moments, bn_lif._sums):
         *_, grid, parts = made(make, meta(4, 2, 3, 8, 8))
         assert parts == 1 and grid.across == 3
-        *_, grid, parts = made(make, meta(4, 1 << 18, 1, 8, 8))  # one thread adds up the parts of a channel
-        assert grid.across == parts == bn_lif.MOST_PARTS
+        *_, grid, parts = made(make, meta(4, 1 << 20, 1, 8, 8))  # one warp adds up the parts of a channel
+        assert 500 < grid.across == parts <= bn_lif.MOST_PARTS
         *_, grid, parts = made(make, last(meta(4, 2, 100, 8, 8)))
         assert grid.across == 2 * parts  # bands of 64 and of 36 channels
+
+
+@needs_emulator
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("shape", [(2, 1280, 2, 4, 4), (2, 160, 40, 4, 4)])
+def test_more_parts_than_a_warp_has_lanes(shape):
+    y = draw(shape)
+    check(y if shape[2] == 2 else last(y), "cuda")
+    moments, _, _, sums, *_ = emulator.Launch.made
+    assert moments.grid[0] > 32 and sums.grid[0] > 32  # one band
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from . import lif
 from .lif import backward_threads, blocks, processors
 from .program import Grid, prepare, stream_of
 
-MOMENT_THREADS, CHANNEL_THREADS = 256, 32  # kMomentThreads, kChannelThreads
+MOMENT_THREADS, CHANNEL_THREADS = 256, 128  # kMomentThreads, kChannelThreads, a warp each
 BAND = 64  # neurons of a run that a block has at least, if there are as many
-MOST_PARTS = 64  # which one thread adds up
+MOST_PARTS = 1024  # which one warp adds up
 SETUP = 4  # a block begins and adds up in about the time of so many items a thread
 
 
@@ -102,14 +102,14 @@ def _of_channels(name, training, plan, table, sums, tensors):
     if table.numel():
         device, parts = table.device.index, 0 if sums is None else len(sums) // 2
         with on(table.device):
-            launch = _a_thread_each(name, training, plan, table.shape[1], parts, device)
+            launch = _a_warp_each(name, training, plan, table.shape[1], parts, device)
             launch(stream_of(device), *addresses(*tensors))
 
 
 @lru_cache(maxsize=512)
-def _a_thread_each(name, training, plan, channels, parts, device):
+def _a_warp_each(name, training, plan, channels, parts, device):
     constants = [_C.bytes_of(_C.NormPlan(DTYPES.index(torch.float32), channels, parts, *plan))]
-    grid = Grid(-(-channels // CHANNEL_THREADS), 1, CHANNEL_THREADS, 0)
+    grid = Grid(-(-channels * 32 // CHANNEL_THREADS), 1, CHANNEL_THREADS, 0)
     return prepare("norm.cuh", name, NormVariant(training), grid, constants, device)
 
 
