@@ -18,13 +18,9 @@ struct Affine {
 
   __device__ __forceinline__ Affine(const Norm& m, const Channels<kLanes>& channels) {
     const auto* table = static_cast<const float*>(m.table);
-#pragma unroll
-    for (int l = 0; l < kLanes; ++l) {
-      const float* at = table + channels.of[l];
-      mean[l] = at[kMean * m.channels];
-      scale[l] = at[kScale * m.channels];
-      offset[l] = at[kOffset * m.channels];
-    }
+    channels.read(mean, table + kMean * m.channels);
+    channels.read(scale, table + kScale * m.channels);
+    channels.read(offset, table + kOffset * m.channels);
   }
 };
 
@@ -76,7 +72,7 @@ struct Came {
   Column<Numbers::kWords, kThreads> column;
 
   __device__ __forceinline__ explicit Came(const LIFShape& s)
-      : column(shared_memory + (s.steps < kChunk ? int(s.steps) : kChunk) * kThreads * kV.width * sizeof(float)) {}
+      : column(shared_memory + (s.steps < kChunk ? steps_of<kV>(s) : kChunk) * kThreads * kV.width * sizeof(float)) {}
   __device__ __forceinline__ void push(const Numbers& x) {
     float words[Numbers::kWords];
 #pragma unroll
@@ -100,8 +96,11 @@ struct SumsTensors {
   double* sums;
 };
 
+// Of 64 threads, that a multiprocessor holds by their registers.
+constexpr int sums_blocks(const LIFVariant& v) { return v.lanes > 1 ? 4 : v.residual ? 6 : 8; }
+
 template <LIFVariant kV>
-__global__ void __launch_bounds__(backward_threads(kV.width))
+__global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV) * 64 / backward_threads(kV.width))
     bn_lif_sums(Neuron<float> n, LIFShape s, Bands b, SumsTensors tensors) {
   const LIFBackward& a = tensors.a;
   __shared__ Share<kV.width> share;
@@ -112,14 +111,14 @@ __global__ void __launch_bounds__(backward_threads(kV.width))
   if (item.left) {
     const Affine<kV.lanes> affine(a.norm, {b.channels, b.period, item.neuron});
     for (; item.left; item.next(share)) {
-      const Place place(s, item.neuron);
+      const Place place(s, item.neuron, kV.rows);
       const Input<kV> input(s, place, a, affine);
       Came<kV> came(s);
       float grad_v[kV.width], sum[kV.lanes] = {}, moment[kV.lanes] = {};
       load_or(grad_v, a.grad_v_last, place.state, 0.0f);
       int steps = 0;  // of the chunk, on the way back
       back<kV>(
-          n, s, place, a, grad_v, input, shared_memory, 0, int(s.steps),
+          n, s, place, a, grad_v, input, shared_memory, 0, steps_of<kV>(s),
           [&](const typename Input<kV>::Step& step) {
             came.push(step.x);
             ++steps;
@@ -149,27 +148,24 @@ template <LIFVariant kV>
 __global__ void __launch_bounds__(backward_threads(kV.width))
     bn_lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
-  const Place place(s, this_thread() * kV.width);
+  const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;
   const Input<kV> input(s, place, a);
   float pull[kV.lanes], push[kV.lanes];
-  if (a.pull_push) {
+  const auto* table = static_cast<const float*>(a.pull_push);
+  if (table) {
     const Channels<kV.lanes> channels(a.norm.channels, a.norm.period, place.state);
-#pragma unroll
-    for (int l = 0; l < kV.lanes; ++l) {
-      const float* at = static_cast<const float*>(a.pull_push) + channels.of[l];
-      pull[l] = at[0];
-      push[l] = at[a.norm.channels];
-    }
+    channels.read(pull, table);
+    channels.read(push, table + a.norm.channels);
   }
   const int64_t stride = s.inner * size_of(kV.dtype);
-  const int64_t last = place.sequence * size_of(kV.dtype) + (s.steps - 1) * stride;
+  const int64_t last = place.sequence * size_of(kV.dtype) + (steps_of<kV>(s) - 1) * stride;
   char *to = static_cast<char*>(a.grad_x) + last, *of_residual = static_cast<char*>(a.grad_residual) + last;
   Came<kV> came(s);
   float grad_v[kV.width];
   load_or(grad_v, a.grad_v_last, place.state, 0.0f);
   back<kV>(
-      n, s, place, a, grad_v, input, shared_memory, 0, int(s.steps),
+      n, s, place, a, grad_v, input, shared_memory, 0, steps_of<kV>(s),
       [&](const typename Input<kV>::Step& step) { came.push(step.x); },
       [&](const float (&g)[kV.width], const float (&)[kV.width]) {
         const Numbers x = came.pop();
@@ -184,7 +180,7 @@ __global__ void __launch_bounds__(backward_threads(kV.width))
         for (int e = 0; e < kV.width; ++e) {
           const int l = input.lane(e);
           const float less = __fmaf_rn(input.centred(x, e), push[l], pull[l]);
-          grad[e] = a.pull_push ? __fmaf_rn(input.affine.scale[l], grad[e], -less) : input.affine.scale[l] * grad[e];
+          grad[e] = table ? __fmaf_rn(input.affine.scale[l], grad[e], -less) : input.affine.scale[l] * grad[e];
         }
         Numbers::rounded(grad).store(to);
         to -= stride;

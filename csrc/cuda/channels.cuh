@@ -18,20 +18,35 @@ struct Bands {               // as in snnkern/backend/cuda/bn_lif.py
 
 namespace {
 
+// The channels of neuron n and the next ones, and what tables of them say.
 template <int kLanes>
-struct Channels {  // of neuron n and the next ones
-  int64_t of[kLanes];
+struct Channels {
+  int64_t channels, period, first, place;  // place: of n in the period
+  bool in_a_row;                           // one channel after the other, in packs
 
-  __device__ __forceinline__ Channels(int64_t channels, int64_t period, int64_t n) {
+  __device__ __forceinline__ Channels(int64_t channels, int64_t period, int64_t n)
+      : channels(channels), period(period), in_a_row(period == 1 && channels % kLanes == 0) {
     const int64_t all = quotient(n, period);
-    int64_t c = all - quotient(all, channels) * channels, i = n - all * period;
+    first = all - quotient(all, channels) * channels;
+    place = n - all * period;
+  }
+  // Calls use(lane, channel).
+  template <class Use>
+  __device__ __forceinline__ void each(const Use& use) const {
+    int64_t c = first, i = place;
 #pragma unroll
-    for (int e = 0; e < kLanes; ++e) {
-      of[e] = c;
+    for (int l = 0; l < kLanes; ++l) {
+      use(l, c);
       if (++i < period) continue;
       i = 0;
       if (++c == channels) c = 0;
     }
+  }
+  __device__ __forceinline__ void read(float (&to)[kLanes], const float* row) const {
+    if (kLanes > 1 && in_a_row)
+      load_state(to, row + first);
+    else
+      each([&](int l, int64_t c) { to[l] = row[c]; });
   }
 };
 

@@ -13,7 +13,9 @@ namespace snnkern {
 
 struct MomentsVariant {  // these as in snnkern/backend/cuda/bn_lif.py
   DType dtype;
-  int width, lanes;
+  int width, lanes;  // neurons a thread; channels that it has to know, 1 or as many
+  int steps;         // where they are few, else 0
+  bool rows;         // outer > 1
 };
 struct NormVariant {
   bool training;  // the statistics are those of the batch
@@ -44,7 +46,7 @@ __global__ void __launch_bounds__(kMomentThreads, kV.lanes > 4   ? 2
     moments(LIFShape s, Bands b, MomentsTensors tensors) {
   using Numbers = Pack<kV.dtype, kV.width>;
   using OfSum = Sum<kV.width, kV.lanes>;
-  constexpr int kSteps = kV.width > 1 ? 4 : 8;  // loaded together
+  constexpr int kSteps = kV.steps > 0 ? kV.steps : kV.width > 1 ? 4 : 8;  // loaded together
   __shared__ double memory[OfSum::kDoublesAThread * kMomentThreads];
   const int64_t neurons = s.outer * s.inner, runs = quotient(neurons, b.channels * b.period);
   __shared__ Share<kV.width> share;
@@ -52,8 +54,9 @@ __global__ void __launch_bounds__(kMomentThreads, kV.lanes > 4   ? 2
   __syncthreads();
   const auto x = static_cast<const char*>(tensors.x);
   const int64_t step = s.x_step_stride * size_of(kV.dtype);
+  const auto place = [&](int64_t neuron) { return x + Place(s, neuron, kV.rows).x * size_of(kV.dtype); };
   const auto shift_of = [&](int64_t channel) {  // its first element
-    return Pack<kV.dtype, 1>::load(x + Place(s, channel * b.period).x * size_of(kV.dtype)).get(0);
+    return Pack<kV.dtype, 1>::load(place(channel * b.period)).get(0);
   };
 
   double total[2][kV.lanes] = {};
@@ -61,8 +64,13 @@ __global__ void __launch_bounds__(kMomentThreads, kV.lanes > 4   ? 2
   if (item.left) {
     const Channels<kV.lanes> channels(b.channels, b.period, item.neuron);
     double shift[kV.lanes];
+    if (kV.lanes > 1 && channels.in_a_row) {
+      const Numbers first = Numbers::load(place(channels.first));
 #pragma unroll
-    for (int l = 0; l < kV.lanes; ++l) shift[l] = shift_of(channels.of[l]);
+      for (int l = 0; l < kV.lanes; ++l) shift[l] = first.get(l);
+    } else {
+      channels.each([&](int l, int64_t c) { shift[l] = shift_of(c); });
+    }
     const auto add = [&](const Numbers& numbers) {
 #pragma unroll
       for (int e = 0; e < kV.width; ++e) {
@@ -73,9 +81,9 @@ __global__ void __launch_bounds__(kMomentThreads, kV.lanes > 4   ? 2
       }
     };
     for (; item.left; item.next(share)) {
-      const int64_t chunk = s.steps > kChunk ? quotient(item.neuron, neurons) : 0, t = chunk * kChunk;
-      const char* from = x + Place(s, item.neuron - chunk * neurons).x * size_of(kV.dtype) + t * step;
-      int left = s.steps - t < kChunk ? int(s.steps - t) : kChunk;
+      const int64_t chunk = !kV.steps && s.steps > kChunk ? quotient(item.neuron, neurons) : 0, t = chunk * kChunk;
+      const char* from = place(item.neuron - chunk * neurons) + t * step;
+      int left = kV.steps > 0 ? kV.steps : s.steps - t < kChunk ? int(s.steps - t) : kChunk;
       Numbers now[kSteps];
       for (; left >= kSteps; left -= kSteps) {
 #pragma unroll

@@ -98,8 +98,7 @@ def _forward(spec, layout, dtype, aligned, given, device) -> Launches:
 def _backward(spec, layout, dtype, aligned, given, device) -> Launches:
     split = _split(layout, device, 8 * CHUNK)
     variant, constants = compiled_for(spec, layout, dtype, aligned, 1 + given, split, device)
-    _, _, surrogate = _told(constants[0])
-    variant = variant._replace(detached=spec.detach_reset, surrogate=surrogate, given=given)
+    variant = adjoint_of(spec, variant, constants[0], given)
     threads = backward_threads(variant.width)
     across, shared = blocks(layout, variant.width, threads), column_bytes(layout, variant.width)
     kernels = [("lif_backward", Grid(across, split.segments, threads, shared))]
@@ -129,6 +128,10 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device):
     grouped = layout.steps_out < layout.steps
     variant = LIFVariant(code, width, steps, layout.outer > 1, form, hard, False, 0, False, split.segments > 1, grouped)
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
+
+
+def adjoint_of(spec, variant, neuron, given) -> LIFVariant:
+    return variant._replace(detached=spec.detach_reset, surrogate=_told(neuron)[2], given=given)
 
 
 def fits(layout, width) -> bool:
