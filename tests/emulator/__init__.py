@@ -19,8 +19,11 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._device import _device_constructors
 
 SOURCE = Path(__file__).with_name("ptx.cpp")
 FLAGS = (
@@ -87,11 +90,20 @@ class Launch:
 # ------------------------------------------------------------------------------------------------ memory
 
 _data_ptr, _empty, _empty_like = torch.Tensor.data_ptr, torch.empty, torch.empty_like
-_taken: list[torch.Tensor] = []  # whose addresses were taken for the next launches, or the last ones
+
+
+class Span(NamedTuple):
+    """Memory that a tensor may be read and written in, while its storage lives."""
+
+    begin: int
+    end: int
+    itemsize: int
+    storage: StorageWeakRef
+
+
+_taken: list[Span] = []  # of tensors whose addresses were taken for the next launches, or the last ones
 _launched = False  # since then
-_fresh: dict[
-    int, tuple
-] = {}  # by address: bytes of what torch.empty made, which of its numbers a kernel wrote, the tensor
+_fresh: dict[int, tuple] = {}  # what torch.empty made, by address: Span, and a byte a number: whether a kernel wrote it
 
 
 def _take(tensor: torch.Tensor) -> int:
@@ -99,25 +111,30 @@ def _take(tensor: torch.Tensor) -> int:
     if _launched:
         _taken.clear()
         _launched = False
-    _taken.append(tensor)
-    return _data_ptr(tensor)
+    at = _data_ptr(tensor)
+    if tensor.numel():
+        last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        storage = StorageWeakRef(tensor.untyped_storage())
+        _taken.append(Span(at, at + (last + 1) * tensor.itemsize, tensor.itemsize, storage))
+    return at
 
 
 def _poisoned(make):
     @functools.wraps(make)
     def made(*args, **options):
         tensor = make(*args, **options)
-        if type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.untyped_storage().nbytes():
+        if type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.numel():
             storage = tensor.untyped_storage()
-            ctypes.memset(storage.data_ptr(), POISON, storage.nbytes())
-            _fresh[storage.data_ptr()] = storage.nbytes(), (ctypes.c_uint8 * tensor.numel())(), tensor
+            at, n = storage.data_ptr(), storage.nbytes()
+            ctypes.memset(at, POISON, n)
+            _fresh[at] = Span(at, at + n, tensor.itemsize, StorageWeakRef(storage)), (ctypes.c_uint8 * tensor.numel())()
         return tensor
 
     return made
 
 
 def forget() -> None:
-    """New memory may lie where old memory lay."""
+    """What earlier launches and tensors were."""
     _taken.clear()
     _fresh.clear()
     Launch.made.clear()
@@ -128,28 +145,21 @@ def _regions(words: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
     and the bytes of a number."""
     global _launched
     _launched = True
-    spans: list[list[int]] = []
-    for tensor in _taken:
-        if tensor.numel():
-            begin, last = (
-                _data_ptr(tensor),
-                sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)),
-            )
-            spans.append([begin, begin + (last + 1) * tensor.itemsize, tensor.itemsize])
     merged: list[list[int]] = []
-    for begin, end, size in sorted(spans):
+    for begin, end, itemsize, storage in sorted(_taken, key=lambda span: span[:3]):
+        if storage.expired() or not any(begin <= word < end for word in words):
+            continue
         if merged and begin < merged[-1][1]:
-            merged[-1][1:] = max(end, merged[-1][1]), min(size, merged[-1][2])
+            merged[-1][1:] = max(end, merged[-1][1]), min(itemsize, merged[-1][2])
         else:
-            merged.append([begin, end, size])
+            merged.append([begin, end, itemsize])
     found = []
-    for begin, end, size in merged:
-        if any(begin <= word < end for word in words):
-            written = 0
-            for at, (n, numbers, made) in _fresh.items():
-                if at <= begin and end <= at + n and made.itemsize == size:
-                    written = ctypes.addressof(numbers) + (begin - at) // size
-            found.append((begin, end, written, size))
+    for begin, end, itemsize in merged:
+        written = 0
+        for span, numbers in _fresh.values():
+            if span.begin <= begin and end <= span.end and span.itemsize == itemsize and not span.storage.expired():
+                written = ctypes.addressof(numbers) + (begin - span.begin) // itemsize
+        found.append((begin, end, written, itemsize))
     return found
 
 
@@ -171,5 +181,6 @@ def install() -> None:
     torch._C._cuda_getCurrentRawStream = lambda index: 0
     torch.cuda.get_device_properties = lambda index=None: device
     torch.cuda.is_current_stream_capturing = lambda: False
+    _device_constructors()  # by which torch.device, as a context, knows torch.empty
     torch.Tensor.data_ptr = _take
     torch.empty, torch.empty_like = _poisoned(_empty), _poisoned(_empty_like)
