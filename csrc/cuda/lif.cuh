@@ -45,6 +45,10 @@ constexpr int loaded_together(const LIFVariant& v) {
 
 constexpr int kForwardThreads = 128;
 constexpr int backward_threads(int width) { return width == 8 ? 64 : 128; }  // up to 32 KiB of shared memory
+// Blocks for which registers must do, 0: whatever comes of it. Where charge calls a division, too few were chosen.
+constexpr int backward_blocks(const LIFVariant& v) {
+  return v.form == Leak::tau || v.form == Leak::tau_input ? 384 / backward_threads(v.width) : 0;
+}
 
 namespace {
 
@@ -503,7 +507,8 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, 
 }
 
 template <LIFVariant kV>
-__global__ void __launch_bounds__(backward_threads(kV.width)) lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
+__global__ void __launch_bounds__(backward_threads(kV.width), backward_blocks(kV))
+    lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;

@@ -367,11 +367,11 @@ Function function_of(Parts& parts) {
       return low(left ? both << by >> 32 : both >> by, 4);
     };
   }
-  if (op == "bfi" && size == 32)
-    return [](const Bits* a) {
-      const Bits from = a[2] & 255,
-                 mask = from > 31 ? 0 : low(low(~(~Bits(0) << std::min(a[3] & 255, Bits(32))), 4) << from, 4);
-      return (a[1] & ~mask) | (mask ? a[0] << from & mask : 0);
+  if (op == "bfi")
+    return [t](const Bits* a) {
+      const Bits at = a[2] & 255, length = a[3] & 255;
+      const Bits ones = length < 64 ? (Bits(1) << length) - 1 : ~Bits(0), mask = at < 64 ? low(ones << at, t.bytes) : 0;
+      return (a[1] & ~mask) | (mask ? a[0] << at & mask : 0);
     };
   if (op == "prmt") return [](const Bits* a) { return permuted(a[0], a[1], a[2]); };
   if (op == "lop3")
@@ -439,7 +439,7 @@ struct Kernel {
       for (size_t i = 1; i + 1 < words.size(); ++i)
         if (words[i] == ".align")
           align = std::stoi(words[i + 1]);
-        else if (auto t = Parts("." + words[i].substr(1)).type(); t && !bytes)
+        else if (auto t = Parts(words[i]).type(); t && !bytes)
           bytes = t->bytes;
       const size_t bracket = words.back().find('[');
       align = std::max(align, bytes);
@@ -450,7 +450,7 @@ struct Kernel {
     }
   }
 
-  // .shared .align 16 .b8 name[1024];  what a launch adds, .extern, lies behind the rest.
+  // .shared .align 16 .b8 name[1024]; what a launch adds, name[], lies behind the rest.
   void declare_shared(const string& text, const string& body) {
     vector<string> dynamic;
     for (size_t at = text.find(".shared .align"); at != string::npos; at = text.find(".shared .align", at + 1)) {
@@ -458,8 +458,8 @@ struct Kernel {
       const size_t bracket = words.back().find('[');
       const string variable = words.back().substr(0, bracket);
       if (body.find(variable) == string::npos) continue;
-      if (words[3] != ".b8") refuse("shared memory of " + words[3]);
-      const int align = std::stoi(words[2]), bytes = std::atoi(words.back().c_str() + bracket + 1);
+      const int align = std::stoi(words[2]), number = Parts(words[3]).type()->bytes;
+      const int bytes = number * (bracket == string::npos ? 1 : std::atoi(words.back().c_str() + bracket + 1));
       if (!bytes) {
         dynamic.push_back(variable);
         continue;

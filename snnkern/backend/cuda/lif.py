@@ -6,8 +6,7 @@ On the current stream of x's device; nothing here waits for the device.
 from __future__ import annotations
 
 import struct
-from functools import cache, reduce
-from operator import or_
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -56,31 +55,32 @@ class Launches(NamedTuple):
 
 def lif_forward(spec, layout, call):
     x, v, spikes, v_last, saved, _ = call
-    _launch(_forward, spec, layout, x, (x, v, spikes, v_last, saved), False)
+    words = a, b, c, d, e = addresses(x, v, spikes, v_last, saved)
+    _launch(_forward, spec, layout, x, words, (a | b | c | d | e) & 15, False)
 
 
 def lif_backward(spec, layout, call):
     x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, *_ = call
-    tensors = x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v
-    _launch(_backward, spec, layout, x, tensors, grad_spikes is not None)
+    words = a, b, c, d, e, f, g = addresses(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v)
+    _launch(_backward, spec, layout, x, words, (a | b | c | d | e | f | g) & 15, bool(d))
 
 
-def _launch(make, spec, layout, x, tensors, given):
-    words = addresses(*tensors)
+def _launch(make, spec, layout, x, words, misaligned, given):
     device = x.device
-    known = spec.__dict__.get("_launches")
+    known = spec.__dict__.get("_launches")  # kept there: the spec itself is slower to look up
     if known is None:
         known = spec.__dict__["_launches"] = {}
-    key = make, layout, x.dtype, not reduce(or_, words) & 15, given, device.index
+    key = make, layout, x.dtype, misaligned == 0, given, device.index
     with on(device):
         found = known.get(key)
         if found is None:
             found = known[key] = make(spec, *key[1:])
-        scratch = found.split.scratch(layout, torch.float32, device)
-        if scratch is not None:
+        kernels, split = found
+        if split.segments > 1:
+            scratch = split.scratch(layout, torch.float32, device)
             words.append(scratch.data_ptr())
         stream = stream_of(device.index)
-        for kernel in found.kernels:
+        for kernel in kernels:
             kernel(stream, *words)
 
 
@@ -108,7 +108,8 @@ def _backward(spec, layout, dtype, aligned, given, device) -> Launches:
 
 
 def _prepared(kernels, variant, constants, split, device) -> Launches:
-    return Launches(tuple(prepare("lif.cuh", name, variant, grid, constants, device) for name, grid in kernels), split)
+    some = [(name, grid) for name, grid in kernels if grid.across]  # none where there are no neurons
+    return Launches(tuple(prepare("lif.cuh", name, variant, grid, constants, device) for name, grid in some), split)
 
 
 def _split(layout, device, shortest, warm=0) -> Split:
@@ -121,12 +122,14 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device):
     """The variant, of forward, and the constants of a LIF kernel that reads so many tensors step by step."""
     neuron, code = _C.neuron(neuron_of(spec)), DTYPES.index(dtype)
     form, hard, _ = _told(neuron)
-    width = 16 // dtype.itemsize
-    if not (aligned and fits(layout, width) and _fill(layout, width, streams, processors(device))):
+    if layout.steps >> 30:
+        raise ValueError(f"the CUDA kernels count up to 2**30 time steps, got {layout.steps}")
+    width, parts = 16 // dtype.itemsize, split.segments > 1
+    if parts or not (aligned and fits(layout, width) and _fill(layout, width, streams, processors(device))):
         width = 1
     steps = layout.steps if layout.steps <= FEW_STEPS else 0
     grouped = layout.steps_out < layout.steps
-    variant = LIFVariant(code, width, steps, layout.outer > 1, form, hard, False, 0, False, split.segments > 1, grouped)
+    variant = LIFVariant(code, width, steps, layout.outer > 1, form, hard, False, 0, False, parts, grouped)
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
 
 
