@@ -116,8 +116,10 @@ struct Unknown {};  // an instruction, or a form of one, that is not written her
 [[noreturn]] void refuse(const string& what) { throw std::invalid_argument("the emulator does not have " + what); }
 
 constexpr Bits kSharedWindow =
-    Bits(1) << 60;                 // where generic addresses of shared memory begin; nothing else lies there
-constexpr int kSharedBase = 1024;  // the system has the first of it
+    Bits(1) << 60;                          // where generic addresses of shared memory begin; nothing else lies there
+constexpr unsigned kMostShared = 99 << 10;  // what every device of compute capability 8.0 and up gives a block
+constexpr int kMostSharedOfClusters = 227 << 10;  // compute capability 9.0
+constexpr int kSharedBase = 1024;           // the system has the first of it
 const char* const kSpecial[] = {"%tid.x", "%ntid.x", "%ctaid.x", "%ctaid.y", "%nctaid.x", "%nctaid.y", "%laneid"};
 
 // One instruction's name in parts, "ld.global.nc.v4.u32", each of which somebody has to take.
@@ -1021,8 +1023,9 @@ vector<string> launch(const Kernel& kernel, unsigned across, unsigned down, unsi
     throw std::invalid_argument(kernel.name + " cannot be launched as " + std::to_string(across) + " x " +
                                 std::to_string(down) + " blocks of " + std::to_string(threads) +
                                 " threads; its most are " + std::to_string(kernel.most_threads));
-  if (kernel.static_shared > 48 << 10 || kernel.static_shared + shared > 227 << 10)
-    throw std::invalid_argument(kernel.name + ": more shared memory than there is");
+  const int most_shared = kernel.cluster > 1 ? kMostSharedOfClusters : kMostShared;
+  if (kernel.static_shared + int(shared) > most_shared)
+    throw std::invalid_argument(kernel.name + ": more shared memory than every device has");
   if (across % kernel.cluster) throw std::invalid_argument(kernel.name + ": a grid of not whole clusters");
   if (arguments.size() != kernel.parameters.size())
     throw std::invalid_argument(kernel.name + " takes " + std::to_string(kernel.parameters.size()) +
