@@ -21,33 +21,9 @@ import triton.language as tl
 
 from ...spec.split import CHUNK
 from .. import on
-from .lif import (
-    FEW,
-    _compiled,
-    _form,
-    _groups,
-    _in_time,
-    _machine,
-    _numbers,
-    _registers,
-    _retrace,
-    _sizes_of,
-    _start,
-    _Tile,
-)
+from .lif import FEW, _compiled, _form, _groups, _in_time, _machine, _numbers, _retrace, _sizes_of, _start, _Tile
 
-_unspecialized = [
-    "per_part",
-    "images",
-    "channels",
-    "period",
-    "groups",
-    "steps",
-    "neurons",
-    "inner",
-    "x_outer",
-    "x_step",
-]
+_counts = ["per_part", "images", "channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step"]
 
 
 @triton.jit
@@ -125,7 +101,7 @@ def _add_up(parts, count, channels, c, ROWS: tl.constexpr, CHANNELS: tl.constexp
     return tl.sum(one, 0), tl.sum(two, 0)
 
 
-@triton.jit(do_not_specialize=_unspecialized)
+@triton.jit(do_not_specialize=_counts)
 def bn_moments_kernel(
     x, moments, per_part, images, channels, period, steps, neurons, inner, x_outer, x_step,
     UNIT: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr, OUTER: tl.constexpr,
@@ -206,7 +182,7 @@ def bn_prepare_kernel(
     tl.store(table + 4 * channels, (mean - rounded.to(tl.float64)).to(tl.float32), exists)
 
 
-@triton.jit(do_not_specialize=_unspecialized)
+@triton.jit(do_not_specialize=_counts)
 def bn_sums_kernel(
     x, v0, saved, grad_spikes, grad_v_last, sums, table, residual, groups,
     per_part, images, channels, period, steps, neurons, inner, x_outer, x_step,
@@ -331,9 +307,7 @@ def bn_moments(layout, norm, y):
             **_in_time(tile.log_k, layout.steps),
             OUTER=layout.outer > 1,
             **work.shape,
-            num_warps=tile.warps,
-            enable_fp_fusion=False,
-            **_registers(tile),
+            **tile.options,
         )
     return moments
 
@@ -380,9 +354,7 @@ def bn_sums(spec, layout, call):
             **work.shape,
             DETACH=spec.detach_reset,
             CURVE=_compiled(spec.surrogate.twin()._triton),
-            num_warps=tile.warps,
-            enable_fp_fusion=False,
-            **_registers(tile),
+            **tile.options,
         )
     return sums
 

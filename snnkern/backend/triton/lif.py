@@ -145,26 +145,31 @@ def _place(neurons, inner, per_row, FLAT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _channel(inner, per_row, channels, period, SPAN: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr):
-    """The channels n // period % channels of a program's neurons: neighbours, for which one long division will do."""
-    if SPAN == "same":  # period is a multiple of BLOCK
-        channel = tl.program_id(0) // (period // BLOCK) % channels
-    elif FLAT or per_row is None:
-        first = tl.program_id(0).to(tl.int64) * BLOCK
+def _channel(
+    inner, per_row, channels, period, SPAN: tl.constexpr, SIDE: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The channels n // period % channels of a program's neurons. SPAN: "same", all are of one; "last", period is 1.
+
+    Else, or with "last", SIDE neurons side by side have the same one, or channels side by side: one division will do.
+    """
+    channels = channels.to(tl.uint32)
+    if SPAN == "same":
+        channel = tl.program_id(0).to(tl.uint32) // (period // BLOCK).to(tl.uint32) % channels
     else:
-        first = (tl.program_id(0) // per_row) * inner + (tl.program_id(0) % per_row).to(tl.int64) * BLOCK
-    if SPAN != "same":
-        channel = (first // period % channels).to(tl.int32)
-    lane = tl.arange(0, BLOCK)
-    if SPAN == "any":
-        channel = (channel + ((first % period).to(tl.int32) + lane) // period) % channels
-    elif SPAN != "same":
-        if SPAN == "one":  # period = 1, channels >= BLOCK
-            channel += lane
-        elif SPAN == "two":  # period >= BLOCK: no more than two channels
-            channel += (first % period + lane >= period).to(tl.int32)
-        channel = tl.where(channel >= channels, channel - channels, channel)
-    return channel
+        if FLAT or per_row is None:
+            first = tl.program_id(0).to(tl.int64) * BLOCK
+        else:
+            first = (tl.program_id(0) // per_row) * inner + (tl.program_id(0) % per_row).to(tl.int64) * BLOCK
+        first = first.to(tl.uint64)
+        lane = tl.arange(0, BLOCK).to(tl.uint32)
+        if SPAN == "last":
+            side = (first % channels).to(tl.uint32) // SIDE + lane // SIDE
+            channel = side % (channels // SIDE) * SIDE + lane % SIDE
+        else:
+            period = period.to(tl.uint64 if period.dtype == tl.int64 else tl.uint32)
+            side = (first % period).to(period.dtype) // SIDE + lane // SIDE
+            channel = ((first // period % channels).to(tl.uint32) + side // (period // SIDE)) % channels
+    return channel.to(tl.int32)
 
 
 @triton.jit
@@ -234,7 +239,7 @@ def lif_forward_kernel(
     steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, v_start,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
-    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr = None,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
 ):  # fmt: skip
     if TAILS == 0:
         steps = K
@@ -248,7 +253,7 @@ def lif_forward_kernel(
         residual += row * (steps * inner) + column
     mean, scale, offset = None, None, None
     if table is not None:
-        channel = _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+        channel = _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK)
         mean = tl.load(table + channel)
         scale = tl.load(table + channels + channel)
         offset = tl.load(table + 2 * channels + channel)
@@ -409,7 +414,8 @@ def _retrace(
                     through = _adjoint(h, tl.zeros([BLOCK], tl.float32), one, g, fired, threshold, rest, HARD, DETACH)
                     one = through * state_gain if WHOLE else tl.where(now, through * state_gain, one)
                 elif WANTED == "sums":
-                    received = tl.where(now, received, 0.0)
+                    if not WHOLE:  # else what does not exist receives 0, from what is 0
+                        received = tl.where(now, received, 0.0)
                     total += received
                     moment = tl.fma(received, _float(xs[k]) - mean, moment)
                 else:
@@ -436,7 +442,7 @@ def lif_backward_kernel(
     leak, rest, threshold, fire_above, v_start, input_gain, state_gain, a, b, c,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
-    DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None,
+    DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
 ):  # fmt: skip
     """With grad_x None, finds gain and carry of each segment but the first:
 
@@ -460,7 +466,7 @@ def lif_backward_kernel(
         grad_residual += at
     mean, scale, offset, pull, push = None, None, None, None, None
     if table is not None:
-        channel = _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+        channel = _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK)
         mean = tl.load(table + channel)
         scale = tl.load(table + channels + channel)
         offset = tl.load(table + 2 * channels + channel)
@@ -544,21 +550,20 @@ class _Tile(NamedTuple):
     log_k: int
     maxnreg: int | None = None  # registers per thread, on NVIDIA; left alone, ptxas spills some to have more warps
 
+    @property
+    def options(self):
+        registers = {"maxnreg": self.maxnreg} if self.maxnreg and _machine()[0] == "cuda" else {}
+        return {"num_warps": self.warps, "enable_fp_fusion": False, **registers}
+
 
 FEW = 8  # steps
 WIDE = 1 << 18  # neurons
-# With at least as many, and with fewer: then threads are scarce, and take one neuron each but more steps at a time.
-# The first is limited by registers in backward, where K is at most CHUNK; else a thread takes 16 bytes of float32.
-FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
-BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
+# The tile for at least as many neurons (of few steps, an eighth of it), and the one for fewer: then threads are scarce,
+# and take one neuron each but more steps at a time. Forward, by bytes of an element, a thread takes 16 bytes of x;
+# backward is limited by registers, where K is at most CHUNK.
+FORWARD = {2: (_Tile(8, 2, 3), _Tile(1, 1, 5)), 4: (_Tile(4, 2, 3), _Tile(1, 1, 5))}
 BACKWARD_FEW = _Tile(4, 2, 3, maxnreg=255), _Tile(1, 1, 3)
-# With a norm or groups; backward of many steps, for which x stays in registers as well as h.
-FORWARD_MORE = _Tile(4, 2, 3, maxnreg=255), _Tile(1, 1, 5)
-BACKWARD_MORE = _Tile(2, 4, 4, maxnreg=255), _Tile(1, 1, 4)
-
-
-def _registers(tile):
-    return {"maxnreg": tile.maxnreg} if tile.maxnreg and _machine()[0] == "cuda" else {}
+BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
 def _split(layout, x, norm, shortest, warm=0):
@@ -604,15 +609,17 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
     if neurons == 0:
         return
     _, warp_size = _machine()
-    for tile in tiles[neurons < WIDE :]:
+    for tile in tiles[neurons < (WIDE if layout.steps > FEW else WIDE // 8) :]:
         block = tile.per_thread * tile.warps * warp_size
         flat = outer > 1 and inner % block > 0 and inner < 4 * block
         if not flat:
             break
     if norm is not None:
-        same = norm.period % block == 0 and (outer == 1 or inner % block == 0)
-        one, two = norm.period == 1 and norm.channels >= block, norm.period >= block
-        options["SPAN"] = "same" if same else "two" if two else "one" if one else "any"
+        rows = 1 if flat or outer == 1 else inner  # where programs begin, but for multiples of a block
+        line = norm.channels if norm.period == 1 else norm.period
+        same = norm.period % block == 0 and (rows == 1 or rows % block == 0)
+        options["SPAN"] = "same" if same else "last" if norm.period == 1 else "any"
+        options["SIDE"] = 4 if line % 4 == 0 and (rows == 1 or rows % 4 == 0) else 1
     unit, sizes = _sizes_of(layout)
     per_row = triton.cdiv(inner, block)
     with on(tensors[0].device):
@@ -629,9 +636,7 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
             UNIT=unit,
             FLAT=flat,
             BLOCK=block,
-            num_warps=tile.warps,
-            enable_fp_fusion=False,
-            **_registers(tile),
+            **tile.options,
             **options,
         )
 
@@ -640,18 +645,19 @@ def lif_forward(spec, layout, call):
     *tensors, norm = call
     warm = warmup(spec.state_gain, torch.float32)
     segments, *split = _split(layout, call.x, norm, max(warm, 4 * CHUNK), warm)
-    tiles = FORWARD if norm is None and _groups(layout) is None else FORWARD_MORE
+    wide, narrow = FORWARD[call.x.element_size()]
+    tiles = wide if norm is None and _groups(layout) is None else wide._replace(maxnreg=255), narrow
     of, numbers, tensors = (spec, layout, norm), _numbers(spec)[:5], (*tensors, *split)
     _launch(lif_forward_kernel, tiles, segments, *of, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
     if segments > 1:
-        _launch(lif_repair_kernel, FORWARD, 1, *of, tensors, numbers)
+        _launch(lif_repair_kernel, tiles, 1, *of, tensors, numbers)
 
 
 def lif_backward(spec, layout, call):
     x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, *of_norm = call
     segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
     of_norm = *_of_norm(norm), *of_norm
-    tiles = BACKWARD_FEW if layout.steps <= FEW else BACKWARD if norm is None else BACKWARD_MORE
+    tiles = BACKWARD_FEW if layout.steps <= FEW else BACKWARD
     curve = _compiled(spec.surrogate.twin()._triton)
 
     def launch(segments, *gradients):
