@@ -332,7 +332,7 @@ def _adjoint(h, upstream, grad_v, g, fired, threshold, rest, HARD: tl.constexpr,
         curved = upstream
     elif HARD:
         curved = tl.fma(grad_v, -h if rest is None else rest - h, upstream)
-        curved = tl.where(g != 0.0, curved, 0.0)  # at an infinite h, g is 0 and the product a NaN
+        curved = tl.where(g != 0.0, curved, upstream)  # at an infinite h, g is 0 and the product a NaN
     else:
         curved = tl.fma(grad_v, -threshold, upstream)
     return tl.fma(curved, g, keep)
