@@ -85,7 +85,7 @@ def test_parts_are_no_more_than_there_is_work(made):
 
 @needs_emulator
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("shape", [(2, 1280, 2, 4, 4), (2, 160, 40, 4, 4)])
+@pytest.mark.parametrize("shape", [(2, 840, 2, 5, 5), (2, 160, 40, 4, 4)])
 def test_more_parts_than_a_warp_has_lanes(shape):
     y = draw(shape)
     check(y if shape[2] == 2 else last(y), "cuda")
