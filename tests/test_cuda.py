@@ -342,8 +342,9 @@ def test_a_kernel_is_compiled_once(cache):
     for damaged in (path.read_bytes()[:-100], b"", b"another file\n" * 9, path.read_bytes().replace(b"add", b"sub")):
         calls.clear()
         path.write_bytes(damaged)
-        assert build() == (image, name) and len(calls) == 1
-        assert build() == (image, name) and len(calls) == 1
+        again = build()  # NVRTC need not give the same bytes
+        assert f".entry {again[1]}(".encode() in again[0] and len(calls) == 1
+        assert build() == again and len(calls) == 1
     assert list(folder.iterdir()) == [path]
 
 
