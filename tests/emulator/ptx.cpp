@@ -705,7 +705,6 @@ struct Launch {
   vector<uint8_t> shared_initialised;
   std::unique_ptr<Region> shared;
   uint32_t now = 1, block_synchronised = 0, block_first = 1;
-  int64_t steps = 0;
   std::map<std::pair<const char*, const Instruction*>, Fault> faults;
 
   Launch(const Kernel& kernel, unsigned across, unsigned down, unsigned threads, unsigned dynamic_shared)
@@ -770,6 +769,7 @@ struct Launch {
   // Until all of its threads have left or wait for other warps.
   void run_warp(Warp& w) {
     Lanes parked = 0;  // they wait for others of the warp
+    int branches = 0;
     for (;;) {
       const Lanes ready = w.alive & ~w.waiting & ~parked;
       if (!ready) break;
@@ -794,7 +794,7 @@ struct Launch {
           w.alive &= ~on;
           here &= ~on;
         } else if (i.kind == Instruction::branch) {
-          if (++steps > 50'000'000) throw std::runtime_error(kernel.name + " does not come to an end");
+          if (++branches > 1'000'000) throw std::runtime_error(kernel.name + " does not come to an end");
           if (on && on != here) {
             for (int l = 0; l < kWarp; ++l)
               if (here >> l & 1) w.at[l] = on >> l & 1 ? i.target : pc + 1;
