@@ -75,6 +75,7 @@ SNN_HD V reset(bool hard, const Neuron<S>& n, V h) {
   return h > n.fire_above ? h - n.threshold : h;
 }
 
+#ifndef __CUDACC_RTC__  // cuda/lif.cuh has its own, of what is known when it is compiled
 // dL/dh from dL/ds and dL/dv. An infinite h has surrogate 0; the select keeps inf * 0 out.
 template <class Curve, class V, class S>
 SNN_HD V adjoint(const Neuron<S>& n, V h, V grad_s, V grad_v) {
@@ -83,6 +84,7 @@ SNN_HD V adjoint(const Neuron<S>& n, V h, V grad_s, V grad_v) {
   const V through_reset = (n.pull - n.push * h) * g;
   return grad_s * g + grad_v * (keep + (g != S(0) ? through_reset : S(0)));
 }
+#endif
 
 }  // namespace
 }  // namespace snnkern

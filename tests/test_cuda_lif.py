@@ -11,13 +11,14 @@ import torch
 
 from snnkern.backend.cuda import lif, program
 from snnkern.spec.layout import layout_of
-from snnkern.spec.neuron import make_spec
+from snnkern.spec.neuron import Forward, make_spec
 from snnkern.surrogate import ATan
 
 if program.missing():
     pytest.skip(program.missing(), allow_module_level=True)
 
 F32, BF16 = torch.float32, torch.bfloat16
+SPEC = make_spec(None, 2.0, True, 1.0, 0.0, ATan(), False, False)
 WIDE = {F32: 4, BF16: 8}
 
 
@@ -25,8 +26,7 @@ WIDE = {F32: 4, BF16: 8}
 def made(monkeypatch):
     """Calls ``make``, lif._forward or lif._backward, on a device of 132 multiprocessors: {kernel: (variant, grid)}."""
 
-    def call(make, x, aligned=True, time_dim=0, steps_out=None, tau=2.0):
-        spec = make_spec(None, tau, True, 1.0, 0.0, ATan(), False, False)
+    def call(make, x, aligned=True, time_dim=0, steps_out=None, spec=SPEC):
         layout = layout_of(x, time_dim)
         layout = layout._replace(steps_out=steps_out or layout.steps)
         found = make(spec, layout, x.dtype, aligned, make is lif._backward, 0)
@@ -89,6 +89,15 @@ def test_a_forward_pass_is_one_kernel_for_all_surrogates(made, monkeypatch):
     assert made(lif._backward, meta(4, 100))["lif_backward"][0].given
 
 
+def test_a_rest_of_zero_is_a_constant(made):
+    def rests(decay, tau, reset):
+        spec = make_spec(decay, tau, True, 1.0, reset, ATan(), False, False)
+        return made(lif._forward, meta(4, 100), spec=spec)["lif_forward"][0].rest
+
+    assert rests(None, 2.0, -0.5) and rests(None, 3.0, 0.25)
+    assert not (rests(None, 2.0, 0.0) or rests(None, 2.0, None) or rests(0.5, None, -0.5))
+
+
 def test_long_times_of_few_neurons_are_split(made):
     x = meta(4000, 100)
     forward, backward = made(lif._forward, x), made(lif._backward, x)
@@ -107,6 +116,24 @@ def test_nothing_is_launched_for_no_neuron_and_time_has_an_end(made):
         made(lif._forward, meta(1 << 30, 1))
 
 
+def test_a_neuron_remembers_its_launches_and_not_too_many(monkeypatch):
+    kernels, asked = [], []
+    monkeypatch.setattr(lif, "stream_of", lambda device: 0)
+    monkeypatch.setattr(lif, "MOST_LAUNCHES", 2)
+    monkeypatch.setattr(lif, "processors", lambda device: 132)
+    monkeypatch.setattr(lif, "prepare", lambda *given: asked.append(given) or (lambda *words: kernels.append(words)))
+    spec = make_spec(None, 2.0, True, 1.25, 0.0, ATan(), False, False)
+
+    def call(neurons):
+        x, v_last = torch.zeros(4, neurons), torch.zeros(neurons)
+        lif.lif_forward(spec, layout_of(x, 0), Forward(x, None, x, v_last, None))
+        assert kernels[-1] == (0, x.data_ptr(), 0, x.data_ptr(), v_last.data_ptr(), 0)
+        return len(asked)
+
+    assert [call(8), call(8), call(16), call(8), call(24), call(24), call(8)] == [1, 1, 2, 2, 3, 3, 4]
+    assert len(kernels) == 7
+
+
 # --- what the compiler makes of it ---
 
 
@@ -119,14 +146,14 @@ def cuobjdump():
 
 DECAY, DIVIDED, INVERSE = 0, 1, 3  # members of csrc/lif.h's Leak
 KERNELS = [
-    *[
-        ("lif_forward", *given)
-        for given in ((0, 4, 4, INVERSE), (3, 8, 0, DECAY), (2, 8, 0, DIVIDED), (3, 1, 0, DECAY))
-    ],
-    *[
-        ("lif_backward", *given)
-        for given in ((0, 4, 0, DECAY), (3, 8, 4, INVERSE), (3, 8, 4, DIVIDED), (2, 8, 0, DECAY))
-    ],
+    ("lif_forward", 0, 4, 4, INVERSE),
+    ("lif_forward", 3, 8, 0, DECAY),
+    ("lif_forward", 2, 8, 0, DIVIDED),
+    ("lif_forward", 3, 1, 0, DECAY),
+    ("lif_backward", 0, 4, 0, DECAY),
+    ("lif_backward", 3, 8, 4, INVERSE),
+    ("lif_backward", 3, 8, 4, DIVIDED),
+    ("lif_backward", 2, 8, 0, DECAY),
     ("lif_repair", 0, 1, 0, INVERSE),
     ("lif_map", 3, 1, 0, DIVIDED),
 ]
@@ -138,7 +165,7 @@ def test_machine_code(name, dtype, width, steps, form, target, tmp_path):
     """Nothing spills, registers leave room for enough threads, wide ones move 16 bytes at a time, and charge, fire and
     reset are not contracted: what is fused there belongs to an exact division."""
     backward, split = name in ("lif_backward", "lif_map"), name in ("lif_repair", "lif_map")
-    variant = lif.LIFVariant(dtype, width, steps, False, form, True, False, 4 * backward, backward, split, False)
+    variant = lif.LIFVariant(dtype, width, steps, False, form, True, True, False, 4 * backward, backward, split, False)
     image, _ = program.compile("lif.cuh", f"snnkern::{name}<{program._cpp(variant)}>", target)
     (tmp_path / "kernel.cubin").write_bytes(image)
     run = [cuobjdump(), "-sass", "-res-usage", tmp_path / "kernel.cubin"]

@@ -96,11 +96,14 @@ struct SumsTensors {
   double* sums;
 };
 
-// Of 64 threads, that a multiprocessor holds by their registers.
-constexpr int sums_blocks(const LIFVariant& v) { return v.lanes > 1 ? 4 : v.residual ? 6 : 8; }
+// Blocks that a multiprocessor's registers hold; snnkern/backend/cuda/bn_lif.py launches so many.
+constexpr int sums_blocks(const LIFVariant& v) {
+  const int of_64 = v.lanes > 1 ? 4 : v.residual ? 6 : 8;
+  return (v.steps > 0 ? of_64 * 3 / 2 : of_64) * 64 / backward_threads(v.width);
+}
 
 template <LIFVariant kV>
-__global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV) * 64 / backward_threads(kV.width))
+__global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV))
     bn_lif_sums(Neuron<float> n, LIFShape s, Bands b, SumsTensors tensors) {
   const LIFBackward& a = tensors.a;
   __shared__ Share<kV.width> share;

@@ -28,6 +28,7 @@ struct LIFVariant {  // what a kernel is compiled for; as in snnkern/backend/cud
   int steps;  // of time, where they are few: then no loop is left; else 0
   bool rows;  // outer > 1
   Leak form;  // as Neuron has it
+  bool rest;  // it matters and is not 0
   bool hard, detached;
   Surrogate surrogate;  // of backward
   bool given;           // of backward: there is a gradient of spikes
@@ -45,9 +46,10 @@ constexpr int loaded_together(const LIFVariant& v) {
 
 constexpr int kForwardThreads = 128;
 constexpr int backward_threads(int width) { return width == 8 ? 64 : 128; }  // up to 32 KiB of shared memory
-// Blocks for which registers must do, 0: whatever comes of it. Where charge calls a division, too few were chosen.
-constexpr int backward_blocks(const LIFVariant& v) {
-  return v.form == Leak::tau || v.form == Leak::tau_input ? 384 / backward_threads(v.width) : 0;
+// Blocks that a multiprocessor has registers for, 0: as many as the compiler likes, who spills for more where charge
+// divides.
+constexpr int blocks_of(const LIFVariant& v, int threads) {
+  return v.form == Leak::tau || v.form == Leak::tau_input ? 384 / threads : 0;
 }
 
 namespace {
@@ -246,6 +248,13 @@ struct Segment {  // its steps
   }
 };
 
+// charge of neuron.h; it saves the longest chain of a thread an operation that v - 0 is none.
+template <LIFVariant kV>
+__device__ __forceinline__ float charged(Neuron<float> n, float v, float x) {
+  if constexpr (!kV.rest) n.rest = 0.0f;
+  return charge(kV.form, n, v, x);
+}
+
 // --- forward ---
 
 template <int kWidth>
@@ -271,7 +280,7 @@ __device__ __forceinline__ bool forward(const Neuron<float>& n, float (&v)[kV.wi
         bool fired[kV.width];
 #pragma unroll
         for (int e = 0; e < kV.width; ++e) {
-          const float h = charge(kV.form, n, v[e], x.stream(step, e));
+          const float h = charged<kV>(n, v[e], x.stream(step, e));
           fired[e] = h > n.fire_above;
           v[e] = reset(kV.hard, n, h);
         }
@@ -369,7 +378,7 @@ __device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, 
       float h[kV.width];
 #pragma unroll
       for (int e = 0; e < kV.width; ++e) {
-        h[e] = charge(kV.form, n, v[e], x.stream(step, e));
+        h[e] = charged<kV>(n, v[e], x.stream(step, e));
         v[e] = reset(kV.hard, n, h[e]);
       }
       column.push(h);
@@ -414,7 +423,8 @@ extern __shared__ __align__(16) char shared_memory[];
 // --- kernels ---
 
 template <LIFVariant kV>
-__global__ void __launch_bounds__(kForwardThreads) lif_forward(Neuron<float> n, LIFShape s, LIFForward a) {
+__global__ void __launch_bounds__(kForwardThreads, blocks_of(kV, kForwardThreads))
+    lif_forward(Neuron<float> n, LIFShape s, LIFForward a) {
   const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;
   const int segment = kV.split ? int(blockIdx.y) : 0;
@@ -499,7 +509,7 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, 
 }
 
 template <LIFVariant kV>
-__global__ void __launch_bounds__(backward_threads(kV.width), backward_blocks(kV))
+__global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, backward_threads(kV.width)))
     lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   const Place place(s, this_thread() * kV.width, kV.rows);

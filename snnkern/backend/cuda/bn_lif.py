@@ -173,8 +173,7 @@ def _sums(spec, layout, channels, period, residual, dtype, aligned, given, devic
         variant = variant._replace(width=1, lanes=1)
     threads = backward_threads(variant.width)
     shared = max(_columns(layout, dtype, variant.width), 16 * variant.lanes * threads)  # or two doubles a lane
-    by_registers = (4 if variant.lanes > 1 else 6 if residual else 8) * 64 // threads  # sums_blocks
-    places = processors(device) * min(by_registers, _shared_memory(device) // (shared + 2048))
+    places = processors(device) * min(_sums_blocks(variant), _shared_memory(device) // (shared + 2048))
     rows = layout.outer * layout.inner // (channels * period)
     bands = bands_of(channels, period, variant.width, rows, threads, places)
     grid = Grid(bands.blocks, 1, threads, shared)
@@ -193,6 +192,12 @@ def _normed(spec, layout, period, residual, dtype, aligned, streams, device):
     once = Split(1, layout.steps, 0)
     variant, constants = lif.compiled_for(spec, layout, dtype, aligned, streams + residual, once, device)
     return variant._replace(lanes=lanes_of(period, variant.width), residual=residual), constants
+
+
+def _sums_blocks(variant) -> int:
+    """Blocks that a multiprocessor's registers hold: csrc/cuda/bn_lif.cuh's sums_blocks."""
+    of_64 = 4 if variant.lanes > 1 else 6 if variant.residual else 8
+    return (of_64 * 3 // 2 if variant.steps else of_64) * 64 // backward_threads(variant.width)
 
 
 @cache

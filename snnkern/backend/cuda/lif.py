@@ -18,6 +18,7 @@ from .._extension import _C, addresses, neuron_of
 from .program import Grid, prepare, stream_of
 
 FORWARD_THREADS = 128  # kForwardThreads
+MOST_LAUNCHES = 512  # that a neuron remembers
 FEW_STEPS = 8  # up to so many are constants of the kernel, and all are loaded at once; else 4 are, or 16 where narrow
 
 # Wide threads, of 16 bytes of x, issue a fraction of the instructions; narrow ones, of one neuron, are more, and have
@@ -36,6 +37,7 @@ class LIFVariant(NamedTuple):
     steps: int
     rows: bool
     form: int
+    rest: bool
     hard: bool
     detached: bool
     surrogate: int
@@ -74,6 +76,8 @@ def _launch(make, spec, layout, x, words, misaligned, given):
     with on(device):
         found = known.get(key)
         if found is None:
+            if len(known) >= MOST_LAUNCHES:
+                known.clear()
             found = known[key] = make(spec, *key[1:])
         kernels, split = found
         if split.segments > 1:
@@ -121,7 +125,7 @@ def _split(layout, device, shortest, warm=0) -> Split:
 def compiled_for(spec, layout, dtype, aligned, streams, split, device):
     """The variant, of forward, and the constants of a LIF kernel that reads so many tensors step by step."""
     neuron, code = _C.neuron(neuron_of(spec)), DTYPES.index(dtype)
-    form, hard, _ = _told(neuron)
+    form, hard, _, rest = _told(neuron)
     if layout.steps >> 30:
         raise ValueError(f"the CUDA kernels count up to 2**30 time steps, got {layout.steps}")
     width, parts = 16 // dtype.itemsize, split.segments > 1
@@ -129,7 +133,7 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device):
         width = 1
     steps = layout.steps if layout.steps <= FEW_STEPS else 0
     grouped = layout.steps_out < layout.steps
-    variant = LIFVariant(code, width, steps, layout.outer > 1, form, hard, False, 0, False, parts, grouped)
+    variant = LIFVariant(code, width, steps, layout.outer > 1, form, rest, hard, False, 0, False, parts, grouped)
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
 
 
@@ -161,9 +165,10 @@ def column_bytes(layout, width) -> int:
     return min(layout.steps, CHUNK) * backward_threads(width) * width * 4
 
 
-def _told(neuron: bytes) -> tuple[int, bool, int]:
-    """The first members of Neuron<float>: form, hard, surrogate."""
-    return struct.unpack_from("=i?3xi", neuron)
+def _told(neuron: bytes) -> tuple[int, bool, int, bool]:
+    """Of Neuron<float>: form, hard, surrogate, and whether a resting potential other than 0 is in use."""
+    form, hard, surrogate, _, rest = struct.unpack_from("=i?3xiff", neuron)
+    return form, hard, surrogate, form != 0 and rest != 0
 
 
 @cache

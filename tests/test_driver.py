@@ -1,0 +1,115 @@
+"""Loading and launching through the driver (``csrc/cuda/driver.cpp``), with one that writes down what it is asked."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+extension = pytest.importorskip("snnkern._C", reason="conftest.py says why the extension is missing")
+
+DRIVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+static int fails(const char* call) { const char* f = getenv("FAILS"); return f && !strcmp(f, call) ? 999 : 0; }
+int cuLibraryLoadData(void** library, const char* image, void* a, void* b, unsigned n, void* c, void* d, unsigned m) {
+  printf("load %s\n", image);
+  return *library = "library", fails("cuLibraryLoadData");
+}
+int cuLibraryGetKernel(void** kernel, void* library, const char* name) {
+  printf("get %s of %s\n", name, (char*)library);
+  return *kernel = "kernel", 0;
+}
+int cuKernelGetFunction(void** function, void* kernel) { return *function = "function", 0; }
+int cuDeviceGet(int* device, int ordinal) { return *device = 10 + ordinal, 0; }
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  printf("retain %d\n", device);
+  return *context = "context", 0;
+}
+static void* current;
+int cuCtxSetCurrent(void* context) { return printf("set %s\n", (char*)context), current = context, 0; }
+int cuFuncSetAttribute(void* function, int attribute, int value) {
+  return printf("attribute %d = %d\n", attribute, value), 0;
+}
+int cuGetErrorString(int status, const char** text) { return *text = status == 999 ? "it is broken" : 0, 0; }
+int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void* stream, void** parameters, void** extra) {
+  if (getenv("NO_CONTEXT")) { unsetenv("NO_CONTEXT"); return 201; }
+  const char *one = parameters[0], *other = parameters[1];
+  long long* words = parameters[2];
+  printf("launch %s %u %u %u of %u %u %u, %u bytes, stream %lld: %.3s %.5s %lld %lld %lld\n", (char*)function, x, y, z,
+         bx, by, bz, shared, (long long)stream, one, other, words[0], words[1], words[2]);
+  return fails("cuLaunchKernel");
+}
+"""
+CALLS = """
+import ctypes, importlib.util, sys
+ctypes.CDLL(sys.argv[1])  # dlopen finds what is loaded under that name
+spec = importlib.util.spec_from_file_location("_C", sys.argv[3])  # without PyTorch, which takes seconds
+_C = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(_C)
+launch = _C.CudaLaunch(_C.CudaKernel(b"image", "name", 1), 4, 3, 128, int(sys.argv[2]), [b"one", b"other"])
+launch(77, 5, -6)
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "driver.c").write_text(DRIVER)
+    compiler = (os.environ.get("CXX") or "c++").split()
+    flags = ["-x", "c", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "driver.c", "-o", "libcuda.so.1"]
+    subprocess.run([*compiler, *flags], cwd=folder, check=True)
+    return folder / "libcuda.so.1"
+
+
+def said(driver, shared=64, calls=CALLS, **environment):
+    command = [sys.executable, "-c", calls, driver, str(shared), extension.__file__]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
+LAUNCH = "launch function 4 3 1 of 128 1 1, {} bytes, stream 77: one other 5 -6 0"
+LOADED = ["retain 11", "set context", "load image", "get name of library"]
+
+
+def test_a_kernel_is_loaded_for_its_device_and_launched_with_its_words(driver):
+    run = said(driver)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [*LOADED, LAUNCH.format(64)]
+
+
+def test_more_shared_memory_is_asked_for(driver):
+    assert said(driver, 100_000).stdout.splitlines()[4:] == ["attribute 8 = 100000", LAUNCH.format(100_000)]
+    assert said(driver, 48 << 10).stdout.splitlines()[4:] == [LAUNCH.format(48 << 10)]
+
+
+def test_a_thread_without_a_context_gets_the_device_s(driver):
+    assert said(driver, NO_CONTEXT="1").stdout.splitlines()[4:] == ["set context", LAUNCH.format(64)]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    {
+        "cuLibraryLoadData": "RuntimeError: loading name: it is broken (999)",
+        "cuLaunchKernel": "RuntimeError: launching 4 x 3 blocks of 128 threads: it is broken (999)",
+    }.items(),
+)
+def test_what_the_driver_refuses_is_told(driver, call, message):
+    assert message in said(driver, FAILS=call).stderr
+
+
+def test_without_a_driver_there_is_no_kernel():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        with pytest.raises(RuntimeError, match=r"the NVIDIA driver cannot be loaded: libcuda\.so\.1"):
+            extension.CudaKernel(b"image", "name", 0)
+    else:
+        pytest.skip("there is a driver here")
+
+
+def test_launches_take_so_many_constants_and_words(driver):
+    assert "too many constants" in said(driver, calls=CALLS.replace('b"one", ', 'b"one", ' * 4)).stderr
+    assert "too many words" in said(driver, calls=CALLS.replace("5, -6", "*range(33)")).stderr
