@@ -144,7 +144,7 @@ class Triangle(Surrogate):
 
     @staticmethod
     def _triton(x, a, b, c):
-        return a * tl.maximum(0.0, 1.0 - tl.abs(x) * b)
+        return a * tl.maximum(0.0, tl.fma(tl.abs(x), -b, 1.0))
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,9 @@ class Dspike(Surrogate):
 
     @staticmethod
     def _triton(x, a, b, c):
-        e = tl.exp(-b * tl.abs(x))
-        return tl.where(tl.abs(x) <= c, a * tl.div_rn(e, (1.0 + e) * (1.0 + e)), 0.0)
+        e = tl.exp2(-1.4426950408889634 * b * tl.abs(x))
+        r = tl.rsqrt((1.0 + e) * (1.0 + e))
+        return tl.where(tl.abs(x) <= c, a * (e * r * r), 0.0)
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,9 @@ class Sigmoid(Surrogate):
 
     @staticmethod
     def _triton(x, a, b, c):
-        e = tl.exp(-b * tl.abs(x))
-        return a * tl.div_rn(e, (1.0 + e) * (1.0 + e))
+        e = tl.exp2(-1.4426950408889634 * b * tl.abs(x))
+        r = tl.rsqrt((1.0 + e) * (1.0 + e))
+        return a * (e * r * r)
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,9 @@ class ATan(Surrogate):
 
     @staticmethod
     def _triton(x, a, b, c):
-        return tl.div_rn(a, 1.0 + (b * x) * (b * x))
+        y = b * x
+        r = tl.rsqrt(tl.fma(y, y, 1.0))
+        return a * (r * r)
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ class Exponential(Surrogate):
 
     @staticmethod
     def _triton(x, a, b, c):
-        return a * tl.exp(-b * tl.abs(x))
+        return a * tl.exp2(-1.4426950408889634 * b * tl.abs(x))
 
 
 @dataclass(frozen=True)
@@ -276,8 +280,9 @@ class SoftSign(Surrogate):
 
     @staticmethod
     def _triton(x, a, b, c):
-        y = 1.0 + b * tl.abs(x)
-        return tl.div_rn(a, y * y)
+        y = tl.fma(b, tl.abs(x), 1.0)
+        r = tl.rsqrt(y * y)
+        return a * (r * r)
 
 
 @dataclass(frozen=True)
@@ -315,7 +320,8 @@ class Erf(Surrogate):
 
     @staticmethod
     def _triton(x, a, b, c):
-        return a * tl.exp(-(b * x) * (b * x))
+        y = 1.2011224087864498 * b * x
+        return a * tl.exp2(-y * y)
 
 
 _KNOWN = {cls.__name__: cls for cls in Surrogate.__subclasses__()}  # those above, before anyone adds to them

@@ -25,9 +25,11 @@ from test_split import ADVERSARIES
 import snnkern
 from snnkern import _C
 from snnkern.backend import choose
-from snnkern.backend.cuda import program
+from snnkern.backend.cuda import bn_once, program
 from snnkern.ops.pack import pack, unpack
 from snnkern.spec.layout import arrange
+from snnkern.spec.neuron import make_spec
+from snnkern.spec.norm import Plan
 from snnkern.surrogate import ATan
 
 pytestmark = [needs_emulator, pytest.mark.usefixtures("poison")]
@@ -159,6 +161,91 @@ def test_sums_in_parts_add_up_alike():
     once, again = (run_norm(y, "cuda", grads=(draw(y.shape, seed=2), None)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once[3], again[3], strict=True))
     check_norm(y, "cuda")
+
+
+# --- batch norm with one visit to memory ---
+
+
+@pytest.fixture
+def clusters(monkeypatch):
+    """On a device that has them; what else would take two visits."""
+    monkeypatch.setattr(emulator.device, "major", 9)
+    bn_once._prepared.cache_clear()
+    yield
+    bn_once._prepared.cache_clear()
+
+
+def launched() -> list[str]:
+    """Names of the kernels launched since ``emulator.forget``."""
+    return [variant.removeprefix("snnkern::").partition("<")[0] for variant in variants()]
+
+
+# A block has nothing to do, one item, several for some of its threads, many for each.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 3, 5, 4, 4), (4, 2, 3, 8, 8), (7, 3, 2, 4, 2), (3, 70, 1, 32, 16)], ids=str)
+@pytest.mark.usefixtures("clusters")
+def test_norms_with_one_visit(shape, dtype):
+    y = draw(shape, dtype) + 0.5
+    for residual in (None, draw(shape, dtype, seed=7)):
+        emulator.forget()
+        check_norm(y, "cuda", state_of(y), residual, surrogate=ATan())
+        assert launched() == ["bn_lif_forward_once", "bn_lif_backward_once"]
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("form", FORMS[::3], ids=str)
+@pytest.mark.usefixtures("clusters")
+def test_norms_with_one_visit_of_every_neuron(form, reset):
+    y = draw((9, 2, 3, 16)) * 2 - 1
+    check_norm(y, "cuda", state_of(y), reset=reset, **form)
+    assert launched() == ["bn_lif_forward_once", "bn_lif_backward_once"]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9, 16])
+@pytest.mark.usefixtures("clusters")
+def test_norms_with_one_visit_over_all_of_time(steps):
+    y = draw((3, steps, 8, 4, 4), torch.bfloat16)
+    for steps_out in {steps, -(-steps // 3)}:
+        emulator.forget()
+        check_norm(y, "cuda", state_of(y, 1), time_dim=1, steps_out=steps_out)
+        assert launched() == ["bn_lif_forward_once", "bn_lif_backward_once"]
+
+
+@pytest.mark.usefixtures("clusters")
+def test_one_visit_gives_the_bits_of_the_other_way_and_the_same_ones_again(monkeypatch):
+    y = draw((4, 8, 6, 8, 8)) * 3 + 2
+    grads = draw(y.shape, seed=2), state_of(y, seed=3)
+
+    def found():
+        emulator.forget()
+        spikes, v_last, running, gradients = run_norm(y, "cuda", grads=grads, surrogate=ATan())
+        return launched(), [spikes, v_last, *running], gradients
+
+    one, again = found(), found()
+    monkeypatch.setattr(emulator.device, "major", 8)
+    bn_once._prepared.cache_clear()
+    two = found()
+    assert one[0] == again[0] != two[0] and "moments" in two[0]
+    assert all(map(torch.equal, (*one[1], *one[2]), (*again[1], *again[2])))
+    assert all(map(torch.equal, one[1], two[1]))
+
+
+@pytest.mark.usefixtures("clusters")
+def test_one_visit_is_not_for_everything():
+    """More than fits, many steps, rows that do not begin aligned, a channel's elements side by side, one frame for all
+    steps, the running statistics."""
+    cases = [(draw((17, 2, 3, 16)), {}), (draw((4, 2, 3, 3, 3)), {}), (channels_last(draw((4, 2, 3, 4, 4))), {})]
+    cases += [(draw((1, 2, 3, 16)).expand(4, -1, -1, -1), {}), (draw((4, 2, 3, 16)), {"training": False})]
+    for y, options in cases:
+        check_norm(y, "cuda", **options)
+    layout = arrange(torch.empty((4, 80, 2, 64, 64), device="meta"), 0)[1]
+    plan, spec = Plan(1.0, 1.0, 0.1, 1e-5, 1.0), make_spec(0.5, None, True, 1.0, 0.0, ATan(), False, False)
+    for name in ("bn_lif_forward_once", "bn_lif_backward_once"):
+        assert not bn_once._prepared(name, plan, spec, layout, 2, 64 * 64, False, torch.float32, True, True, None)
+    assert not [name for name in launched() if "once" in name]
+
+
+# --- and the rest ---
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -120,8 +120,9 @@ __global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV))
       float grad_v[kV.width], sum[kV.lanes] = {}, moment[kV.lanes] = {};
       load_or(grad_v, a.grad_v_last, place.state, 0.0f);
       int steps = 0;  // of the chunk, on the way back
+      Column<kV.width, backward_threads(kV.width)> column(shared_memory);
       back<kV>(
-          n, s, place, a, grad_v, input, shared_memory, 0, steps_of<kV>(s),
+          n, s, place, a, grad_v, input, column, 0, steps_of<kV>(s),
           [&](const typename Input<kV>::Step& step) {
             came.push(step.x);
             ++steps;
@@ -167,8 +168,9 @@ __global__ void __launch_bounds__(backward_threads(kV.width))
   Came<kV> came(s);
   float grad_v[kV.width];
   load_or(grad_v, a.grad_v_last, place.state, 0.0f);
+  Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
-      n, s, place, a, grad_v, input, shared_memory, 0, steps_of<kV>(s),
+      n, s, place, a, grad_v, input, column, 0, steps_of<kV>(s),
       [&](const typename Input<kV>::Step& step) { came.push(step.x); },
       [&](const float (&g)[kV.width], const float (&)[kV.width]) {
         const Numbers x = came.pop();

@@ -314,7 +314,8 @@ struct Column {
   Plane* at;
 
   __device__ __forceinline__ explicit Column(void* memory) : at(static_cast<Plane*>(memory) + threadIdx.x) {}
-  __device__ __forceinline__ void push(const float (&numbers)[kWidth]) {
+  __device__ __forceinline__ void skip(int steps) { at += steps * kPlanes * kThreads; }
+  __device__ __forceinline__ void put(const float (&numbers)[kWidth]) {
 #pragma unroll
     for (int p = 0; p < kPlanes; ++p) {
       Plane plane;
@@ -322,16 +323,22 @@ struct Column {
       for (int e = 0; e < kPlane; ++e) plane.number[e] = numbers[p * kPlane + e];
       at[p * kThreads] = plane;
     }
-    at += kPlanes * kThreads;
   }
-  __device__ __forceinline__ void pop(float (&numbers)[kWidth]) {
-    at -= kPlanes * kThreads;
+  __device__ __forceinline__ void push(const float (&numbers)[kWidth]) {
+    put(numbers);
+    skip(1);
+  }
+  __device__ __forceinline__ void get(float (&numbers)[kWidth]) const {
 #pragma unroll
     for (int p = 0; p < kPlanes; ++p) {
       const Plane plane = at[p * kThreads];
 #pragma unroll
       for (int e = 0; e < kPlane; ++e) numbers[p * kPlane + e] = plane.number[e];
     }
+  }
+  __device__ __forceinline__ void pop(float (&numbers)[kWidth]) {
+    skip(-1);
+    get(numbers);
   }
 };
 
@@ -351,15 +358,15 @@ __device__ __forceinline__ void factors(const Neuron<float>& n, float h, float& 
 // that of the one before the first. `input` is at step 0. Calls came(step) for the steps of a chunk in their order,
 // then found(g, through) in reverse: g is the gradient of h, and without that of spikes it is `through` times that of
 // v.
-template <LIFVariant kV, class In, class Came, class Found>
+template <LIFVariant kV, int kThreads, class In, class Came, class Found>
 __device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, const Place& place,
-                                     const LIFBackward& a, float (&grad_v)[kV.width], const In& input, void* memory,
-                                     int begin, int end, const Came& came, const Found& found) {
+                                     const LIFBackward& a, float (&grad_v)[kV.width], const In& input,
+                                     Column<kV.width, kThreads>& column, int begin, int end, const Came& came,
+                                     const Found& found) {
   if (begin >= end) return;
   int t = (end - 1) / kChunk * kChunk, length = end - t;
   Ahead<In, kLoaded<kV>> x{input};
   Ahead<Upstream<kV>, kLoaded<kV>> upstream{Upstream<kV>(s, place, a.grad_spikes, end)};
-  Column<kV.width, backward_threads(kV.width)> column(memory);
   Saved saved(a.saved, place, t);
   float v[kV.width];
   const auto start = [&] {  // of the chunk at t
@@ -500,8 +507,9 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, 
   const int segment = int(blockIdx.y) + 1;
   const auto [begin, end] = Segment::of<kV>(s, segment);
   float carry[1] = {0.0f}, gain = 1.0f;
+  Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
-      n, s, place, a, carry, Input<kV>(s, place, a), shared_memory, begin, end, [](const auto&) {},
+      n, s, place, a, carry, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
       [&](const float (&)[1], const float (&through)[1]) { gain *= through[0] * n.state_gain; });
   float* gains = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
   *gains = gain;
@@ -529,8 +537,9 @@ __global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, back
   }
   const int64_t stride = s.inner * size_of(kV.dtype);
   char* to = static_cast<char*>(a.grad_x) + place.sequence * size_of(kV.dtype) + (end - 1) * stride;
+  Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
-      n, s, place, a, grad_v, Input<kV>(s, place, a), shared_memory, begin, end, [](const auto&) {},
+      n, s, place, a, grad_v, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
       [&](const float (&g)[kV.width], const float (&)[kV.width]) {
         float grad[kV.width];
 #pragma unroll

@@ -5,7 +5,7 @@ A backend is a folder here with one file per op. Its ``__init__`` offers
 - ``unavailable() -> str | None``: why it cannot run on this machine;
 - ``refuses(device_type, dtype) -> str | None``: why it cannot serve such a tensor;
 - ``differentiable``: True if its ops are made of PyTorch's own, so that autograd needs no help;
-- the ops themselves; ``bn_backward``, which does three of them in one, is only where that is faster.
+- the ops themselves; ``bn_forward`` and ``bn_backward``, each three of them in one, only where that is faster.
 
 Without a wish, the first of ``ORDER`` that can serve the tensor is taken and the reasons against the others are logged
 at debug level; that the reference is taken for want of the extension is told by one warning a process. A wish

@@ -76,7 +76,6 @@ def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, w
 
 def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, keep: bool):
     """As ``lif_forward``, and returns the elements in a channel, of all processes, and the channels' period, too."""
-    kernels = op.kernels
     y, layout = arrange(y, op.time_dim, op.steps_out)
     if v is not None:
         v = layout.arrange(v, without=op.time_dim)
@@ -86,20 +85,33 @@ def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, kee
     channels, count = y.shape[2], y.numel() / max(y.shape[2], 1)
     table = torch.empty((ROWS, channels), dtype=state_dtype(y.dtype), device=y.device)
     period = layout.period(y.shape, 2, op.time_dim)
-    norm = Norm(channels, period, table, residual)
-    moments, seen = None, count
+    call = Forward(y, v, *_outputs(op, y, layout, keep), Norm(channels, period, table, residual))
+    count = _launch_bn_forward(op, batch, layout, parameters, call, count)
+    return call.spikes, call.v_last, Kept(y, v, call.saved, table, residual), layout, count, period
+
+
+def _launch_bn_forward(op: Op, batch: Batch, layout: Layout, parameters: Parameters, call: Forward, count):
+    """Returns the elements in a channel, of all processes."""
+    kernels, norm, moments, seen = op.kernels, call.norm, None, count
+
+    def plan():
+        return Plan(seen, count / max(count - 1, 1), batch.momentum, batch.eps, batch.scale)
+
     if batch.training:
+        at_once = getattr(kernels, "bn_forward", None) if batch.group is None else None
+        if at_once and at_once(plan(), op.spec, layout, call, parameters):
+            return count
         once = layout if layout.x_step_stride or layout.steps < 2 else layout._replace(steps=1)
         seen = count * once.steps / max(layout.steps, 1)
-        # A process among others may have no sample: its kernel would have no first element to shift by.
-        moments = kernels.bn_moments(once, norm, y) if seen else table.new_zeros((3, channels), dtype=torch.float64)
+        if seen:
+            moments = kernels.bn_moments(once, norm, call.x)
+        else:  # a process among others may have no sample: its kernel would have no first element to shift by
+            moments = norm.table.new_zeros((3, norm.channels), dtype=torch.float64)
         if batch.group is not None:
             moments, seen, count = _of_all(moments, seen, count, batch.group)
-    plan = Plan(seen, count / max(count - 1, 1), batch.momentum, batch.eps, batch.scale)
-    kernels.bn_prepare(plan, moments, parameters, table)
-    call = Forward(y, v, *_outputs(op, y, layout, keep), norm)
+    kernels.bn_prepare(plan(), moments, parameters, norm.table)
     kernels.lif_forward(op.spec, layout, call)
-    return call.spikes, call.v_last, Kept(y, v, call.saved, table, residual), layout, count, period
+    return count
 
 
 class Wanted(NamedTuple):

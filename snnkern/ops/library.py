@@ -218,24 +218,26 @@ def _or_empty(t, like, dtype=None):
 
 
 def _setup(ctx, inputs, output):
-    x, v, *ctx.rest, _, ctx.backend = inputs
+    x, v, *ctx.rest, ctx.returned_v, ctx.backend = inputs
     ctx.save_for_backward(x, v, output[2])
     ctx.set_materialize_grads(False)
 
 
 def _grad(ctx, grad_spikes, grad_v_last, _):
     x, v, saved = ctx.saved_tensors
+    grad_v_last = grad_v_last if ctx.returned_v else None  # of nothing
     grad_x, grad_v = _once("lif", x, v, saved, grad_spikes, grad_v_last, *ctx.rest, ctx.backend)
     return grad_x, None if v is None else grad_v, *(None,) * 5
 
 
 def _setup_bn(ctx, inputs, output):
-    y, _, _, _, _, v, residual, *ctx.rest, _, ctx.backend = inputs
+    y, _, _, _, _, v, residual, *ctx.rest, ctx.returned_v, ctx.backend = inputs
     ctx.save_for_backward(y, v, output[2], output[3], residual)
     ctx.set_materialize_grads(False)
 
 
 def _grad_bn(ctx, grad_spikes, grad_v_last, *_):
+    grad_v_last = grad_v_last if ctx.returned_v else None
     gradients = _once("bn_lif", *ctx.saved_tensors, grad_spikes, grad_v_last, *ctx.rest, ctx.backend)
     y, weight, bias, _, _, v, residual = ctx.needs_input_grad[:7]
     grad_y, grad_weight, grad_bias, *rest = _wanted((y, weight, bias, v, residual), *gradients)

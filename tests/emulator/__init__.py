@@ -166,7 +166,7 @@ def _regions(words: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
 
 # ------------------------------------------------------------------------------------------------ the device
 
-device = SimpleNamespace(multi_processor_count=132, major=9, minor=0)
+device = SimpleNamespace(multi_processor_count=132, major=8, minor=0)
 
 
 built: dict[str, tuple[str, str]] = {}  # by name: the header and the C++ that a kernel was compiled from

@@ -1,10 +1,11 @@
 // A GPU that is not there: a kernel runs from its PTX, on the memory of this process, and every access is checked.
 //
 // Threads of a warp that part go on lowest instruction first, and wait for each other where an instruction names them;
-// the warps of a block run one after the other from barrier to barrier, the blocks of a grid one after the other.
-// float and double add, multiply, divide, square root and fused multiply-add round as PTX says. The .approx functions
-// are rounded correctly here; on a GPU they err by a unit or two of the last place. An instruction, or a form of one,
-// that is not written here throws when the kernel is parsed.
+// the warps of a block run one after the other from barrier to barrier, the blocks of a cluster from one of its
+// barriers to the next, the clusters of a grid one after the other. float and double add, multiply, divide, square root
+// and fused multiply-add round as PTX says. The .approx functions are rounded correctly here; on a GPU they err by a
+// unit or two of the last place. An instruction, or a form of one, that is not written here throws when the kernel is
+// parsed.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -93,7 +94,7 @@ using Register = std::array<Bits, kWarp>;
 using Function = std::function<Bits(const Bits* operands)>;
 
 struct Instruction {
-  enum { compute, unpack, load, store, branch, leave, barrier, converge, shuffle, vote } kind = compute;
+  enum { compute, unpack, load, store, arrive, branch, leave, barrier, converge, shuffle, vote } kind = compute;
   string text, where;
   int guard = -1;
   bool unless = false;
@@ -117,7 +118,8 @@ struct Unknown {};  // an instruction, or a form of one, that is not written her
 constexpr Bits kSharedWindow =
     Bits(1) << 60;                          // where generic addresses of shared memory begin; nothing else lies there
 constexpr unsigned kMostShared = 99 << 10;  // what every device of compute capability 8.0 and up gives a block
-constexpr int kSharedBase = 1024;           // the system has the first of it
+constexpr int kMostSharedOfClusters = 227 << 10;  // compute capability 9.0
+constexpr int kSharedBase = 1024;                 // the system has the first of it
 const char* const kSpecial[] = {"%tid.x", "%ntid.x", "%ctaid.x", "%ctaid.y", "%nctaid.x", "%nctaid.y", "%laneid"};
 
 // One instruction's name in parts, "ld.global.nc.v4.u32", each of which somebody has to take.
@@ -395,6 +397,7 @@ struct Kernel {
   vector<Instruction> code;
   vector<Parameter> parameters;
   int parameter_bytes = 0, most_threads = 1024, static_shared = 0;
+  unsigned cluster = 1;    // blocks in one
   vector<Bits> constants;  // what registers hold from the start
   vector<bool> meeting;    // by instruction: a label leads here
   int special = 0;         // the first of kSpecial
@@ -409,6 +412,8 @@ struct Kernel {
     const string directives = text.substr(close, brace - close);
     if (const size_t at = directives.find(".maxntid"); at != string::npos)
       most_threads = std::atoi(directives.c_str() + at + 8);
+    if (const size_t at = directives.find(".reqnctapercluster"); at != string::npos)
+      cluster = std::atoi(directives.c_str() + at + 18);
     size_t end = brace;
     for (int depth = 0; end < text.size(); ++end)
       if (text[end] == '{')
@@ -585,6 +590,12 @@ struct Kernel {
       jumps_.push_back({int(code.size()), operands.at(0)});
     } else if (op == "ret" || op == "exit") {
       i.kind = Instruction::leave;
+    } else if (op == "barrier" && parts.take("cluster")) {  // both halves, one right after the other
+      const bool comes = parts.take("arrive"), half = comes ? parts.take("release") : parts.take("wait");
+      const bool other = comes || (parts.take("acquire") && !code.empty() && code.back().kind == Instruction::arrive);
+      if (!half || !other || !parts.take("aligned") || i.guard >= 0) unknown();
+      i.kind = comes ? Instruction::arrive : Instruction::barrier;
+      i.mode = "cluster";
     } else if (op == "bar" || op == "barrier") {
       const bool warp = parts.take("warp");
       i.kind = warp ? Instruction::converge : Instruction::barrier;
@@ -696,15 +707,31 @@ struct Fault {
   string text;
 };
 
+struct Block {
+  uint32_t first_thread, synchronised;  // of the launch, from 1; when the block last was
+  vector<char> bytes;
+  vector<uint8_t> initialised;
+  Region shared;
+  vector<Warp> warps;
+
+  Block(uint32_t first_thread, uint32_t now, size_t shared_bytes, size_t warps)
+      : first_thread(first_thread),
+        synchronised(now),
+        bytes(shared_bytes, char(0xff)),
+        initialised(shared_bytes),
+        shared(kSharedWindow + kSharedBase, kSharedWindow + kSharedBase + shared_bytes, bytes.data(),
+               initialised.data(), 1),
+        warps(warps) {}
+};
+
 struct Launch {
   const Kernel& kernel;
   vector<Region> regions;
   string parameters;
   unsigned across, down, threads;
-  vector<char> shared_bytes;
-  vector<uint8_t> shared_initialised;
-  std::unique_ptr<Region> shared;
-  uint32_t now = 1, block_synchronised = 0, block_first = 1;
+  size_t shared_bytes;
+  Block* block = nullptr;  // that runs
+  uint32_t now = 1, cluster_first = 1, cluster_synchronised = 0;
   std::map<std::pair<const char*, const Instruction*>, Fault> faults;
 
   Launch(const Kernel& kernel, unsigned across, unsigned down, unsigned threads, unsigned dynamic_shared)
@@ -712,8 +739,7 @@ struct Launch {
         across(across),
         down(down),
         threads(threads),
-        shared_bytes(kernel.static_shared + dynamic_shared),
-        shared_initialised(shared_bytes.size()) {}
+        shared_bytes(kernel.static_shared + dynamic_shared) {}
 
   void fault(const char* what, const Instruction& i, const Warp& w, int lane, Bits address = 0) {
     Fault& found = faults[{what, &i}];
@@ -726,42 +752,60 @@ struct Launch {
   }
 
   void run() {
-    for (unsigned block = 0; block < across * down; ++block) run_block(block);
+    for (unsigned first = 0; first < across * down; first += kernel.cluster) run_cluster(first);
   }
 
-  void run_block(unsigned block) {
-    std::fill(shared_bytes.begin(), shared_bytes.end(), char(0xff));
-    std::fill(shared_initialised.begin(), shared_initialised.end(), 0);
-    const Bits from = kSharedWindow + kSharedBase;
-    shared =
-        std::make_unique<Region>(from, from + shared_bytes.size(), shared_bytes.data(), shared_initialised.data(), 1);
-    block_first = 1 + block * threads, block_synchronised = ++now;
-    vector<Warp> warps((threads + kWarp - 1) / kWarp);
-    for (size_t k = 0; k < warps.size(); ++k) begin(warps[k], unsigned(k), block);
+  void run_cluster(unsigned first) {
+    vector<std::unique_ptr<Block>> blocks;
+    cluster_first = 1 + first * threads, cluster_synchronised = ++now;
+    for (unsigned k = 0; k < kernel.cluster; ++k) {
+      blocks.push_back(
+          std::make_unique<Block>(cluster_first + k * threads, now, shared_bytes, (threads + kWarp - 1) / kWarp));
+      block = blocks.back().get();
+      for (size_t w = 0; w < block->warps.size(); ++w) begin(block->warps[w], unsigned(w), first + k);
+    }
     for (;;) {
-      Lanes waiting = 0;
-      for (Warp& w : warps) run_warp(w), waiting |= w.waiting;
-      if (!waiting) return;
-      const Warp& some = *std::find_if(warps.begin(), warps.end(), [](const Warp& w) { return w.waiting; });
-      for (Warp& w : warps) {
-        const unsigned left = threads - (w.first_thread - block_first);
-        const Lanes all = left >= kWarp ? ~Lanes(0) : (Lanes(1) << left) - 1;
-        if (w.waiting != all || w.barrier != some.barrier)
-          fault("not all threads of the block come to this barrier", kernel.code[some.barrier], w, 0);
-        w.waiting = 0;
+      size_t waiting = 0;
+      for (const auto& b : blocks) {
+        block = b.get();
+        waiting += run_block();
       }
-      block_synchronised = ++now;
+      if (!waiting) return;
+      if (waiting < blocks.size())
+        throw std::runtime_error(kernel.name + ": not all blocks of the cluster come to its barrier");
+      cluster_synchronised = ++now;
     }
   }
 
-  void begin(Warp& w, unsigned index, unsigned block) {
+  // Until all of its threads have left, or wait for the other blocks of the cluster: true.
+  bool run_block() {
+    for (;;) {
+      Lanes waiting = 0;
+      for (Warp& w : block->warps) run_warp(w), waiting |= w.waiting;
+      if (!waiting) return false;
+      const Warp& some =
+          *std::find_if(block->warps.begin(), block->warps.end(), [](const Warp& w) { return w.waiting; });
+      const Instruction& barrier = kernel.code[some.barrier];
+      for (Warp& w : block->warps) {
+        const unsigned left = threads - (w.first_thread - block->first_thread);
+        const Lanes all = left >= kWarp ? ~Lanes(0) : (Lanes(1) << left) - 1;
+        if (w.waiting != all || w.barrier != some.barrier)
+          fault("not all threads of the block come to this barrier", barrier, w, 0);
+        w.waiting = 0;
+      }
+      block->synchronised = ++now;
+      if (barrier.mode == "cluster") return true;
+    }
+  }
+
+  void begin(Warp& w, unsigned index, unsigned number) {
     w.registers.resize(kernel.constants.size());
     for (size_t r = 0; r < w.registers.size(); ++r) w.registers[r].fill(kernel.constants[r]);
     const unsigned first = index * kWarp, count = std::min(threads - first, unsigned(kWarp));
     w.alive = count == kWarp ? ~Lanes(0) : (Lanes(1) << count) - 1;
-    w.first_thread = block_first + first, w.synchronised = now;
+    w.first_thread = block->first_thread + first, w.synchronised = now;
     for (unsigned lane = 0; lane < kWarp; ++lane) {
-      const unsigned values[] = {first + lane, threads, block % across, block / across, across, down, lane};
+      const unsigned values[] = {first + lane, threads, number % across, number / across, across, down, lane};
       for (size_t k = 0; k < std::size(values); ++k) w.registers[kernel.special + k][lane] = values[k];
     }
   }
@@ -892,6 +936,7 @@ struct Launch {
           w.registers[i.to[0]][l] = i.function(in);
           break;
         }
+        case Instruction::arrive: break;
         case Instruction::unpack: {
           const Bits whole = w.registers[i.from[0]][l];
           for (size_t k = 0; k < i.to.size(); ++k) w.registers[i.to[k]][l] = low(whole >> 8 * i.bytes * k, i.bytes);
@@ -922,7 +967,7 @@ struct Launch {
   // stored.
   char* access(const Warp& w, const Instruction& i, int l, int bytes, const char* values = nullptr) {
     const Bits address = w.registers[i.from[0]][l] + i.offset + (i.shared ? kSharedWindow : 0);
-    Region* r = address >= kSharedWindow ? shared.get() : nullptr;
+    Region* r = address >= kSharedWindow ? &block->shared : nullptr;
     for (size_t k = 0; k < regions.size() && !r; ++k)
       if (regions[k].begin <= address && address < regions[k].end) r = &regions[k];
     if (!r || address < r->begin || address + bytes > r->end) return fault("out of bounds", i, w, l, address), nullptr;
@@ -963,9 +1008,10 @@ struct Launch {
   // Whether what a thread did at a time is over for another one: a barrier lies between.
   bool ordered(const Warp& w, uint32_t before, uint32_t time, uint32_t thread) const {
     if (!before || before == thread) return true;
-    if (before < block_first) return false;  // another block's
+    if (before - block->first_thread >= threads)  // another block's
+      return before - cluster_first < kernel.cluster * threads && time < cluster_synchronised;
     const bool same_warp = before >= w.first_thread && before < w.first_thread + kWarp;
-    return time < block_synchronised || (same_warp && time < w.synchronised);
+    return time < block->synchronised || (same_warp && time < w.synchronised);
   }
 };
 
@@ -977,8 +1023,10 @@ vector<string> launch(const Kernel& kernel, unsigned across, unsigned down, unsi
     throw std::invalid_argument(kernel.name + " cannot be launched as " + std::to_string(across) + " x " +
                                 std::to_string(down) + " blocks of " + std::to_string(threads) +
                                 " threads; its most are " + std::to_string(kernel.most_threads));
-  if (kernel.static_shared + shared > kMostShared)
+  const int most_shared = kernel.cluster > 1 ? kMostSharedOfClusters : kMostShared;
+  if (kernel.static_shared + int(shared) > most_shared)
     throw std::invalid_argument(kernel.name + ": more shared memory than every device has");
+  if (across % kernel.cluster) throw std::invalid_argument(kernel.name + ": a grid of not whole clusters");
   if (arguments.size() != kernel.parameters.size())
     throw std::invalid_argument(kernel.name + " takes " + std::to_string(kernel.parameters.size()) +
                                 " arguments, not " + std::to_string(arguments.size()));

@@ -5,6 +5,7 @@ import torch
 from .._extension import missing
 from . import program
 from .bn_lif import bn_gradients, bn_moments, bn_prepare, bn_sums, lif_backward, lif_forward  # noqa: F401
+from .bn_once import bn_backward, bn_forward  # noqa: F401
 from .pack import pack, unpack  # noqa: F401
 from .ttm import ttm  # noqa: F401
 

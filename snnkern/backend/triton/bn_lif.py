@@ -21,9 +21,21 @@ import triton.language as tl
 
 from ...spec.split import CHUNK
 from .. import on
-from .lif import _compiled, _form, _groups, _log_k, _machine, _numbers, _retrace, _sizes_of, _start, _Tile
+from .lif import FEW, _compiled, _form, _groups, _in_time, _machine, _numbers, _retrace, _sizes_of, _start, _Tile
 
-_sizes = ["per_part", "images", "channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step"]
+_counts = ["per_part", "images", "channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step"]
+
+
+@triton.jit
+def _lines(channels, period, UNIT: tl.constexpr, SPAN: tl.constexpr):
+    """The period as it was given but whole, and both at 64 bits: what lies side by side goes in units."""
+    if SPAN == 1:
+        whole = period
+        channels, period = channels.to(tl.int64) * UNIT, period.to(tl.int64)
+    else:
+        whole = period * UNIT
+        channels, period = channels.to(tl.int64), period.to(tl.int64) * UNIT
+    return whole, channels, period
 
 
 @triton.jit
@@ -35,29 +47,32 @@ def _lanes(ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr):
 
 @triton.jit
 def _blocks(per_part, images, period, ROWS: tl.constexpr, SPAN: tl.constexpr):
-    """The blocks of a program: from, up to."""
-    begin = tl.program_id(1).to(tl.int64) * per_part
-    return begin, tl.minimum(begin + per_part, tl.cdiv(images, ROWS) * tl.cdiv(period, SPAN))
+    """The blocks of a program: how many, and of the first of them image and place within the period."""
+    spans = tl.cdiv(period, SPAN)
+    begin = tl.program_id(1) * per_part
+    count = tl.minimum(per_part, tl.cdiv(images, ROWS) * spans - begin)
+    return count, (begin // spans * ROWS).to(tl.int64), (begin % spans * SPAN).to(tl.int64)
 
 
 @triton.jit
 def _place(
-    block, row, c, p, images, channels, period, inner,
+    image, at, row, c, p, images, channels, period, inner,
     ROWS: tl.constexpr, SPAN: tl.constexpr, OUTER: tl.constexpr,
 ):  # fmt: skip
-    """A block's neurons n, whether they exist, and where they are in [outer, inner]. OUTER: outer is not 1."""
-    image = block // tl.cdiv(period, SPAN) * ROWS + row
-    exists = (image < images) & (c < channels)
-    n = image * channels + c
+    """A block's neurons n, whether they exist, and where they are in [outer, inner]; and image and place within the
+    period of the next block. OUTER: outer is not 1."""
+    exists = (image + row < images) & (c < channels)
+    n = (image + row) * channels + c
     if SPAN > 1:
-        p = block % tl.cdiv(period, SPAN) * SPAN + p
+        p += at
         exists = exists & (p < period)
         n = n * period + p
     if OUTER:
         row, column = n // inner, n % inner
     else:
         row, column = n * 0, n
-    return n, exists, row, column
+    wraps = at + SPAN >= period
+    return n, exists, row, column, image + tl.where(wraps, ROWS, 0), tl.where(wraps, 0, at + SPAN)
 
 
 @triton.jit
@@ -86,39 +101,40 @@ def _add_up(parts, count, channels, c, ROWS: tl.constexpr, CHANNELS: tl.constexp
     return tl.sum(one, 0), tl.sum(two, 0)
 
 
-@triton.jit(do_not_specialize=_sizes)
+@triton.jit(do_not_specialize=_counts)
 def bn_moments_kernel(
     x, moments, per_part, images, channels, period, steps, neurons, inner, x_outer, x_step,
-    UNIT: tl.constexpr, LOG_K: tl.constexpr, OUTER: tl.constexpr,
+    UNIT: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr, OUTER: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Sums of x - shift and of its square, in float64 from the first difference on."""
-    images, inner = images.to(tl.int64), inner.to(tl.int64) * UNIT
+    if TAILS == 0:
+        steps = K
+    inner = inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
-    if SPAN == 1:
-        channels = channels.to(tl.int64) * UNIT
-    else:
-        channels, period = channels.to(tl.int64), period.to(tl.int64) * UNIT
+    lines, channels, period = _lines(channels, period, UNIT, SPAN)
     row, c, p = _lanes(ROWS, CHANNELS, SPAN)
-    n = c * period  # its first element is a channel's shift
-    shift = tl.load(x + n // inner * x_outer + n % inner, c < channels, other=0.0).to(tl.float32).to(tl.float64)
+    n = c * period  # its first element is a channel's shift, and stands for what does not exist
+    first = tl.load(x + n // inner * x_outer + n % inner, c < channels, other=0.0)
+    shift = first.to(tl.float32).to(tl.float64)
     total = tl.zeros_like(shift)
     square = tl.zeros_like(shift)
-    begin, end = _blocks(per_part, images, period, ROWS, SPAN)
-    for block in range(begin, end):
-        _, exists, outer, column = _place(block, row, c, p, images, channels, period, inner, ROWS, SPAN, OUTER)
+    count, image, at = _blocks(per_part, images, lines, ROWS, SPAN)
+    for _ in range(count):
+        _, exists, outer, column, image, at = _place(
+            image, at, row, c, p, images, channels, period, inner, ROWS, SPAN, OUTER
+        )  # fmt: skip
         x_t = x + outer * x_outer + column
         until = tl.where(exists, steps, 0)
-        for t in range(0, steps, 1 << LOG_K):
+        for t in range(0, steps, K):
             xs = ()
-            for k in tl.static_range(1 << LOG_K):
-                xs += (tl.load(x_t, t + k < until, other=0.0),)
+            for k in tl.static_range(K):
+                xs += (tl.load(x_t, exists if TAILS == 0 else t + k < until, other=first),)
                 x_t += x_step
-            for k in tl.static_range(1 << LOG_K):
+            for k in tl.static_range(K):
                 from_shift = xs[k].to(tl.float32).to(tl.float64) - shift
-                from_shift = tl.where(t + k < until, from_shift, 0.0)
                 total += from_shift
-                square += from_shift * from_shift
+                square = tl.fma(from_shift, from_shift, square)
     _store_part(moments, total, square, channels, ROWS, CHANNELS, SPAN)
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     n = c * period
@@ -166,18 +182,20 @@ def bn_prepare_kernel(
     tl.store(table + 4 * channels, (mean - rounded.to(tl.float64)).to(tl.float32), exists)
 
 
-@triton.jit(do_not_specialize=_sizes)
+@triton.jit(do_not_specialize=_counts)
 def bn_sums_kernel(
     x, v0, saved, grad_spikes, grad_v_last, sums, table, residual, groups,
     per_part, images, channels, period, steps, neurons, inner, x_outer, x_step,
-    leak, rest, threshold, fire_above, reset, v_start, input_gain, state_gain, a, b, c,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    leak, rest, threshold, fire_above, v_start, input_gain, state_gain, a, b, c,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     UNIT: tl.constexpr, OUTER: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr,
     DETACH: tl.constexpr, CURVE: tl.constexpr,
 ):  # fmt: skip
     """Sums of g, the gradient of what the neurons receive, and of g (x - mean)."""
     BLOCK: tl.constexpr = ROWS * CHANNELS * SPAN
-    images, channels, period = images.to(tl.int64), channels.to(tl.int64), period.to(tl.int64)
+    if TAILS == 0:
+        steps = K
+    lines, channels, period = _lines(channels, period, UNIT, SPAN)
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
     row, channel, p = _lanes(ROWS, CHANNELS, SPAN)
@@ -186,21 +204,21 @@ def bn_sums_kernel(
     offset = tl.load(table + 2 * channels + channel, channel < channels, other=0.0)
     total = tl.zeros([BLOCK], tl.float64)
     moment = tl.zeros([BLOCK], tl.float64)
-    begin, end = _blocks(per_part, images, period, ROWS, SPAN)
-    for block in range(begin, end):
-        n, exists, outer, column = _place(
-            block, row, channel, p, images, channels, period, inner, ROWS, SPAN, OUTER
+    count, image, at = _blocks(per_part, images, lines, ROWS, SPAN)
+    for _ in range(count):
+        n, exists, outer, column, image, at = _place(
+            image, at, row, channel, p, images, channels, period, inner, ROWS, SPAN, OUTER
         )  # fmt: skip
-        at = outer * (steps * inner) + column
-        u_at = at if groups is None else outer * (groups * inner) + column
+        r_at = outer * (steps * inner) + column
+        u_at = r_at if groups is None else outer * (groups * inner) + column
         _, total, moment = _retrace(
             _start(grad_v_last, 0.0, n, exists, BLOCK), total, moment, 0, steps,
             x + outer * x_outer + column, x_step, v0, saved, v_start,
             None if grad_spikes is None else grad_spikes + u_at, None, None,
-            None if residual is None else residual + at,
+            None if residual is None else residual + r_at,
             mean, scale, offset, None, None, groups, steps, inner, neurons, n, 1 - exists.to(tl.int32), 1,
-            leak, rest, threshold, fire_above, reset, input_gain, state_gain, a, b, c,
-            FORM, HARD, CHUNK, LOG_K, BLOCK, DETACH, CURVE, "sums",
+            leak, rest, threshold, fire_above, input_gain, state_gain, a, b, c,
+            FORM, HARD, CHUNK, K, TAILS, BLOCK, DETACH, CURVE, "sums",
         )  # fmt: skip
     _store_part(sums, total, moment, channels, ROWS, CHANNELS, SPAN)
 
@@ -227,8 +245,9 @@ def bn_gradients_kernel(
         tl.store(pull_push + channels + c, push.to(tl.float32), exists)
 
 
-MOMENTS = _Tile(4, 4, 3)
-SUMS = _Tile(1, 4, 4, maxnreg=255)
+# By bytes of an element. Of more, ptxas has one load in flight at a time, for the sake of registers.
+MOMENTS = {2: _Tile(4, 4, 4, maxnreg=255), 4: _Tile(2, 4, 4, maxnreg=255)}
+SUMS = _Tile(4, 4, 3, maxnreg=255), _Tile(2, 4, 4, maxnreg=255)  # few steps, and more
 LINE = 32  # neighbouring elements of a step that fill what memory moves at once
 PROGRAMS = 1024  # that keep a large GPU busy
 BLOCKS = 4  # that a part has at least, so that the parts are little beside what they sum
@@ -264,30 +283,31 @@ def _share(layout, norm, tile) -> _Work:
     return _Work(columns, triton.cdiv(blocks, per_part), per_part, images, rows, channels, span)
 
 
+def _sizes(layout, norm, work, tile):
+    """per_part, ..., x_step of the kernels, and the unit that those of memory go in."""
+    line = norm.channels if norm.period == 1 else norm.period
+    unit, sizes = _sizes_of(layout, tile.per_thread, line)
+    channels, period = (norm.channels // unit, 1) if norm.period == 1 else (norm.channels, norm.period // unit)
+    return unit, (work.per_part, work.images, channels, period, layout.steps, *sizes)
+
+
 def bn_moments(layout, norm, y):
     if layout.outer * layout.steps * layout.inner == 0:
         return torch.zeros((3, norm.channels), dtype=torch.float64, device=y.device)
-    work = _share(layout, norm, MOMENTS)
+    tile = MOMENTS[y.element_size()]
+    work = _share(layout, norm, tile)
     moments = torch.empty((2 * work.parts + 1, norm.channels), dtype=torch.float64, device=y.device)
-    line = norm.channels if norm.period == 1 else norm.period
-    unit, sizes = _sizes_of(layout, MOMENTS.per_thread, line)
-    channels, period = (norm.channels // unit, 1) if norm.period == 1 else (norm.channels, norm.period // unit)
+    unit, sizes = _sizes(layout, norm, work, tile)
     with on(y.device):
         bn_moments_kernel[(work.columns, work.parts)](
             y,
             moments,
-            work.per_part,
-            work.images,
-            channels,
-            period,
-            layout.steps,
             *sizes,
             UNIT=unit,
-            LOG_K=_log_k(MOMENTS.log_k, layout.steps),
+            **_in_time(tile.log_k, layout.steps),
             OUTER=layout.outer > 1,
             **work.shape,
-            num_warps=MOMENTS.warps,
-            enable_fp_fusion=False,
+            **tile.options,
         )
     return moments
 
@@ -308,10 +328,10 @@ def bn_sums(spec, layout, call):
     norm, y = call.norm, call.x
     if layout.outer * layout.steps * layout.inner == 0:
         return torch.zeros((2, norm.channels), dtype=torch.float64, device=y.device)
-    work = _share(layout, norm, SUMS)
+    tile = SUMS[layout.steps > FEW]
+    work = _share(layout, norm, tile)
     sums = torch.empty((2 * work.parts, norm.channels), dtype=torch.float64, device=y.device)
-    unit, sizes = _sizes_of(layout)
-    options = {"maxnreg": SUMS.maxnreg} if _machine()[0] == "cuda" else {}
+    unit, sizes = _sizes(layout, norm, work, tile)
     with on(y.device):
         bn_sums_kernel[(work.columns, work.parts)](
             y,
@@ -323,25 +343,18 @@ def bn_sums(spec, layout, call):
             norm.table,
             norm.residual,
             _groups(layout),
-            work.per_part,
-            work.images,
-            norm.channels,
-            norm.period,
-            layout.steps,
             *sizes,
             *_numbers(spec),
             FORM=_form(spec),
             HARD=spec.reset is not None,
             CHUNK=CHUNK,
-            LOG_K=_log_k(SUMS.log_k, layout.steps),
+            **_in_time(tile.log_k, layout.steps),
             UNIT=unit,
             OUTER=layout.outer > 1,
             **work.shape,
             DETACH=spec.detach_reset,
             CURVE=_compiled(spec.surrogate.twin()._triton),
-            num_warps=SUMS.warps,
-            enable_fp_fusion=False,
-            **options,
+            **tile.options,
         )
     return sums
 

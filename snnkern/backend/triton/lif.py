@@ -8,6 +8,7 @@ and before the first store, across which compilers do not move loads, so that al
   registers; then run the adjoint.
 
 K is that of the tile, or with fewer steps their next power of two: a kernel serves every number of steps of one K.
+Where they are no more than FEW, K is all of them (TAILS = 0), and no loop over time is left.
 
 Where neurons are few, time is split into segments, program_id(1):
 
@@ -45,36 +46,48 @@ _sizes = ["channels", "period", "groups", "steps", "neurons", "inner", "x_outer"
 
 
 @triton.jit
+def _float(x):
+    """float32. bfloat16 is its upper half: of two in a word, a shift and a mask, where a conversion takes three."""
+    if x.dtype == tl.bfloat16:
+        y = (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        y = x.to(tl.float32)
+    return y
+
+
+@triton.jit
 def _receive(x, residual, mean, scale, offset):
     """What the neurons receive, in this order on every backend; None: nothing of the kind."""
-    x = x.to(tl.float32)
+    x = _float(x)
     if mean is not None:
         x = (x - mean) * scale + offset
     if residual is not None:
-        x += residual.to(tl.float32)
+        x += _float(residual)
     return x
 
 
 @triton.jit
 def _charge(v, x, leak, rest, FORM: tl.constexpr):
+    """``rest`` None: it is 0."""
+    above_rest = v if rest is None else v - rest
     if FORM == "decay":
         h = leak * v + x
     elif FORM == "tau_input":
-        h = v + tl.div_rn(x - (v - rest), leak)
+        h = v + tl.div_rn(x - above_rest, leak)
     elif FORM == "tau":
-        h = v - tl.div_rn(v - rest, leak) + x
+        h = v - tl.div_rn(above_rest, leak) + x
     elif FORM == "tau_input_inverse":
-        h = v + (x - (v - rest)) * leak
+        h = v + (x - above_rest) * leak
     elif FORM == "tau_inverse":
-        h = v - (v - rest) * leak + x
+        h = v - above_rest * leak + x
     return h
 
 
 @triton.jit
-def _reset(h, fired, threshold, reset, HARD: tl.constexpr):
+def _reset(h, fired, threshold, rest, HARD: tl.constexpr):
     # A select, not a product: an infinite h leaves no NaN behind.
     if HARD:
-        v = tl.where(fired, reset, h)
+        v = tl.where(fired, 0.0 if rest is None else rest, h)
     else:
         v = tl.where(fired, h - threshold, h)
     return v
@@ -106,7 +119,8 @@ def _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK: tl.constexpr, BL
 def _place(neurons, inner, per_row, FLAT: tl.constexpr, BLOCK: tl.constexpr):
     """A program's neurons n, of which those with i < limit exist, and where they are in [outer, inner].
 
-    A program lies in one of the outer rows, or (FLAT, for rows too short for that) anywhere in [outer * inner].
+    A program lies in one of the outer rows (per_row None: there is but one), or (FLAT, for rows too short for that)
+    anywhere in [outer * inner].
     """
     lane = tl.arange(0, BLOCK)
     if FLAT:
@@ -118,8 +132,12 @@ def _place(neurons, inner, per_row, FLAT: tl.constexpr, BLOCK: tl.constexpr):
         i = n
         limit = neurons
     else:
-        row = (tl.program_id(0) // per_row).to(tl.int64)
-        column = (tl.program_id(0) % per_row).to(tl.int64) * BLOCK + lane
+        if per_row is None:
+            row = inner * 0
+            column = tl.program_id(0).to(tl.int64) * BLOCK + lane
+        else:
+            row = (tl.program_id(0) // per_row).to(tl.int64)
+            column = (tl.program_id(0) % per_row).to(tl.int64) * BLOCK + lane
         n = row * inner + column
         i = column
         limit = inner
@@ -127,23 +145,31 @@ def _place(neurons, inner, per_row, FLAT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _channel(inner, per_row, channels, period, SPAN: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr):
-    """The channels n // period % channels of a program's neurons: neighbours, for which one long division will do."""
-    if FLAT:
-        first = tl.program_id(0).to(tl.int64) * BLOCK
+def _channel(
+    inner, per_row, channels, period, SPAN: tl.constexpr, SIDE: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The channels n // period % channels of a program's neurons. SPAN: "same", all are of one; "last", period is 1.
+
+    Else, or with "last", SIDE neurons side by side have the same one, or channels side by side: one division will do.
+    """
+    channels = channels.to(tl.uint32)
+    if SPAN == "same":
+        channel = tl.program_id(0).to(tl.uint32) // (period // BLOCK).to(tl.uint32) % channels
     else:
-        first = (tl.program_id(0) // per_row) * inner + (tl.program_id(0) % per_row).to(tl.int64) * BLOCK
-    channel = (first // period % channels).to(tl.int32)
-    lane = tl.arange(0, BLOCK)
-    if SPAN == "any":
-        channel = (channel + ((first % period).to(tl.int32) + lane) // period) % channels
-    else:
-        if SPAN == "one":  # period = 1, channels >= BLOCK
-            channel += lane
-        elif SPAN == "two":  # period >= BLOCK: no more than two channels
-            channel += (first % period + lane >= period).to(tl.int32)
-        channel = tl.where(channel >= channels, channel - channels, channel)
-    return channel
+        if FLAT or per_row is None:
+            first = tl.program_id(0).to(tl.int64) * BLOCK
+        else:
+            first = (tl.program_id(0) // per_row) * inner + (tl.program_id(0) % per_row).to(tl.int64) * BLOCK
+        first = first.to(tl.uint64)
+        lane = tl.arange(0, BLOCK).to(tl.uint32)
+        if SPAN == "last":
+            side = (first % channels).to(tl.uint32) // SIDE + lane // SIDE
+            channel = side % (channels // SIDE) * SIDE + lane % SIDE
+        else:
+            period = period.to(tl.uint64 if period.dtype == tl.int64 else tl.uint32)
+            side = (first % period).to(period.dtype) // SIDE + lane // SIDE
+            channel = ((first // period % channels).to(tl.uint32) + side // (period // SIDE)) % channels
+    return channel.to(tl.int32)
 
 
 @triton.jit
@@ -157,8 +183,8 @@ def _segment(p, segment_steps, steps):
 def _march(
     v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
     residual, mean, scale, offset, groups, steps,
-    leak, rest, threshold, fire_above, reset,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    leak, rest, threshold, fire_above,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
 ):  # fmt: skip
     """The potential before step ``end`` from that before ``begin``, a multiple of CHUNK; spikes None: no output."""
     exists = i < limit
@@ -167,10 +193,10 @@ def _march(
         phase = groups
         written = inner * 0
         total = tl.zeros_like(v)
-    for p in tl.static_range(LOG_K, -1, -1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
-        done = begin + ((end - begin) >> p << p)
-        if spikes is not None or (p == LOG_K or 1 << p >= CHUNK):  # a warm-up has whole chunks only
-            for t in range(begin, done, 1 << p):
+    for p in tl.static_range(TAILS + 1):  # as many K steps as there are, then K/2, ..., 1: none needs a mask
+        done = end if TAILS == 0 else begin + ((end - begin) >> (TAILS - p) << (TAILS - p))
+        if spikes is not None or (p == 0 or K >> p >= CHUNK):  # a warm-up has whole chunks only
+            for t in range(begin, done, K >> p):
                 x_t = x + t * x_step
                 if spikes is not None and groups is None:
                     s_t = spikes + t * inner
@@ -178,13 +204,13 @@ def _march(
                     r_t = residual + t * inner
                 xs = ()
                 rs = ()
-                for _ in tl.static_range(1 << p):
+                for _ in tl.static_range(K >> p):
                     xs += (tl.load(x_t, exists, other=0.0),)
                     x_t += x_step
                     if residual is not None:
                         rs += (tl.load(r_t, exists, other=0.0),)
                         r_t += inner
-                for k in tl.static_range(1 << p):
+                for k in tl.static_range(K >> p):
                     if saved is not None and k % CHUNK == 0:
                         if (t + k > 0) & ((t + k) % CHUNK == 0):
                             tl.store(saved + ((t + k) // CHUNK - 1) * neurons + n, v, exists)
@@ -202,7 +228,7 @@ def _march(
                     elif spikes is not None:
                         tl.store(s_t, tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty), exists)
                         s_t += inner
-                    v = _reset(h, fired, threshold, reset, HARD)
+                    v = _reset(h, fired, threshold, rest, HARD)
         begin = done
     return v
 
@@ -211,10 +237,12 @@ def _march(
 def lif_forward_kernel(
     x, v0, spikes, v_last, saved, scratch, segment_steps, warmup, table, residual, channels, period, groups,
     steps, neurons, inner, x_outer, x_step, per_row,
-    leak, rest, threshold, fire_above, reset, v_start,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
-    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr = None,
+    leak, rest, threshold, fire_above, v_start,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
 ):  # fmt: skip
+    if TAILS == 0:
+        steps = K
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
     n, i, limit, row, column = _place(neurons, inner, per_row, FLAT, BLOCK)
@@ -225,7 +253,7 @@ def lif_forward_kernel(
         residual += row * (steps * inner) + column
     mean, scale, offset = None, None, None
     if table is not None:
-        channel = _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+        channel = _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK)
         mean = tl.load(table + channel)
         scale = tl.load(table + channels + channel)
         offset = tl.load(table + 2 * channels + channel)
@@ -237,17 +265,16 @@ def lif_forward_kernel(
         v = tl.where(first > 0, v_start, v)
         v = _march(v, first, begin, x, x_step, None, inner, None, neurons, n, i, limit,
                    None, None, None, None, None, steps,
-                   leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
+                   leak, rest, threshold, fire_above, FORM, HARD, CHUNK, K, TAILS)  # fmt: skip
         starts = scratch + tl.program_id(1) * neurons + n
         tl.store(starts, v, exists)
     v = _march(v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
                residual, mean, scale, offset, groups, steps,
-               leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
-    if scratch is None:
-        tl.store(v_last + n, v, exists)
-    else:
+               leak, rest, threshold, fire_above, FORM, HARD, CHUNK, K, TAILS)  # fmt: skip
+    if scratch is not None:
         tl.store(starts + tl.cdiv(steps, segment_steps) * neurons, v, exists)
-        tl.store(v_last + n, v, i < tl.where(end == steps, limit, 0))
+    if v_last is not None:
+        tl.store(v_last + n, v, exists if scratch is None else i < tl.where(end == steps, limit, 0))
 
 
 @triton.jit
@@ -259,11 +286,13 @@ def _differ(a, b, exists):
 def lif_repair_kernel(
     x, v0, spikes, v_last, saved, scratch, segment_steps, warmup,
     steps, neurons, inner, x_outer, x_step, per_row,
-    leak, rest, threshold, fire_above, reset, v_start,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    leak, rest, threshold, fire_above, v_start,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Runs again the segments that did not start where the one before ended, for all neurons of a program."""
+    if TAILS == 0:
+        steps = K
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
     n, i, limit, row, column = _place(neurons, inner, per_row, FLAT, BLOCK)
@@ -284,24 +313,40 @@ def lif_repair_kernel(
                 begin, end = _segment(p, segment_steps, steps)
                 v = _march(v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
                            None, None, None, None, None, steps,
-                           leak, rest, threshold, fire_above, reset, FORM, HARD, CHUNK, LOG_K)  # fmt: skip
+                           leak, rest, threshold, fire_above, FORM, HARD, CHUNK, K, TAILS)  # fmt: skip
             else:
                 v = tl.load(ends + p * neurons, exists, other=0.0)
-        tl.store(v_last + n, v, exists)
+        if v_last is not None:
+            tl.store(v_last + n, v, exists)
+
+
+@triton.jit
+def _adjoint(h, upstream, grad_v, g, fired, threshold, rest, HARD: tl.constexpr, DETACH: tl.constexpr):
+    """dL/dh = dL/ds g + dL/dv (keep + (rest - h) g),   keep = 0 where the neuron fired, else 1
+
+    after a hard reset; after a soft one keep = 1, and -threshold is in the place of rest - h. In any order: unlike that
+    of the neurons, its rounding may differ from backend to backend.
+    """
+    keep = tl.where(fired, 0.0, grad_v) if HARD else grad_v
+    if DETACH:
+        curved = upstream
+    elif HARD:
+        curved = tl.fma(grad_v, -h if rest is None else rest - h, upstream)
+        curved = tl.where(g != 0.0, curved, upstream)  # at an infinite h, g is 0 and the product a NaN
+    else:
+        curved = tl.fma(grad_v, -threshold, upstream)
+    return tl.fma(curved, g, keep)
 
 
 @triton.jit
 def _retrace(
     grad_v, one, two, begin, end, x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
     residual, mean, scale, offset, pull, push, groups, steps, inner, neurons, n, i, limit,
-    leak, rest, threshold, fire_above, reset, input_gain, state_gain, a, b, c,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr, BLOCK: tl.constexpr,
-    DETACH: tl.constexpr, CURVE: tl.constexpr, WANTED: tl.constexpr,
+    leak, rest, threshold, fire_above, input_gain, state_gain, a, b, c,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
+    BLOCK: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
-    """Adjoint of a step, g = surrogate'(h - threshold):
-
-    dL/dh = dL/ds g + dL/dv (keep + (pull - push h) g),   keep = 1, but 0 after a hard reset
-    dL/dx = input_gain dL/dh,   dL/dv[t-1] = state_gain dL/dh
+    """The adjoint of the steps: dL/dx = input_gain dL/dh (None: 1), dL/dv[t-1] = state_gain dL/dh.
 
     From dL/dv after step end - 1 to that before ``begin``. Returns it, ``one`` and ``two``. WANTED on the way:
 
@@ -309,10 +354,10 @@ def _retrace(
     - "map": ``one``, a gain: dL/dv before begin = gain dL/dv after end + what it is for dL/dv = 0 after end
     - "sums": adds dL/dx to ``one``, and dL/dx (x - mean) to ``two``: in float32 over K steps, then in float64
     """
-    K: tl.constexpr = 1 << LOG_K
     exists = i < limit
-    full = end >> LOG_K << LOG_K
-    for WHOLE in tl.static_range(2):  # the last steps if they are fewer than K, repeating the very last; then K by K
+    full = end if TAILS == 0 else end >> TAILS << TAILS
+    # The last steps if they are fewer than K, repeating the very last; then K by K.
+    for WHOLE in tl.static_range(1 if TAILS == 0 else 0, 2):
         for back in range(0, full - begin if WHOLE else end - full, K):
             t = full - K - back if WHOLE else full
             v = _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK, BLOCK)
@@ -348,7 +393,7 @@ def _retrace(
             for k in tl.static_range(K):
                 received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
                 h = _charge(v, received, leak, rest, FORM)
-                v = _reset(h, h > fire_above, threshold, reset, HARD)
+                v = _reset(h, h > fire_above, threshold, rest, HARD)
                 hs += (h,)
             if WANTED == "gradients":
                 g_t = grad_x + (t + K) * inner
@@ -358,34 +403,28 @@ def _retrace(
             for k in tl.static_range(K - 1, -1, -1):
                 now = exists if WHOLE else i < tl.where(t + k < end, limit, 0)
                 h = hs[k]
-                g = CURVE(h - threshold, a, b, c)
-                if HARD:
-                    kept = tl.where(h > fire_above, 0.0, 1.0)
-                else:
-                    kept = 1.0
-                if not DETACH:
-                    if HARD:
-                        through_reset = (reset - h) * g
-                    else:
-                        through_reset = -threshold * g
-                    kept += tl.where(g != 0.0, through_reset, 0.0)  # at an infinite h, g is 0 and the product a NaN
-                grad_h = grad_v * kept
-                if grad_spikes is not None:
-                    grad_h += upstream[k].to(tl.float32) * g
-                if WANTED == "map":
-                    one = one * (kept * state_gain) if WHOLE else tl.where(now, one * (kept * state_gain), one)
+                above = h - threshold
+                g = CURVE(above, a, b, c)
+                # As h > fire_above, but of numbers that are at hand: nobody keeps K steps of answers in registers.
+                fired = above > fire_above - threshold
+                direct = tl.zeros([BLOCK], tl.float32) if grad_spikes is None else _float(upstream[k])
+                grad_h = _adjoint(h, direct, grad_v, g, fired, threshold, rest, HARD, DETACH)
+                received = grad_h if input_gain is None else grad_h * input_gain
+                if WANTED == "map":  # what becomes of 1, without anything from above
+                    through = _adjoint(h, tl.zeros([BLOCK], tl.float32), one, g, fired, threshold, rest, HARD, DETACH)
+                    one = through * state_gain if WHOLE else tl.where(now, through * state_gain, one)
                 elif WANTED == "sums":
-                    received = tl.where(now, grad_h * input_gain, 0.0)
+                    if not WHOLE:  # else what does not exist receives 0, from what is 0
+                        received = tl.where(now, received, 0.0)
                     total += received
-                    moment += received * (xs[k].to(tl.float32) - mean)
+                    moment = tl.fma(received, _float(xs[k]) - mean, moment)
                 else:
-                    received = grad_h * input_gain
                     if grad_residual is not None:
                         tl.store(grad_residual + (t + k) * inner, received.to(grad_residual.dtype.element_ty), now)
-                    if mean is not None:
+                    if pull is not None:
+                        received = tl.fma(scale, received, -tl.fma(_float(xs[k]) - mean, push, pull))
+                    elif mean is not None:
                         received = scale * received
-                        if pull is not None:
-                            received -= pull + (xs[k].to(tl.float32) - mean) * push
                     g_t -= inner
                     tl.store(g_t, received.to(grad_x.dtype.element_ty), now)
                 grad_v = grad_h * state_gain if WHOLE else tl.where(now, grad_h * state_gain, grad_v)
@@ -400,15 +439,17 @@ def lif_backward_kernel(
     x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, scratch, segment_steps,
     table, residual, channels, period, pull_push, grad_residual, groups,
     steps, neurons, inner, x_outer, x_step, per_row,
-    leak, rest, threshold, fire_above, reset, v_start, input_gain, state_gain, a, b, c,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, LOG_K: tl.constexpr,
+    leak, rest, threshold, fire_above, v_start, input_gain, state_gain, a, b, c,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
-    DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None,
+    DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
 ):  # fmt: skip
     """With grad_x None, finds gain and carry of each segment but the first:
 
     dL/dv before it = gain dL/dv after it + carry
     """
+    if TAILS == 0:
+        steps = K
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
     n, i, limit, row, column = _place(neurons, inner, per_row, FLAT, BLOCK)
@@ -425,7 +466,7 @@ def lif_backward_kernel(
         grad_residual += at
     mean, scale, offset, pull, push = None, None, None, None, None
     if table is not None:
-        channel = _channel(inner, per_row, channels, period, SPAN, FLAT, BLOCK)
+        channel = _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK)
         mean = tl.load(table + channel)
         scale = tl.load(table + channels + channel)
         offset = tl.load(table + 2 * channels + channel)
@@ -453,8 +494,8 @@ def lif_backward_kernel(
         grad_v, gain, gain, begin, end,
         x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
         residual, mean, scale, offset, pull, push, groups, steps, inner, neurons, n, i, limit,
-        leak, rest, threshold, fire_above, reset, input_gain, state_gain, a, b, c,
-        FORM, HARD, CHUNK, LOG_K, BLOCK, DETACH, CURVE, "map" if grad_x is None else "gradients",
+        leak, rest, threshold, fire_above, input_gain, state_gain, a, b, c,
+        FORM, HARD, CHUNK, K, TAILS, BLOCK, DETACH, CURVE, "map" if grad_x is None else "gradients",
     )  # fmt: skip
     if grad_x is None:
         tl.store(gains + segment * neurons, gain, exists)
@@ -469,15 +510,17 @@ def _form(spec: LIFSpec) -> str:
 
 
 @lru_cache(maxsize=512)
-def _numbers(spec: LIFSpec) -> list[float]:
-    """leak, ..., c of the kernels (the first six are forward's), as float32; see Neuron in ``csrc/neuron.h``."""
+def _numbers(spec: LIFSpec) -> list[float | None]:
+    """leak, ..., c of the kernels (the first five are forward's), as float32; see Neuron in ``csrc/neuron.h``. None: a
+    rest of 0 or an input gain of 1, which kernels leave out."""
     threshold = torch.tensor(spec.threshold, dtype=torch.float32, device="cpu")
     below = torch.nextafter(threshold, torch.full_like(threshold, -math.inf))
     fire_above = (below if spec.fire_at_threshold else threshold).item()
-    input_gain = 1 / spec.leak if spec.form == "tau_input" else 1.0
+    input_gain = 1 / spec.leak if spec.form == "tau_input" else None
     leak = 1 / spec.leak if _form(spec).endswith("inverse") else spec.leak
-    forward = leak, spec.rest, spec.threshold, fire_above, spec.rest, spec.v_start
-    return [ctypes.c_float(x).value for x in (*forward, input_gain, spec.state_gain, *spec.surrogate.constants())]
+    forward = leak, spec.rest or None, spec.threshold, fire_above, spec.v_start
+    numbers = *forward, input_gain, spec.state_gain, *spec.surrogate.constants()
+    return [None if number is None else ctypes.c_float(number).value for number in numbers]
 
 
 _compiled = lru_cache(maxsize=None)(triton.jit)  # a surrogate's twin, compiled once
@@ -507,15 +550,20 @@ class _Tile(NamedTuple):
     log_k: int
     maxnreg: int | None = None  # registers per thread, on NVIDIA; left alone, ptxas spills some to have more warps
 
+    @property
+    def options(self):
+        registers = {"maxnreg": self.maxnreg} if self.maxnreg and _machine()[0] == "cuda" else {}
+        return {"num_warps": self.warps, "enable_fp_fusion": False, **registers}
 
+
+FEW = 8  # steps
 WIDE = 1 << 18  # neurons
-# With at least as many, and with fewer: then threads are scarce, and take one neuron each but more steps at a time.
-# The first is limited by registers in backward, where K is at most CHUNK; else a thread takes 16 bytes of float32.
-FORWARD = _Tile(4, 2, 3), _Tile(1, 1, 5)
+# The tile for at least as many neurons (of few steps, an eighth of it), and the one for fewer: then threads are scarce,
+# and take one neuron each but more steps at a time. Forward, by bytes of an element, a thread takes 16 bytes of x;
+# backward is limited by registers, where K is at most CHUNK.
+FORWARD = {2: (_Tile(8, 2, 3), _Tile(1, 1, 5)), 4: (_Tile(4, 2, 3), _Tile(1, 1, 5))}
+BACKWARD_FEW = _Tile(4, 2, 3, maxnreg=255), _Tile(1, 1, 3)
 BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
-# With a norm or groups; backward of many steps, for which x stays in registers as well as h.
-FORWARD_MORE = _Tile(4, 2, 3, maxnreg=255), _Tile(1, 1, 5)
-BACKWARD_MORE = _Tile(1, 4, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
 def _split(layout, x, norm, shortest, warm=0):
@@ -532,8 +580,8 @@ def _split(layout, x, norm, shortest, warm=0):
 def _sizes_of(layout, unit=16, *others):
     """The unit that sizes go in, and neurons, inner, x_outer and x_step: it is ``unit`` if all of them can, and all
     others. From it Triton knows that rows are aligned, and loads 16 bytes."""
-    _, outer, steps, inner, x_outer, x_step, _ = layout
-    sizes = (outer * inner, inner, x_outer if outer > 1 else 0, x_step if steps > 1 else 0)
+    _, outer, _, inner, x_outer, x_step, _ = layout
+    sizes = (outer * inner, inner, x_outer, x_step)
     unit = unit if all(size % unit == 0 for size in (*sizes, *others)) else 1
     return unit, [size // unit for size in sizes]
 
@@ -547,8 +595,12 @@ def _groups(layout):
     return layout.steps_out if layout.steps_out < layout.steps else None
 
 
-def _log_k(most, steps):
-    return min(most, max(steps - 1, 0).bit_length())
+def _in_time(most, steps):
+    """The steps at a time, at most 2**most, and how often what remains is halved (0: nothing does)."""
+    if 1 <= steps <= min(FEW, 1 << most):
+        return {"K": steps, "TAILS": 0}
+    log_k = min(most, (max(steps, 2) - 1).bit_length())
+    return {"K": 1 << log_k, "TAILS": log_k}
 
 
 def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **options):
@@ -556,17 +608,18 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
     neurons = outer * inner
     if neurons == 0:
         return
-    machine, warp_size = _machine()
-    for tile in tiles[neurons < WIDE :]:
+    _, warp_size = _machine()
+    for tile in tiles[neurons < (WIDE if layout.steps > FEW else WIDE // 8) :]:
         block = tile.per_thread * tile.warps * warp_size
         flat = outer > 1 and inner % block > 0 and inner < 4 * block
         if not flat:
             break
-    if tile.maxnreg and machine == "cuda":
-        options["maxnreg"] = tile.maxnreg
     if norm is not None:
-        one, two = norm.period == 1 and norm.channels >= block, norm.period >= block
-        options["SPAN"] = "two" if two else "one" if one else "any"
+        rows = 1 if flat or outer == 1 else inner  # where programs begin, but for multiples of a block
+        line = norm.channels if norm.period == 1 else norm.period
+        same = norm.period % block == 0 and (rows == 1 or rows % block == 0)
+        options["SPAN"] = "same" if same else "last" if norm.period == 1 else "any"
+        options["SIDE"] = 4 if line % 4 == 0 and (rows == 1 or rows % 4 == 0) else 1
     unit, sizes = _sizes_of(layout)
     per_row = triton.cdiv(inner, block)
     with on(tensors[0].device):
@@ -574,17 +627,16 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
             *tensors,
             layout.steps,
             *sizes,
-            per_row,
+            per_row if outer > 1 else None,
             *numbers,
             FORM=_form(spec),
             HARD=spec.reset is not None,
             CHUNK=CHUNK,
-            LOG_K=_log_k(tile.log_k, layout.steps),
+            **_in_time(tile.log_k, layout.steps),
             UNIT=unit,
             FLAT=flat,
             BLOCK=block,
-            num_warps=tile.warps,
-            enable_fp_fusion=False,
+            **tile.options,
             **options,
         )
 
@@ -593,18 +645,19 @@ def lif_forward(spec, layout, call):
     *tensors, norm = call
     warm = warmup(spec.state_gain, torch.float32)
     segments, *split = _split(layout, call.x, norm, max(warm, 4 * CHUNK), warm)
-    tiles = FORWARD if norm is None and _groups(layout) is None else FORWARD_MORE
-    of, numbers, tensors = (spec, layout, norm), _numbers(spec)[:6], (*tensors, *split)
+    wide, narrow = FORWARD[call.x.element_size()]
+    tiles = wide if norm is None and _groups(layout) is None else wide._replace(maxnreg=255), narrow
+    of, numbers, tensors = (spec, layout, norm), _numbers(spec)[:5], (*tensors, *split)
     _launch(lif_forward_kernel, tiles, segments, *of, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
     if segments > 1:
-        _launch(lif_repair_kernel, FORWARD, 1, *of, tensors, numbers)
+        _launch(lif_repair_kernel, tiles, 1, *of, tensors, numbers)
 
 
 def lif_backward(spec, layout, call):
     x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, *of_norm = call
     segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
     of_norm = *_of_norm(norm), *of_norm
-    tiles = BACKWARD if norm is None or layout.steps <= 8 else BACKWARD_MORE
+    tiles = BACKWARD_FEW if layout.steps <= FEW else BACKWARD
     curve = _compiled(spec.surrogate.twin()._triton)
 
     def launch(segments, *gradients):

@@ -35,7 +35,7 @@ def ttm(layout, x, y):
     _, outer, steps_in, inner, x_outer, x_step, steps = layout
     if outer * inner == 0:
         return
-    sizes = (inner, x_outer if outer > 1 else 0, x_step if steps_in > 1 else 0)
+    sizes = (inner, x_outer, x_step)
     unit = 16 if all(size % 16 == 0 for size in sizes) else 1  # from which Triton knows that rows are aligned
     block = min(BLOCK, max(32, triton.next_power_of_2(inner)))
     per_row = triton.cdiv(inner, block)
