@@ -3,10 +3,10 @@
 //   forward    moments -> prepare: the table, running statistics -> lif_forward
 //   backward   sums of gradients -> gradients: those of weight and bias, pull and push -> lif_backward
 //
-// Sums are in double, each over a part of the elements that depends on nothing but the shape, and the parts are added
-// up in their order: the same bits from run to run and for any number of threads. Another backend, with other parts,
-// comes within 1e-15 of the same sums, and the table, which is rounded to the state's dtype, is the same but for one
-// channel in some ten million: so spikes are bit-identical here too, nearly always.
+// Sums are in double, each over a part of the elements that depends on nothing but the shape (and on the GPU), and the
+// parts are added up in their order: the same bits from run to run and for any number of threads. Another backend, with
+// other parts, comes within 1e-15 of the same sums, and the table, which is rounded to the state's dtype, is the same
+// but for one channel in some ten million: so spikes are bit-identical here too, nearly always.
 #pragma once
 #include "lif.h"
 
@@ -30,25 +30,34 @@ struct NormParameters {              // [channels] in the dtype of the state
 // The rows of the table, [5, channels].
 enum NormRow { kMean, kScale, kOffset, kInverseDeviation, kMeanRest, kNormRows };
 
+struct Totals {
+  double one, two;
+};
+
+// Both sums of channel c over parts, [parts, 2, channels], in their order: those from `first` on, every `by`-th.
+SNN_HOST_DEVICE Totals add_up(int64_t c, const NormPlan& p, const double* parts, int first = 0, int by = 1) {
+  Totals of{0, 0};
+  for (int64_t i = first; i < p.parts; i += by) {
+    of.one += parts[2 * i * p.channels + c];
+    of.two += parts[(2 * i + 1) * p.channels + c];
+  }
+  return of;
+}
+
 // moments, [2 * parts + 1, channels]: per part the sums of x - shift and of its square; in the last row the shift, the
-// channel's first element, which saves the digits of a small variance about a large mean. Null: the table is made of
-// the running statistics, and these stay as they are.
+// channel's first element, which saves the digits of a small variance about a large mean; `sums` are those of all
+// parts. Null: the table is made of the running statistics, and these stay as they are.
 //
 // The mean is rounded to the dtype of the state, so that x - mean is exact where it is small; offset gives back what
 // that takes away.
 template <class S>
-SNN_HOST_DEVICE void prepare_channel(int64_t c, const NormPlan& p, const double* moments, const S* weight,
+SNN_HOST_DEVICE void prepare_channel(int64_t c, const NormPlan& p, const double* moments, Totals sums, const S* weight,
                                      const S* bias, S* running_mean, S* running_var, S* table) {
   double mean, var;
   if (moments) {
-    double total = 0, square = 0;
-    for (int64_t i = 0; i < p.parts; ++i) {
-      total += moments[2 * i * p.channels + c];
-      square += moments[(2 * i + 1) * p.channels + c];
-    }
-    const double from_shift = total / p.count;
+    const double from_shift = sums.one / p.count;
     mean = moments[2 * p.parts * p.channels + c] + from_shift;
-    var = square / p.count - from_shift * from_shift;
+    var = sums.two / p.count - from_shift * from_shift;
     var = var < 0 ? 0 : var;  // a NaN stays one
     if (running_mean) {
       running_mean[c] = S((1 - p.momentum) * running_mean[c] + p.momentum * mean);
@@ -67,19 +76,15 @@ SNN_HOST_DEVICE void prepare_channel(int64_t c, const NormPlan& p, const double*
   table[kMeanRest * p.channels + c] = S(mean - double(S(mean)));
 }
 
-// sums, [parts, 2, channels]: per part those of g and of g * (x - mean). all_sums, [2, channels]: those of all
+// sums: those of g and of g * (x - mean). all_sums, [2, channels]: those of all
 // processes; null: there is only this one. affine, [2, channels]: the gradients of weight and bias, from this process.
 // pull_push, [2, channels], is null if the statistics were the running ones.
 template <class S>
-SNN_HOST_DEVICE void gradients_channel(int64_t c, const NormPlan& p, const S* table, const double* sums,
+SNN_HOST_DEVICE void gradients_channel(int64_t c, const NormPlan& p, const S* table, Totals sums,
                                        const double* all_sums, S* affine, S* pull_push) {
   const double scale = table[kScale * p.channels + c], inverse_deviation = table[kInverseDeviation * p.channels + c];
   const double rest = table[kMeanRest * p.channels + c];
-  double total = 0, moment = 0;
-  for (int64_t i = 0; i < p.parts; ++i) {
-    total += sums[2 * i * p.channels + c];
-    moment += sums[(2 * i + 1) * p.channels + c];
-  }
+  double total = sums.one, moment = sums.two;
   affine[c] = S((moment - rest * total) * inverse_deviation * p.gain);
   affine[p.channels + c] = S(total);
   if (!pull_push) return;

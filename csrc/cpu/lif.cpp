@@ -381,8 +381,8 @@ void norm_backward_of(const LIFSpec& p, const LIFShape& s, const LIFBackward& a,
       if (a.grad_v) std::copy_n(grad_v, tile.lanes, static_cast<S*>(a.grad_v) + tile.first);
     });
     for (int64_t c = first; c < last; ++c)
-      gradients_channel(c, plan, static_cast<const S*>(a.norm.table), sums, nullptr, static_cast<S*>(affine),
-                        static_cast<S*>(a.pull_push));
+      gradients_channel(c, plan, static_cast<const S*>(a.norm.table), add_up(c, plan, sums), nullptr,
+                        static_cast<S*>(affine), static_cast<S*>(a.pull_push));
     over_tiles([&](const Tile& tile, Rows<S> g) {
       Lanes<S> of;
       of.fill(a.norm, tile, a.pull_push);

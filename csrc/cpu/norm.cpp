@@ -114,8 +114,9 @@ void prepare(const NormPlan& p, const double* moments, const NormParameters& of,
   with_state(p.dtype, [&](auto state) {
     using S = decltype(state);
     for (int64_t c = 0; c < p.channels; ++c)
-      prepare_channel(c, p, moments, static_cast<const S*>(of.weight), static_cast<const S*>(of.bias),
-                      static_cast<S*>(of.running_mean), static_cast<S*>(of.running_var), static_cast<S*>(table));
+      prepare_channel(c, p, moments, add_up(c, p, moments), static_cast<const S*>(of.weight),
+                      static_cast<const S*>(of.bias), static_cast<S*>(of.running_mean), static_cast<S*>(of.running_var),
+                      static_cast<S*>(table));
   });
 }
 
@@ -124,7 +125,7 @@ void gradients(const NormPlan& p, const void* table, const double* sums, const d
   with_state(p.dtype, [&](auto state) {
     using S = decltype(state);
     for (int64_t c = 0; c < p.channels; ++c)
-      gradients_channel(c, p, static_cast<const S*>(table), sums, all_sums, static_cast<S*>(affine),
+      gradients_channel(c, p, static_cast<const S*>(table), add_up(c, p, sums), all_sums, static_cast<S*>(affine),
                         static_cast<S*>(pull_push));
   });
 }

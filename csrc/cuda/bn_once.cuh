@@ -162,7 +162,8 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads)
   wait_for_cluster();
   if (threadIdx.x == 0) {
     const bool first = items.rank == 0;
-    prepare_channel(0, plan, moments, of_channel<float>(a.of.weight, channel), of_channel<float>(a.of.bias, channel),
+    prepare_channel(0, plan, moments, add_up(0, plan, moments), of_channel<float>(a.of.weight, channel),
+                    of_channel<float>(a.of.bias, channel),
                     first ? of_channel<float>(a.of.running_mean, channel) : nullptr,
                     first ? of_channel<float>(a.of.running_var, channel) : nullptr, table);
     if (first)
@@ -244,7 +245,7 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads)
   }
   wait_for_cluster();
   if (threadIdx.x == 0) {
-    gradients_channel(0, plan, table, sums, nullptr, affine, pull_push);
+    gradients_channel(0, plan, table, add_up(0, plan, sums), nullptr, affine, pull_push);
     if (items.rank == 0) {
       a.affine[channel] = affine[0];
       a.affine[norm.channels + channel] = affine[1];

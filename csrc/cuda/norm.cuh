@@ -1,5 +1,5 @@
 // Batch norm before the neurons, on CUDA devices: sums over the elements of each channel, part by part (channels.cuh),
-// and what is made of them, a thread per channel. See ../norm.h; the sums of gradients are in bn_lif.cuh, which has the
+// and what is made of them, a warp per channel. See ../norm.h; the sums of gradients are in bn_lif.cuh, which has the
 // neurons.
 //
 // Every element is converted to double: the devices that this is for (compute capability 8.0, 9.0) convert and add
@@ -21,7 +21,7 @@ struct NormVariant {
   bool training;  // the statistics are those of the batch
 };
 constexpr int kMomentThreads = 256;
-constexpr int kChannelThreads = 32;  // per channel: few channels still reach several multiprocessors
+constexpr int kChannelThreads = 128;  // of four channels
 
 struct MomentsTensors {
   const void* x;
@@ -105,19 +105,42 @@ __global__ void __launch_bounds__(kMomentThreads, kV.lanes > 4   ? 2
     tensors.moments[2 * b.parts * b.channels + c] = shift_of(c);
 }
 
+namespace {
+
+// The channel of this thread's warp, whose lanes add up every 32nd part and then each other.
+__device__ __forceinline__ int64_t this_channel() { return this_thread() / 32; }
+__device__ __forceinline__ int this_lane() { return threadIdx.x % 32; }
+
+__device__ Totals add_up_as_warp(int64_t c, const NormPlan& p, const double* parts) {
+  Totals of = add_up(c, p, parts, this_lane(), 32);
+#pragma unroll
+  for (int far = 16; far > 0; far /= 2) {
+    of.one += __shfl_down_sync(~0u, of.one, far);
+    of.two += __shfl_down_sync(~0u, of.two, far);
+  }
+  return of;
+}
+
+}  // namespace
+
 template <NormVariant kV>
 __global__ void __launch_bounds__(kChannelThreads) prepare(NormPlan p, PrepareTensors tensors) {
-  const int64_t c = this_thread();
-  const auto& [moments, weight, bias, running_mean, running_var, table] = tensors;
-  if (c < p.channels)
-    prepare_channel(c, p, kV.training ? moments : nullptr, weight, bias, running_mean, running_var, table);
+  const int64_t c = this_channel();
+  if (c >= p.channels) return;
+  const auto& [given, weight, bias, running_mean, running_var, table] = tensors;
+  const double* moments = kV.training ? given : nullptr;
+  Totals sums{};
+  if (kV.training) sums = add_up_as_warp(c, p, moments);
+  if (this_lane() == 0) prepare_channel(c, p, moments, sums, weight, bias, running_mean, running_var, table);
 }
 
 template <NormVariant kV>
 __global__ void __launch_bounds__(kChannelThreads) gradients(NormPlan p, GradientsTensors tensors) {
-  const int64_t c = this_thread();
-  const auto& [table, sums, all_sums, affine, pull_push] = tensors;
-  if (c < p.channels) gradients_channel(c, p, table, sums, all_sums, affine, kV.training ? pull_push : nullptr);
+  const int64_t c = this_channel();
+  if (c >= p.channels) return;
+  const auto& [table, parts, all_sums, affine, pull_push] = tensors;
+  const Totals sums = add_up_as_warp(c, p, parts);
+  if (this_lane() == 0) gradients_channel(c, p, table, sums, all_sums, affine, kV.training ? pull_push : nullptr);
 }
 
 }  // namespace snnkern

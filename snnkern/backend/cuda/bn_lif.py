@@ -20,9 +20,9 @@ from . import lif
 from .lif import backward_threads, blocks, processors
 from .program import Grid, prepare, stream_of
 
-MOMENT_THREADS, CHANNEL_THREADS = 256, 32  # kMomentThreads, kChannelThreads
+MOMENT_THREADS, CHANNEL_THREADS = 256, 128  # kMomentThreads, kChannelThreads, a warp each
 BAND = 64  # neurons of a run that a block has at least, if there are as many
-MOST_PARTS = 64  # which one thread adds up
+MOST_PARTS = 1024  # which one warp adds up
 SETUP = 4  # a block begins and adds up in about the time of so many items a thread
 
 
@@ -75,13 +75,18 @@ def _moments(layout, channels, period, dtype, aligned, device):
     if not (aligned and lif.fits(layout, width) and bands_fit(channels, period, width, lanes, MOMENT_THREADS)):
         width = lanes = 1
     steps = layout.steps if layout.steps <= lif.FEW_STEPS else 0
-    places = processors(device) * (4 if lanes == 1 else 3 if lanes <= 4 else 2)  # its launch bounds
+    places = processors(device) * _moment_blocks(lanes)
     rows = layout.outer * layout.inner // (channels * period) * -(-layout.steps // CHUNK)
     bands = bands_of(channels, period, width, rows, MOMENT_THREADS, places)
     variant = MomentsVariant(DTYPES.index(dtype), width, lanes, steps, layout.outer > 1)
     constants = [_C.bytes_of(_C.LIFShape(variant.dtype, *layout[1:], 1, layout.steps, 0)), bands.bytes()]
     grid = Grid(bands.blocks, 1, MOMENT_THREADS, 0)
     return prepare("norm.cuh", "moments", variant, grid, constants, device), bands.parts
+
+
+def _moment_blocks(lanes) -> int:
+    """Blocks that a multiprocessor's registers hold: csrc/cuda/norm.cuh's launch bounds."""
+    return 4 if lanes == 1 else 3 if lanes <= 4 else 2
 
 
 def bn_prepare(plan, moments, parameters, table):
@@ -97,14 +102,14 @@ def _of_channels(name, training, plan, table, sums, tensors):
     if table.numel():
         device, parts = table.device.index, 0 if sums is None else len(sums) // 2
         with on(table.device):
-            launch = _a_thread_each(name, training, plan, table.shape[1], parts, device)
+            launch = _a_warp_each(name, training, plan, table.shape[1], parts, device)
             launch(stream_of(device), *addresses(*tensors))
 
 
 @lru_cache(maxsize=512)
-def _a_thread_each(name, training, plan, channels, parts, device):
+def _a_warp_each(name, training, plan, channels, parts, device):
     constants = [_C.bytes_of(_C.NormPlan(DTYPES.index(torch.float32), channels, parts, *plan))]
-    grid = Grid(-(-channels // CHANNEL_THREADS), 1, CHANNEL_THREADS, 0)
+    grid = Grid(-(-channels * 32 // CHANNEL_THREADS), 1, CHANNEL_THREADS, 0)
     return prepare("norm.cuh", name, NormVariant(training), grid, constants, device)
 
 
@@ -150,6 +155,8 @@ def _launch(make, spec, layout, norm, x, tensors, rest, given):
     with on(device):
         found = known.get(key)
         if found is None:
+            if len(known) >= lif.MOST_LAUNCHES:
+                known.clear()
             found = known[key] = make(spec, *key[1:])
         launch, parts = found
         sums = None
@@ -196,8 +203,10 @@ def _normed(spec, layout, period, residual, dtype, aligned, streams, device):
 
 def _sums_blocks(variant) -> int:
     """Blocks that a multiprocessor's registers hold: csrc/cuda/bn_lif.cuh's sums_blocks."""
-    of_64 = 4 if variant.lanes > 1 else 6 if variant.residual else 8
-    return (of_64 * 3 // 2 if variant.steps else of_64) * 64 // backward_threads(variant.width)
+    divides = variant.form in (1, 2)  # Leak::tau_input, Leak::tau
+    of_64 = 4 if variant.lanes > 1 or divides else 6 if variant.residual else 8
+    blocks_of_64 = of_64 * 3 // 2 if variant.steps and not divides else of_64
+    return blocks_of_64 * 64 // backward_threads(variant.width)
 
 
 @cache
@@ -234,8 +243,9 @@ def bands_fit(channels, period, width, lanes, threads) -> bool:
 def bands_of(channels, period, width, rows, threads, places) -> Bands:
     """Bands and parts by which blocks fill the device's places best, in whole waves of them."""
     each = band_width(period, width)
-    bands = -(-channels // each)
-    rounds = -(-rows * min(each, channels) * period // width // threads)
+    bands, packs = -(-channels // each), min(each, channels) * period // width
+    active = threads if min(each, channels) == 1 else threads // packs * packs
+    rounds = -(-rows * packs // active)
 
     def cost(parts):
         return -(-bands * parts // places) * (-(-rounds // parts) + SETUP)

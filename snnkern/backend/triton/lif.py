@@ -16,7 +16,7 @@ Where neurons are few, time is split into segments, program_id(1):
   runs again what did not start where the segment before it ended.
 - backward: a first pass finds gain and carry of each segment, the second starts from those of the segments after it.
 
-See ``csrc/cuda/lif.cu``, too. Where scratch, [2, segments, neurons], is None, all of this compiles away.
+See ``csrc/cuda/lif.cuh``, too. Where scratch, [2, segments, neurons], is None, all of this compiles away.
 
 So does what is None of ``table`` and ``residual``, the norm before the neurons, and ``groups``, the steps out where
 they are fewer than the steps. With either, time is not split: a group could lie in two segments, and with a norm the
