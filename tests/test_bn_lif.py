@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import INTERPRETED, assert_gradients_close
+from conftest import EMULATED, INTERPRETED, assert_gradients_close
 from test_lif import FORMS, RESETS, SURROGATES, draw, state_of
 
 import snnkern
 from snnkern.surrogate import ATan, Sigmoid
 
 pytestmark = pytest.mark.usefixtures("poison")
-LARGE = {"images", "many"}  # which Triton's interpreter would take minutes for
+LARGE = {"images", "many"}  # for which an interpreter would take minutes
 
 
 def norm_of(y, seed=5):
@@ -89,14 +89,14 @@ def test_scale_is_a_factor_beside_weight(backend, device):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("form", FORMS[::4] if INTERPRETED else FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS[::4] if INTERPRETED or EMULATED else FORMS, ids=str)
 def test_forward_and_backward_match_the_reference(backend, device, form, reset, training):
     y = draw((18, 2, 3, 9), device=device) * 2 - 1
     check(y, backend, state_of(y), training=training, reset=reset, **form)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
+@pytest.mark.parametrize("surrogate", SURROGATES[::3] if EMULATED else SURROGATES, ids=str)
 def test_every_surrogate_in_every_dtype(backend, device, surrogate, dtype):
     y = draw((7, 2, 5, 16), dtype, device)
     if dtype == torch.float64 and backend != "cpu":
@@ -123,7 +123,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("detail", ["plain", "residual", "groups", "all"])
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
-@pytest.mark.parametrize("name", [name for name in SHAPES if not INTERPRETED or name not in LARGE])
+@pytest.mark.parametrize("name", [name for name in SHAPES if not (INTERPRETED or EMULATED) or name not in LARGE])
 def test_shapes(backend, device, name, last, detail):
     y = draw(SHAPES[name], device=device) + 0.5
     residual = draw(y.shape, device=device, seed=7) if detail in ("residual", "all") else None
@@ -228,7 +228,7 @@ def test_nothing_to_do(backend, device, shape):
             snnkern.bn_lif(y, *norm, training=True, backend=backend)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one program after the other, in one order")
+@pytest.mark.skipif(INTERPRETED or EMULATED, reason="one block runs after the other, in one order")
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("steps", [12, 40])
 def test_the_same_bits_every_time(backend, device, steps, last):

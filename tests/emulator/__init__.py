@@ -27,16 +27,7 @@ from torch.utils._device import _device_constructors
 
 SOURCE = Path(__file__).with_name("ptx.cpp")
 BUILD = SOURCE.parents[2] / "build" / "emulator"  # kept, by content
-FLAGS = (
-    "-std=c++20",
-    "-O1",
-    "-fwrapv",
-    "-frounding-math",
-    "-ffp-contract=off",
-    "-shared",
-    "-fPIC",
-    "-fvisibility=hidden",
-)
+FLAGS = ("-std=c++20", "-O1", "-fwrapv", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
 POISON = 0xFF  # fresh memory: NaN in every dtype
 
 
