@@ -100,7 +100,7 @@ struct SumsTensors {
 constexpr bool divides(const LIFVariant& v) { return v.form == Leak::tau || v.form == Leak::tau_input; }
 // Blocks that a multiprocessor's registers hold; snnkern/backend/cuda/bn_lif.py launches so many.
 constexpr int sums_blocks(const LIFVariant& v) {
-  const int of_64 = v.lanes > 1 || divides(v) ? 4 : v.residual ? 6 : 8;
+  const int of_64 = v.lanes > 1 || divides(v) ? 4 : v.residual || v.grouped ? 6 : 8;
   return (v.steps > 0 && !divides(v) ? of_64 * 3 / 2 : of_64) * 64 / backward_threads(v.width);
 }
 
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV))
 }
 
 template <LIFVariant kV>
-__global__ void __launch_bounds__(backward_threads(kV.width), divides(kV) ? sums_blocks(kV) : 0)
+__global__ void __launch_bounds__(backward_threads(kV.width), divides(kV) || kV.lanes > 1 ? sums_blocks(kV) : 0)
     bn_lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   const Place place(s, this_thread() * kV.width, kV.rows);

@@ -10,7 +10,7 @@
 
 namespace snnkern {
 
-constexpr int kCluster = 8, kOnceThreads = 512;
+constexpr int kCluster = 8, kOnceThreads = 384;
 
 struct Channel {         // as in snnkern/backend/cuda/bn_once.py
   int64_t packs, items;  // packs of neurons in a period, and in a channel
@@ -92,13 +92,13 @@ struct Again : Input<kV, true> {
 __device__ __forceinline__ void add_up(double& first, double& second) {
   constexpr int kWarps = kOnceThreads / 32;
   __shared__ double of_warp[2][kWarps];
-  const auto fold = [&](int lanes) {
-    for (int by = lanes / 2; by > 0; by /= 2) {
+  const auto fold = [&] {
+    for (int by = 16; by > 0; by /= 2) {
       first += __shfl_down_sync(0xffffffff, first, by);
       second += __shfl_down_sync(0xffffffff, second, by);
     }
   };
-  fold(32);
+  fold();
   if (threadIdx.x % 32 == 0) {
     of_warp[0][threadIdx.x / 32] = first;
     of_warp[1][threadIdx.x / 32] = second;
@@ -107,7 +107,7 @@ __device__ __forceinline__ void add_up(double& first, double& second) {
   if (threadIdx.x >= 32) return;
   first = threadIdx.x < kWarps ? of_warp[0][threadIdx.x] : 0.0;
   second = threadIdx.x < kWarps ? of_warp[1][threadIdx.x] : 0.0;
-  fold(kWarps);
+  fold();
 }
 
 // Every thread of the cluster waits for all others, and sees what they wrote to memory.
@@ -124,7 +124,7 @@ __device__ __forceinline__ T* of_channel(const void* numbers, int64_t channel) {
 
 // `plan` is of one channel and kCluster parts.
 template <LIFVariant kV>
-__global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads)
+__global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
     bn_lif_forward_once(Neuron<float> n, LIFShape s, NormPlan plan, Channel all, OnceForward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   const Norm& norm = a.lif.norm;
@@ -188,7 +188,7 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads)
 // `plan` as above. In shared memory: x, then the gradients of what the neurons receive, which take the place of their
 // potentials.
 template <LIFVariant kV>
-__global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads)
+__global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
     bn_lif_backward_once(Neuron<float> n, LIFShape s, NormPlan plan, Channel all, OnceBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   using Gradients = Column<kV.width, kOnceThreads>;

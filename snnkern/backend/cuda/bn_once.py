@@ -21,7 +21,7 @@ from .._extension import _C, addresses
 from . import lif
 from .program import Grid, prepare, stream_of
 
-CLUSTER, THREADS = 8, 512  # kCluster, kOnceThreads
+CLUSTER, THREADS = 8, 384  # kCluster, kOnceThreads
 
 
 def bn_forward(plan, spec, layout, call, parameters) -> bool:

@@ -131,8 +131,8 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device):
     width, parts = 16 // dtype.itemsize, split.segments > 1
     if parts or not (aligned and fits(layout, width) and _fill(layout, width, streams, processors(device))):
         width = 1
-    steps = layout.steps if layout.steps <= FEW_STEPS else 0
     grouped = layout.steps_out < layout.steps
+    steps = layout.steps if layout.steps <= FEW_STEPS and not grouped else 0  # of groups, many would not fit registers
     variant = LIFVariant(code, width, steps, layout.outer > 1, form, rest, hard, False, 0, False, parts, grouped)
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
 
