@@ -2,8 +2,7 @@
 
 Without a C++ compiler the package installs all the same, without the extension, which its first slow call and
 ``snnkern doctor`` say; a compiler that fails, or a CXX that is not there, is an error. CXX=... chooses the compiler.
-The sources of the
-CUDA kernels go along, as snnkern/csrc: they are compiled when they are first needed.
+The sources of the CUDA kernels go along, as snnkern/csrc: they are compiled when they are first needed.
 """
 
 import os

@@ -385,6 +385,20 @@ def test_a_folder_that_cannot_be_written_is_told_once(cache, tmp_path):
     assert len(calls) == 2
 
 
+def test_a_device_newer_than_the_compiler_gets_ptx(cache):
+    image, name = program.compile("ttm.cuh", TTM, "sm_999")
+    assert f".entry {name}(".encode() in image
+    assert program.compile("ttm.cuh", TTM, "sm_90")[0].startswith(b"\x7fELF")
+
+
+def test_what_is_on_disk_needs_no_compiler(cache, monkeypatch):
+    _, calls, build = cache
+    made = build()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert build() == made and len(calls) == 1
+
+
 def test_what_does_not_compile_says_why(cache):
     folder, _, _ = cache
     with pytest.raises(RuntimeError, match=r"(?s)snnkern::ttm<7> does not compile for compute_90: .*error"):

@@ -89,13 +89,9 @@ def load(image: bytes, name: str, device: int):
 
 @cache
 def architecture(device: int) -> str:
-    """What to compile for: the device's machine code, or PTX where it is newer than this NVRTC."""
-    from cuda.bindings import nvrtc
-
+    """What to compile for: the device's machine code."""
     major, minor = torch.cuda.get_device_capability(device)
-    known = _checked(nvrtc.nvrtcGetSupportedArchs())[1]
-    own = 10 * major + minor
-    return f"sm_{own}" if own in known else f"compute_{max(n for n in known if n < own)}"
+    return f"sm_{major}{minor}"
 
 
 def build(header: str, expression: str, target: str) -> tuple[bytes, str]:
@@ -155,13 +151,17 @@ def _key(header: str, expression: str, target: str) -> str:
 
 
 def compile(header: str, expression: str, target: str) -> tuple[bytes, str]:
-    """The kernel that a C++ expression names, as machine code (or PTX, for a target "compute_..."), and its name there.
+    """The kernel that a C++ expression names, as machine code, and its name there; as PTX for a target "compute_...",
+    and for a device that is newer than this NVRTC: its driver compiles it further.
 
     Raises:
         RuntimeError: with the compiler's words.
     """
     from cuda.bindings import nvrtc
 
+    known, own = _checked(nvrtc.nvrtcGetSupportedArchs())[1], int(target.partition("_")[2])
+    if own not in known:
+        target = f"compute_{max(n for n in known if n < own)}"
     _log.debug("compiling %s for %s", expression, target)
     program = _checked(nvrtc.nvrtcCreateProgram(f'#include "cuda/{header}"\n'.encode(), b"snnkern", 0, [], []))[0]
     try:
