@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from snnkern.backend.cuda import program
+
 extension = pytest.importorskip("snnkern._C", reason="conftest.py says why the extension is missing")
 
 DRIVER = r"""
@@ -67,7 +69,7 @@ def driver(tmp_path_factory):
 
 def said(driver, shared=64, calls=CALLS, **environment):
     command = [sys.executable, "-c", calls, driver, str(shared), extension.__file__]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, errors="replace")
 
 
 LAUNCH = "launch function 4 3 1 of 128 1 1, {} bytes, stream 77: one other 5 -6 0"
@@ -113,3 +115,34 @@ def test_without_a_driver_there_is_no_kernel():
 def test_launches_take_so_many_constants_and_words(driver):
     assert "too many constants" in said(driver, calls=CALLS.replace('b"one", ', 'b"one", ' * 4)).stderr
     assert "too many words" in said(driver, calls=CALLS.replace("5, -6", "*range(33)")).stderr
+
+
+WHOLE = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1])
+import torch
+from snnkern.backend.cuda import lif
+from snnkern.spec.layout import layout_of
+from snnkern.spec.neuron import make_spec
+from snnkern.surrogate import ATan
+torch.cuda.get_device_capability = lambda device=None: (9, 0)
+torch.cuda.is_current_stream_capturing = lambda: False
+lif.processors = lambda device: 132
+spec = make_spec(None, 2.0, True, 1.0, 0.0, ATan(), False, False)
+made = lif._forward(spec, layout_of(torch.empty((4, 1024)), 0), torch.float32, True, False, 1)
+made.kernels[0](77, 5, -6)
+"""
+
+
+@pytest.mark.skipif(program.missing() is not None, reason=str(program.missing()))
+def test_from_the_sources_to_the_launch(driver, tmp_path):
+    """All that a GPU's first call does, but for asking what the GPU is."""
+    for _ in range(2):  # compiled, then from disk
+        run = said(driver, calls=WHOLE, SNNKERN_CACHE=str(tmp_path))
+        assert run.returncode == 0, run.stderr
+        *loaded, name, launch = run.stdout.splitlines()
+        assert loaded[0] == "retain 11" and loaded[2].startswith("load \x7fELF")
+        assert "lif_forward" in name and launch.startswith("launch function 8 1 1 of 128 1 1, 0 bytes, stream 77:")
+        assert launch.endswith(" 5 -6 0")
+    (kept,) = tmp_path.iterdir()
+    assert kept.suffix == ".sm_90"

@@ -159,7 +159,7 @@ def compile(header: str, expression: str, target: str) -> tuple[bytes, str]:
     """
     from cuda.bindings import nvrtc
 
-    known, own = _checked(nvrtc.nvrtcGetSupportedArchs())[1], int(target.partition("_")[2])
+    known, own = _checked(nvrtc.nvrtcGetSupportedArchs())[-1], int(target.partition("_")[2])
     if own not in known:
         target = f"compute_{max(n for n in known if n < own)}"
     _log.debug("compiling %s for %s", expression, target)
