@@ -46,14 +46,16 @@ int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned 
   return fails("cuLaunchKernel");
 }
 """
-CALLS = """
+KERNEL = """
 import ctypes, importlib.util, sys
 ctypes.CDLL(sys.argv[1])  # dlopen finds what is loaded under that name
 spec = importlib.util.spec_from_file_location("_C", sys.argv[3])  # without PyTorch, which takes seconds
 _C = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(_C)
-launch = _C.CudaLaunch(_C.CudaKernel(b"image", "name", 1), 4, 3, 128, int(sys.argv[2]), [b"one", b"other"])
-launch(77, 5, -6)
+kernel = _C.CudaKernel(b"image", "name", 1)
+"""
+CALLS = f"""{KERNEL}
+_C.CudaLaunch(kernel, 4, 3, 128, int(sys.argv[2]), [b"one", b"other"])(77, 5, -6)
 """
 
 
@@ -85,6 +87,8 @@ def test_a_kernel_is_loaded_for_its_device_and_launched_with_its_words(driver):
 def test_more_shared_memory_is_asked_for(driver):
     assert said(driver, 100_000).stdout.splitlines()[4:] == ["attribute 8 = 100000", LAUNCH.format(100_000)]
     assert said(driver, 48 << 10).stdout.splitlines()[4:] == [LAUNCH.format(48 << 10)]
+    three = f"{KERNEL}\nfor n in (60_000, 50_000, 70_000): _C.CudaLaunch(kernel, 1, 1, 32, n, [])"
+    assert said(driver, calls=three).stdout.splitlines()[4:] == [f"attribute 8 = {n}" for n in (60_000, 70_000)]
 
 
 def test_a_thread_without_a_context_gets_the_device_s(driver):

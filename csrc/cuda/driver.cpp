@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <map>
 #include <stdexcept>
 #include <utility>
 
@@ -57,6 +58,15 @@ void check(Status status, const std::string& call) {
   throw std::runtime_error(call + ": " + (text ? text : "error") + " (" + std::to_string(status) + ")");
 }
 
+// Of a kernel's launches the one that takes most decides.
+void allow_shared(void* function, unsigned shared) {
+  static std::map<void*, unsigned> allowed;
+  unsigned& most = allowed.try_emplace(function, kSharedUnasked).first->second;
+  if (shared <= most) return;
+  check(driver().set_attribute(function, kMostShared, int(shared)), "shared memory");
+  most = shared;
+}
+
 }  // namespace
 
 CudaKernel::CudaKernel(const std::string& image, const std::string& name, int device) {
@@ -79,8 +89,7 @@ CudaLaunch::CudaLaunch(const CudaKernel& kernel, unsigned across, unsigned down,
       shared_(shared),
       constants_(std::move(constants)) {
   if (constants_.size() > kMostConstants) throw std::invalid_argument("too many constants for a launch");
-  if (shared > kSharedUnasked)
-    check(driver().set_attribute(kernel.function, kMostShared, int(shared)), "shared memory");
+  allow_shared(kernel.function, shared);
 }
 
 void CudaLaunch::operator()(void* stream, const int64_t* words) const {
