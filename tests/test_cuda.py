@@ -6,11 +6,9 @@ machine with a GPU the op tests run them there.
 
 import multiprocessing
 import re
-import shutil
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import emulator
 import pytest
@@ -19,6 +17,7 @@ from conftest import needs_emulator
 from test_bn_lif import check as check_norm
 from test_bn_lif import norm_of
 from test_bn_lif import run as run_norm
+from test_cuda_lif import cuobjdump
 from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
 from test_split import ADVERSARIES
 
@@ -163,6 +162,14 @@ def test_sums_in_parts_add_up_alike():
     check_norm(y, "cuda")
 
 
+@pytest.mark.parametrize("shape", [(2, 840, 2, 5, 5), (2, 160, 40, 4, 4)])
+def test_more_parts_than_a_warp_has_lanes(shape):
+    y = draw(shape)
+    check_norm(y if shape[2] == 2 else channels_last(y), "cuda")
+    moments, _, _, sums, *_ = emulator.Launch.made
+    assert moments.grid[0] > 32 and sums.grid[0] > 32  # one band
+
+
 # --- batch norm with one visit to memory ---
 
 
@@ -258,13 +265,6 @@ def test_ttm(steps_in, steps_out, dtype):
 
 
 # --- what the compiler makes of them ---
-
-
-def cuobjdump() -> str:
-    if found := shutil.which("cuobjdump"):
-        return found
-    triton = pytest.importorskip("triton", reason="neither cuobjdump nor Triton, which carries one, is installed")
-    return str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
 
 
 def every_kernel(dtype):

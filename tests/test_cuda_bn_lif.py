@@ -3,12 +3,8 @@
 import re
 import subprocess
 
-import emulator
 import pytest
-from conftest import needs_emulator
-from test_bn_lif import check
 from test_cuda_lif import BF16, F32, SPEC, WIDE, cuobjdump, meta
-from test_lif import draw
 
 from snnkern.backend.cuda import bn_lif, lif, program
 from snnkern.spec.layout import layout_of
@@ -81,16 +77,6 @@ def test_parts_are_no_more_than_there_is_work(made):
         assert 500 < grid.across == parts <= bn_lif.MOST_PARTS
         *_, grid, parts = made(make, last(meta(4, 2, 100, 8, 8)))
         assert grid.across == 2 * parts  # bands of 64 and of 36 channels
-
-
-@needs_emulator
-@pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("shape", [(2, 840, 2, 5, 5), (2, 160, 40, 4, 4)])
-def test_more_parts_than_a_warp_has_lanes(shape):
-    y = draw(shape)
-    check(y if shape[2] == 2 else last(y), "cuda")
-    moments, _, _, sums, *_ = emulator.Launch.made
-    assert moments.grid[0] > 32 and sums.grid[0] > 32  # one band
 
 
 @pytest.mark.parametrize(

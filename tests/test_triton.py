@@ -107,14 +107,14 @@ def with_channels(shape, last, dtype=torch.float32):
 
 # Shapes, time_dim, channels last; and what a program of 8 neurons has of channels, which says how it finds them
 NORMS = {
-    "rows of 49": ((5, 3, 2, 7, 7), 0, False, "two"),
+    "rows of 49": ((5, 3, 2, 7, 7), 0, False, "any"),
     "rows of 64, time second": ((3, 4, 3, 8, 8), 1, False, "same"),
     "rows of 4": ((17, 9, 5, 2, 2), 0, False, "any"),
-    "rows of 9, in rows of time": ((5, 16, 1, 3, 3), 1, False, "two"),
+    "rows of 9, in rows of time": ((5, 16, 1, 3, 3), 1, False, "any"),
     "rows of 7, in short rows of time": ((15, 4, 3, 7), 1, False, "any"),
-    "channels last": ((18, 2, 17, 5), 0, True, "one"),
-    "few channels last, time second": ((4, 6, 3, 11), 1, True, "any"),
-    "features": ((1, 40, 37), 0, False, "one"),
+    "channels last": ((18, 2, 17, 5), 0, True, "last"),
+    "few channels last, time second": ((4, 6, 3, 11), 1, True, "last"),
+    "features": ((1, 40, 37), 0, False, "last"),
 }
 
 
