@@ -96,9 +96,8 @@ struct SumsTensors {
   double* sums;
 };
 
-// Where charge divides, the calls take registers, and few blocks are better than spills.
-constexpr bool divides(const LIFVariant& v) { return v.form == Leak::tau || v.form == Leak::tau_input; }
-// Blocks that a multiprocessor's registers hold; snnkern/backend/cuda/bn_lif.py launches so many.
+// Blocks that a multiprocessor's registers hold, few rather than spills; snnkern/backend/cuda/bn_lif.py launches so
+// many.
 constexpr int sums_blocks(const LIFVariant& v) {
   const int of_64 = v.lanes > 1 || divides(v) ? 4 : v.residual || v.grouped ? 6 : 8;
   return (v.steps > 0 && !divides(v) ? of_64 * 3 / 2 : of_64) * 64 / backward_threads(v.width);

@@ -89,25 +89,19 @@ struct Again : Input<kV, true> {
 };
 
 // Adds up two numbers of all threads of the block, for its first thread.
-__device__ __forceinline__ void add_up(double& first, double& second) {
+__device__ __forceinline__ void add_up_block(double& one, double& two) {
   constexpr int kWarps = kOnceThreads / 32;
   __shared__ double of_warp[2][kWarps];
-  const auto fold = [&] {
-    for (int by = 16; by > 0; by /= 2) {
-      first += __shfl_down_sync(0xffffffff, first, by);
-      second += __shfl_down_sync(0xffffffff, second, by);
-    }
-  };
-  fold();
+  add_up_warp(one, two);
   if (threadIdx.x % 32 == 0) {
-    of_warp[0][threadIdx.x / 32] = first;
-    of_warp[1][threadIdx.x / 32] = second;
+    of_warp[0][threadIdx.x / 32] = one;
+    of_warp[1][threadIdx.x / 32] = two;
   }
   __syncthreads();
   if (threadIdx.x >= 32) return;
-  first = threadIdx.x < kWarps ? of_warp[0][threadIdx.x] : 0.0;
-  second = threadIdx.x < kWarps ? of_warp[1][threadIdx.x] : 0.0;
-  fold();
+  one = threadIdx.x < kWarps ? of_warp[0][threadIdx.x] : 0.0;
+  two = threadIdx.x < kWarps ? of_warp[1][threadIdx.x] : 0.0;
+  add_up_warp(one, two);
 }
 
 // Every thread of the cluster waits for all others, and sees what they wrote to memory.
@@ -150,7 +144,7 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
       }
     });
   });
-  add_up(total, square);
+  add_up_block(total, square);
 
   __shared__ float table[kNormRows];
   double* moments = a.moments + channel * (2 * kCluster + 1);
@@ -236,7 +230,7 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
     kept.skip(steps);
     column.skip(steps);
   });
-  add_up(total, moment);
+  add_up_block(total, moment);
 
   double* sums = a.sums + channel * (2 * kCluster);
   if (threadIdx.x == 0) {

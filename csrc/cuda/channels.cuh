@@ -101,6 +101,15 @@ struct Item {
   }
 };
 
+// Adds up two numbers of all threads of a warp, for its first.
+__device__ __forceinline__ void add_up_warp(double& one, double& two) {
+#pragma unroll
+  for (int far = 16; far > 0; far /= 2) {
+    one += __shfl_down_sync(~0u, one, far);
+    two += __shfl_down_sync(~0u, two, far);
+  }
+}
+
 // Adds up two numbers of every thread and lane. In memory they are [2, kLanes, active / across rows, across]; rows are
 // folded until one is left, then the columns of each channel are added one after the other. Between any two of these
 // steps lies a barrier.

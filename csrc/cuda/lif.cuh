@@ -46,11 +46,11 @@ constexpr int loaded_together(const LIFVariant& v) {
 
 constexpr int kForwardThreads = 128;
 constexpr int backward_threads(int width) { return width == 8 ? 64 : 128; }  // up to 32 KiB of shared memory
+// Where charge divides, the calls take registers.
+constexpr bool divides(const LIFVariant& v) { return v.form == Leak::tau || v.form == Leak::tau_input; }
 // Blocks that a multiprocessor has registers for, 0: as many as the compiler likes, who spills for more where charge
 // divides or a norm has a channel for every neuron of a thread.
-constexpr int blocks_of(const LIFVariant& v, int threads) {
-  return v.form == Leak::tau || v.form == Leak::tau_input || v.lanes > 1 ? 384 / threads : 0;
-}
+constexpr int blocks_of(const LIFVariant& v, int threads) { return divides(v) || v.lanes > 1 ? 384 / threads : 0; }
 
 namespace {
 

@@ -111,13 +111,9 @@ namespace {
 __device__ __forceinline__ int64_t this_channel() { return this_thread() / 32; }
 __device__ __forceinline__ int this_lane() { return threadIdx.x % 32; }
 
-__device__ Totals add_up_as_warp(int64_t c, const NormPlan& p, const double* parts) {
+__device__ Totals add_up_parts(int64_t c, const NormPlan& p, const double* parts) {
   Totals of = add_up(c, p, parts, this_lane(), 32);
-#pragma unroll
-  for (int far = 16; far > 0; far /= 2) {
-    of.one += __shfl_down_sync(~0u, of.one, far);
-    of.two += __shfl_down_sync(~0u, of.two, far);
-  }
+  add_up_warp(of.one, of.two);
   return of;
 }
 
@@ -130,7 +126,7 @@ __global__ void __launch_bounds__(kChannelThreads) prepare(NormPlan p, PrepareTe
   const auto& [given, weight, bias, running_mean, running_var, table] = tensors;
   const double* moments = kV.training ? given : nullptr;
   Totals sums{};
-  if (kV.training) sums = add_up_as_warp(c, p, moments);
+  if (kV.training) sums = add_up_parts(c, p, moments);
   if (this_lane() == 0) prepare_channel(c, p, moments, sums, weight, bias, running_mean, running_var, table);
 }
 
@@ -139,7 +135,7 @@ __global__ void __launch_bounds__(kChannelThreads) gradients(NormPlan p, Gradien
   const int64_t c = this_channel();
   if (c >= p.channels) return;
   const auto& [table, parts, all_sums, affine, pull_push] = tensors;
-  const Totals sums = add_up_as_warp(c, p, parts);
+  const Totals sums = add_up_parts(c, p, parts);
   if (this_lane() == 0) gradients_channel(c, p, table, sums, all_sums, affine, kV.training ? pull_push : nullptr);
 }
 

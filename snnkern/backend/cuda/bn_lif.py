@@ -151,14 +151,8 @@ def _launch(make, spec, layout, norm, x, tensors, rest, given):
     n, device = len(tensors), x.device
     aligned = not reduce(or_, words[:n] + words[n + 2 :]) & 15
     key = make, layout, norm.channels, norm.period, norm.residual is not None, x.dtype, aligned, given, device.index
-    known = spec.__dict__.setdefault("_launches", {})
     with on(device):
-        found = known.get(key)
-        if found is None:
-            if len(known) >= lif.MOST_LAUNCHES:
-                known.clear()
-            found = known[key] = make(spec, *key[1:])
-        launch, parts = found
+        launch, parts = lif.made_once(spec, key)
         sums = None
         if parts:
             sums = torch.empty((2 * parts, norm.channels), dtype=torch.float64, device=device)

@@ -69,23 +69,29 @@ def lif_backward(spec, layout, call):
 
 def _launch(make, spec, layout, x, words, misaligned, given):
     device = x.device
-    known = spec.__dict__.get("_launches")  # kept there: the spec itself is slower to look up
-    if known is None:
-        known = spec.__dict__["_launches"] = {}
     key = make, layout, x.dtype, misaligned == 0, given, device.index
     with on(device):
-        found = known.get(key)
-        if found is None:
-            if len(known) >= MOST_LAUNCHES:
-                known.clear()
-            found = known[key] = make(spec, *key[1:])
-        kernels, split = found
+        kernels, split = made_once(spec, key)
         if split.segments > 1:
             scratch = split.scratch(layout, torch.float32, device)
             words.append(scratch.data_ptr())
         stream = stream_of(device.index)
         for kernel in kernels:
             kernel(stream, *words)
+
+
+def made_once(spec, key):
+    """What ``make(spec, *rest)`` returns, for ``key = make, *rest``."""
+    known = spec.__dict__.get("_launches")  # kept there: the spec itself is slower to look up
+    if known is None:
+        known = spec.__dict__["_launches"] = {}
+    found = known.get(key)
+    if found is None:
+        if len(known) >= MOST_LAUNCHES:
+            known.clear()
+        make, *rest = key
+        found = known[key] = make(spec, *rest)
+    return found
 
 
 def _forward(spec, layout, dtype, aligned, given, device) -> Launches:
