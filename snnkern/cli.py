@@ -271,11 +271,16 @@ def export(
 def report(
     paths: Annotated[list[Path], typer.Argument(metavar="RUN|CHECKPOINT", help=RUNS)],
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default: analysis, in the one given.")] = None,
-    samples: Annotated[int, typer.Option(help="Of the test data, and of the training data for the landscape.")] = 1000,
+    samples: Annotated[
+        int, typer.Option(help="Of the test data; of the training data for landscape and gradients.")
+    ] = 1000,
     points: Annotated[int, typer.Option(help="Of the loss landscape along each direction; 0 leaves it out.")] = 15,
     steps: Annotated[
         int | None, typer.Option(help="T up to which to test; default: twice T of training; all frames.")
     ] = None,
+    generalisation: Annotated[
+        bool, typer.Option("--generalisation", help="Also noise on weights and inputs, gradients, 1D landscape.")
+    ] = False,
     stage: StageOption = -1,
     best: Best = False,
 ) -> None:
@@ -310,6 +315,7 @@ def report(
                 "samples": samples,
                 "points": 0 if found[label] else points,
                 "directions": 5 if points else 0,
+                "generalisation": generalisation,
                 **({"longest": trained.steps, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
                 "on_part": lambda part, run=run: typer.echo(f"{run}: {part}"),
             }
