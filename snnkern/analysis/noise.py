@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ class Noise:
 
     @property
     def mean(self) -> list[float]:
-        return [sum(found) / len(found) for found in zip(*self.runs, strict=True)]
+        return [*map(mean, zip(*self.runs, strict=True))]
 
     @property
     def least(self) -> list[float]:
