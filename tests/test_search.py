@@ -3,7 +3,7 @@
 import math
 import random
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
@@ -42,7 +42,10 @@ def test_a_fit_finds_what_made_the_accuracies():
     [
         ([(1, 2), (2, 1)], "must be at least 3, one more than stages, got 2"),
         ([(1, 2, 5), (2, 1, 5), (2, 2, 5), (1, 1, 5)], "those of stage 3 (counted from 1) never change"),
-        ([(1, 1, 1), (2, 2, 1), (3, 3, 1), (3, 3, 2)], "the steps of stage 2 (counted from 1) follow from those before"),
+        (
+            [(1, 1, 1), (2, 2, 1), (3, 3, 1), (3, 3, 2)],
+            "the steps of stage 2 (counted from 1) follow from those before",
+        ),
         ([(1, 2), (2, 1), (3,)], "t must be a number of time steps for each of 2 stages, got (3,)"),
         ([(1, 2), (2, 1), (0, 2)], "t must be at least 1, got 0"),
         ([], "configurations must be at least one, got none"),
@@ -59,9 +62,9 @@ def brute_force(estimate, rates, budget, low, high, monotone):
     limit = Fraction(budget) * sum(map(Fraction, rates))
     found = []
     for t in product(range(low, high + 1), repeat=len(rates)):
-        spent = sum(Fraction(rate) * steps for rate, steps in zip(rates, t))
-        if spent <= limit and not (monotone and any(a < b for a, b in zip(t, t[1:]))):
-            worth = sum(Fraction(k * math.sqrt(math.log2(steps))) for k, steps in zip(estimate.K, t))
+        spent = sum(Fraction(rate) * steps for rate, steps in zip(rates, t, strict=True))
+        if spent <= limit and not (monotone and any(a < b for a, b in pairwise(t))):
+            worth = sum(Fraction(k * math.sqrt(math.log2(steps))) for k, steps in zip(estimate.K, t, strict=True))
             found.append((-worth, spent, t))
     return min(found)[2]
 

@@ -6,6 +6,7 @@ Networks are taken as ``snnkern.models`` makes them: static images [N, C, H, W],
 """
 
 from .accuracy import Evaluation, accuracy_over_steps, evaluate, moments, outputs
+from .configurations import accuracies, stage_rates
 from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
 from .landscape import Landscape, landscape, rise
 from .report import measure, report, write
@@ -14,6 +15,7 @@ __all__ = [
     "Energy",
     "Evaluation",
     "Landscape",
+    "accuracies",
     "accuracy_over_energy",
     "accuracy_over_steps",
     "energy",
@@ -26,5 +28,6 @@ __all__ = [
     "report",
     "rise",
     "sparsity",
+    "stage_rates",
     "write",
 ]
