@@ -1,13 +1,26 @@
 """Estimated accuracy of temporal configurations, the search of the best, and ``snnkern search`` on a small network."""
 
+import json
 import math
+import os
 import random
+import shutil
+import signal
 from fractions import Fraction
 from itertools import pairwise, product
+from statistics import fmean
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from snnkern.analysis import evaluate, sparsity, stage_rates
+from snnkern.analysis.configurations import accuracies, right
+from snnkern.cli import app
+from snnkern.methods import mtt
 from snnkern.methods.mtt_search import Estimate, agreement, energy, fit, search
+from snnkern.models import CNN6, ResNet18
+from snnkern.nn import LIF
 
 CIFAR100 = Estimate((0.93, 0.53, 0.59, 0.67, 1.22, 0.48, 1.36, 0.18), 67.11)
 CIFAR10 = Estimate((0.49, 0.28, 0.17, 0.37, 0.37, 0.04, 0.05, 0.17), 92.13)
@@ -117,3 +130,146 @@ def test_what_cannot_be_searched(changed, text):
     with pytest.raises(ValueError) as error:
         search(Estimate((1.0, 1.0), 0.0), **({"rates": [0.1, 0.2], "budget": 3, "low": 2, "high": 6} | changed))
     assert text in str(error.value)
+
+
+def test_accuracy_in_a_configuration_is_that_of_calibrated_networks():
+    torch.manual_seed(0)
+    model = CNN6(size=8, steps=3).train()
+    x, y = torch.randn(40, 1, 8, 8), torch.arange(40) % 10
+    training = [[(torch.randn(8, 1, 8, 8), None)] for _ in range(2)]
+    parts = [(x[:30], y[:30]), (x[30:], y[30:])]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asked = [(3, 2, 1, 1, 2, 3), (1,) * 6]
+    found = list(accuracies(model, asked, training, parts))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and model.training
+    for t, accuracy in zip(asked, found, strict=True):
+        calibrated = []
+        for batches in training:
+            mtt.calibrate(model, (x for x, _ in batches), t=t)
+            calibrated.append(evaluate(model, parts, t=t).accuracy[-1])
+        assert accuracy == pytest.approx(fmean(calibrated))
+    shares = right(model, asked[0], training, parts)
+    assert shares.shape == (40,) and set(shares.tolist()) <= {0, 0.5, 1}
+    with pytest.raises(ValueError, match="calibrations must be at least one, got none"):
+        right(model, asked[0], [], parts)
+
+
+def test_rates_of_stages_are_over_all_of_their_neurons():
+    torch.manual_seed(0)
+    model, x = ResNet18(classes=10, in_channels=1, steps=2, fused=False), torch.randn(3, 1, 8, 8)
+    rates, layers = stage_rates(model, x, 2), sparsity(model, x, 2)
+    stem, first, second = (layers[name] for name in list(layers)[:3])  # 64 channels, 8 x 8, each
+    assert len(rates) == model.n_stages == 8 and rates[0] == pytest.approx(fmean((stem, first, second)))
+    for module in model.modules():
+        if isinstance(module, LIF) and module in [*model.blocks[1].modules()]:
+            module.threshold = 1e9
+    assert stage_rates(model, x, 2)[1] == 0
+
+
+TINY = "data.train=60", "batch=30", "stage.epochs=2", "stage.steps=3", "test_steps=[1]", "seeds=1"
+FEW = "--samples", "8", "--fresh", "4", "--repeats", "2", "--budget", "2"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    for package in ("sklearn", "safetensors", "matplotlib"):
+        pytest.importorskip(package)
+    root = tmp_path_factory.mktemp("runs")
+    result = invoke("train", "digits-mtt", *TINY, "--out", root)
+    assert result.exit_code == 0, result.output
+    return root / "seed0"
+
+
+@pytest.fixture(scope="module")
+def stdout(run):
+    """Of a search, whose files are in the run's folder."""
+    result = invoke("search", run.parent, *FEW)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_command(run, stdout, monkeypatch):
+    folder = run / "search"
+    assert stdout.split()[-1] == str(folder / "search.md") and "Best less uniform, judged on" in stdout
+    found = json.loads((folder / "search.json").read_text())
+    fitted, fresh, best, uniform = (found[key] for key in ("fitted", "fresh", "best", "uniform"))
+    assert (len(fitted["rows"]), len(fresh["rows"]), len(found["rates"])) == (8, 4, 6)
+    drawn = [tuple(row["t"]) for row in fitted["rows"] + fresh["rows"]]
+    assert len(set(drawn)) == 12 and {steps for t in drawn for steps in t} == {1, 2, 3}
+    estimate = fit(drawn[:8], [row["measured"] for row in fitted["rows"]])
+    assert found["estimate"] == {"K": pytest.approx(estimate.K), "c": pytest.approx(estimate.c)}
+    assert tuple(best["t"]) == search(estimate, found["rates"], 2, 1, 3).t and uniform["t"] == [2] * 6
+    assert best["energy"] <= uniform["energy"] and best["estimated"] >= uniform["estimated"]
+    assert found["choosing"] + found["judging"] == 597 and found["choosing"] == 298
+    assert found["difference"]["mean"] == pytest.approx(best["judged"] - uniform["judged"])
+    assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "search.md").read_text().startswith("# Best temporal configuration: Mixed time-step")
+
+    calls = []
+    monkeypatch.setattr("snnkern.train.search.right", lambda *rest: calls.append(rest) or right(*rest))
+    assert invoke("search", run, *FEW).exit_code == 0
+    assert len(calls) == 2 and json.loads((folder / "search.json").read_text()) == found  # judged anew, no more
+    other = invoke("search", run, *FEW, "--seed", "1")
+    assert other.exit_code == 1 and "seed 0 there, 1 here); choose another folder" in other.stderr
+
+
+def test_an_interrupted_search_goes_on(run, stdout, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(*rest):
+        calls.append(rest)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return right(*rest)
+
+    asked = ("search", run, *FEW, "--out", tmp_path / "new")
+    monkeypatch.setattr("snnkern.train.search.right", interrupted)
+    result = invoke(*asked)
+    assert result.exit_code == 130 and "5 configurations measured; all of it is safe in" in result.stderr
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["measured.json"]
+    assert invoke(*asked).exit_code == 0 and len(calls) <= 8 + 4 + 4
+    again, whole = tmp_path / "new" / "search.json", run / "search" / "search.json"
+    assert {**json.loads(again.read_text()), "run": ""} == {**json.loads(whole.read_text()), "run": ""}
+    (tmp_path / "new" / "measured.json").write_text("{")
+    assert "measured.json cannot be read" in invoke(*asked).stderr
+
+
+def test_a_network_trained_otherwise(run, tmp_path):
+    assert invoke("train", "digits-sdt", *TINY, "--out", tmp_path).exit_code == 0
+    result = invoke("search", tmp_path, "--samples", "7", "--fresh", "1", "--repeats", "1", "--budget", "1")
+    assert result.exit_code == 0 and "Trained at T = 3 alone, not with mixed time steps." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "--budget", "0"], "--budget must be at least 1, got 0"),
+        (["run", "--fresh", "0"], "--fresh must be at least 1, got 0"),
+        (["run", "--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["run", "--budget", "4"], "budget must be one of the steps of training, 1 to 3, got 4"),
+        (["run", "--samples", "6"], "samples must be at least 7, one more than the network has stages, got 6"),
+        (
+            ["run", "--samples", "700"],
+            "no more than the 729 configurations of 6 stages with 1 to 3 steps, got 700 and 60",
+        ),
+        (["run", "stage.mtt.monotone=true"], "no more than the 28 configurations of 6 stages with 1 to 3 steps"),
+        (["run", "stage.mtt.first_fixed=true"], "was trained with mtt.first_fixed"),
+        (["run", "stage.mtt.low=3"], "must be trained for more than one number of steps, got 3 alone"),
+        (["run/stage0-last.safetensors"], "RUN must be a folder: an exported network has no batch norms to calibrate"),
+        (["both", "--out", "new"], "both holds 2 runs; with --out name one of them, such as both/a"),
+        (["nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(run, tmp_path, monkeypatch, arguments, text):
+    (tmp_path / "run").symlink_to(run)
+    for name in "ab":
+        (tmp_path / "both" / name).mkdir(parents=True)
+        shutil.copy(run / "settings.json", tmp_path / "both" / name)
+    monkeypatch.chdir(tmp_path)
+    result = invoke("search", *arguments)
+    assert result.exit_code in (1, 2) and len(result.stderr.splitlines()) == 1 and text in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "run"]
