@@ -12,15 +12,20 @@ from statistics import fmean
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 from snnkern.analysis import evaluate, sparsity, stage_rates
 from snnkern.analysis.configurations import accuracies, right
 from snnkern.cli import app
+from snnkern.data import Data
 from snnkern.methods import mtt
 from snnkern.methods.mtt_search import Estimate, agreement, energy, fit, search
 from snnkern.models import CNN6, ResNet18
 from snnkern.nn import LIF
+from snnkern.train.processes import World
+from snnkern.train.recipe import load
+from snnkern.train.search import _Giver
 
 CIFAR100 = Estimate((0.93, 0.53, 0.59, 0.67, 1.22, 0.48, 1.36, 0.18), 67.11)
 CIFAR10 = Estimate((0.49, 0.28, 0.17, 0.37, 0.37, 0.04, 0.05, 0.17), 92.13)
@@ -192,6 +197,12 @@ def stdout(run):
     return result.stdout
 
 
+def halves():
+    """Of the test samples: to choose by, to judge by."""
+    order = torch.randperm(597, generator=torch.Generator().manual_seed(0))
+    return order[:298], order[298:]
+
+
 def test_the_command(run, stdout, monkeypatch):
     folder = run / "search"
     assert stdout.split()[-1] == str(folder / "search.md") and "Best less uniform, judged on" in stdout
@@ -213,6 +224,7 @@ def test_the_command(run, stdout, monkeypatch):
     monkeypatch.setattr("snnkern.train.search.right", lambda *rest: calls.append(rest) or right(*rest))
     assert invoke("search", run, *FEW).exit_code == 0
     assert len(calls) == 2 and json.loads((folder / "search.json").read_text()) == found  # judged anew, no more
+    assert torch.equal(torch.cat(calls[0][3].batches), halves()[1])
     other = invoke("search", run, *FEW, "--seed", "1")
     assert other.exit_code == 1 and "seed 0 there, 1 here); choose another folder" in other.stderr
 
@@ -232,10 +244,23 @@ def test_an_interrupted_search_goes_on(run, stdout, tmp_path, monkeypatch):
     assert result.exit_code == 130 and "5 configurations measured; all of it is safe in" in result.stderr
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["measured.json"]
     assert invoke(*asked).exit_code == 0 and len(calls) <= 8 + 4 + 4
+    _, _, (first, second), choosing = calls[0]
+    assert torch.equal(torch.cat(choosing.batches), halves()[0])
+    assert len(first.batches) == 2 and not torch.equal(first.batches[0], second.batches[0])
     again, whole = tmp_path / "new" / "search.json", run / "search" / "search.json"
     assert {**json.loads(again.read_text()), "run": ""} == {**json.loads(whole.read_text()), "run": ""}
     (tmp_path / "new" / "measured.json").write_text("{")
     assert "measured.json cannot be read" in invoke(*asked).stderr
+
+
+def test_frames_of_events_are_given_time_first():
+    frames, classes = torch.rand(6, 5, 2, 4, 4), torch.arange(6)
+    events = TensorDataset(frames, classes)
+    data = Data(events, events, 6, (5, 2, 4, 4), True, events)
+    give = _Giver(load("digits-mtt"), data, World(torch.device("cpu")), 3)
+    ((x, y),) = give.test(torch.tensor([4, 1]))
+    assert torch.equal(x, frames[[4, 1], :3].movedim(1, 0)) and y.tolist() == [4, 1]
+    assert torch.equal(give.some(torch.tensor([4, 1])), x)
 
 
 def test_a_network_trained_otherwise(run, tmp_path):
