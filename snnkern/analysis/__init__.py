@@ -7,6 +7,7 @@ norms of training mode.
 """
 
 from .accuracy import Evaluation, accuracy_over_steps, evaluate, moments, outputs
+from .configurations import accuracies, stage_rates
 from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
 from .gradients import Lengths, Similarity, gradient_lengths, gradient_similarity
 from .landscape import Landscape, Line, landscape, line, rise
@@ -21,6 +22,7 @@ __all__ = [
     "Line",
     "Noise",
     "Similarity",
+    "accuracies",
     "accuracy_over_energy",
     "accuracy_over_steps",
     "energy",
@@ -37,6 +39,7 @@ __all__ = [
     "report",
     "rise",
     "sparsity",
+    "stage_rates",
     "weight_noise",
     "write",
 ]
