@@ -144,21 +144,26 @@ class BNLIF(_TimeNorm):
     def forward(self, y: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         self._check_input_dim(y)
         training, momentum = self._batch()
-        return bn_lif(
+        memory = self.lif._memory
+        spikes, v = bn_lif(
             y,
             self.weight,
             self.bias,
             self.running_mean,
             self.running_var,
+            memory and memory.take(),
             training=training,
             momentum=momentum,
             eps=self.eps,
             scale=self.scale,
             residual=residual,
             process_group=self.process_group,
-            return_v=False,
+            return_v=memory is not None,
             **self.lif.settings,
-        )[0]
+        )
+        if memory is not None:
+            memory.v = v
+        return spikes
 
     @classmethod
     def from_modules(cls, norm: nn.Module, lif: LIF | LIFNode) -> BNLIF:
