@@ -21,6 +21,7 @@ from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
 from .files import versions
+from .models import Staged
 from .train.folder import Interrupted, RecipeError, RunError
 
 app = typer.Typer(
@@ -151,6 +152,13 @@ def evaluate(
     steps: Annotated[
         str | None, typer.Option(help="Time steps T, such as 1,2,4,8. Default: 1 to T of training.")
     ] = None,
+    t: Annotated[
+        str | None,
+        typer.Option("--t", help="A temporal configuration, such as 3,2,2,5: the time steps of every stage."),
+    ] = None,
+    calibrate: Annotated[
+        int, typer.Option(help="Batches of training data from which batch norms are calibrated anew for what is asked.")
+    ] = 0,
     exit_at: Annotated[
         str | None,
         typer.Option("--exit", help="Early exit at confidences above these, such as 0.5,0.9,0.99, or auto."),
@@ -161,7 +169,8 @@ def evaluate(
 ) -> None:
     """Test trained networks at several T.
 
-    Accuracy of the averaged potential and of each single step, and losses.
+    Accuracy of the averaged potential and of each single step, and losses. Batch norms have the statistics that
+    training left: with mixed time steps, those of its greatest T.
 
     With --exit, of samples that leave when the network is confident (SEENN-I), the greatest of --steps being T: mean T,
     and time beside all T steps at once. auto chooses the threshold on half of the test samples: the least mean T that
@@ -171,10 +180,17 @@ def evaluate(
 
     asked = _steps(steps) if steps else None
     thresholds = None if exit_at is None else _thresholds(exit_at)
+    if t and exit_at:
+        _fail(f"--t and --exit ask for different things, got {t!r} and {exit_at!r}")
+    if t and steps:
+        _fail(f"--t and --steps ask for different things, got {t!r} and {steps!r}")
+    if calibrate < 0:
+        _fail(f"--calibrate must be at least 0, got {calibrate}")
+    timing = _configuration(t) if t else None
     with _errors(path):
         runs = grouped([path])
         found = {
-            label: [_tested(run, overrides or [], asked, thresholds, stage, best) for run in held]
+            label: [_tested(run, overrides or [], asked, timing, calibrate, thresholds, stage, best) for run in held]
             for label, held in runs.items()
         }
     if as_json:
@@ -216,9 +232,16 @@ def _exit_table(tested: list[dict]) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def _tested(
-    path: Path, overrides: list[str], at: list[int] | None, thresholds: list[float] | None, stage: int, best: bool
+    path: Path,
+    overrides: list[str],
+    at: list[int] | None,
+    t: tuple[int, ...] | None,
+    calibration: int,
+    thresholds: list[float] | None,
+    stage: int,
+    best: bool,
 ) -> dict:
-    from .train.evaluation import early_exit, restore, test
+    from .train.evaluation import calibrate, early_exit, restore, test
     from .train.recipe import override
 
     model, recipe, about = restore(path, stage, best)
@@ -232,13 +255,30 @@ def _tested(
     if thresholds is not None:
         if recipe.stage[about["stage"]].network == "ann":
             _fail(f"{path}: stage.{about['stage']} is an ANN, which has no time to leave early")
+        if calibration:
+            calibrate(recipe, model, data, calibration, max(at))
         return about | early_exit(recipe, model, data, max(at), thresholds)
-    found = test(recipe, model, data, max(at))
-    rows = [
-        {"T": t, "accuracy": found.accuracy[t - 1], "moment": found.moments[t - 1], "sdt": found.sdt[t - 1],
-         "tet": found.tet[t - 1]}
-        for t in at
-    ]  # fmt: skip
+
+    def tested(steps: int, t: tuple[int, ...] | None = None):
+        if calibration:
+            calibrate(recipe, model, data, calibration, steps, t)
+        return test(recipe, model, data, steps, t=t)
+
+    def row(label, found, i: int) -> dict:
+        return {"T": label, "accuracy": found.accuracy[i], "moment": found.moments[i], "sdt": found.sdt[i],
+                "tet": found.tet[i]}  # fmt: skip
+
+    if t:
+        if not isinstance(model, Staged) or len(t) != model.n_stages:
+            wanted = f"a number for each of its {model.n_stages} stages" if isinstance(model, Staged) else "left out"
+            _fail(f"--t must be {wanted} with {type(model).__name__}, got {len(t)} numbers")
+        found = tested(max(t) if not data.events else data.shape[0], t)
+        rows = [row(",".join(map(str, t)), found, -1)]
+    elif calibration:  # of every T, as each has its statistics
+        rows = [row(steps, found := tested(steps), -1) for steps in at]
+    else:
+        found = tested(max(at))
+        rows = [row(steps, found, steps - 1) for steps in at]
     return about | {"samples": found.samples, "rows": rows}
 
 
@@ -391,7 +431,7 @@ def _steps(text: str) -> list[int]:
 
 
 def _thresholds(text: str) -> list[float]:
-    """None for ``auto``."""
+    """Empty for ``auto``."""
     try:
         at = [] if text == "auto" else sorted({float(part) for part in text.split(",")})
         if not all(0 <= each <= 1 for each in at):
@@ -399,6 +439,16 @@ def _thresholds(text: str) -> list[float]:
     except ValueError:
         _fail(f"--exit must be auto or numbers from 0 to 1 with commas between, got {text!r}")
     return at
+
+
+def _configuration(text: str) -> tuple[int, ...]:
+    try:
+        t = tuple(int(part) for part in text.split(","))
+        if min(t) < 1:
+            raise ValueError
+    except ValueError:
+        _fail(f"--t must be whole numbers from 1 up with commas between, got {text!r}")
+    return t
 
 
 def _table(header, lines: list[list[str]], title: str | None) -> Table:

@@ -24,7 +24,11 @@ class _Memory:
     def __init__(self) -> None:
         self.v, self.taken = None, False
 
-    def take(self) -> torch.Tensor | None:
+    def take(self, steps_out: int | None = None) -> torch.Tensor | None:
+        if steps_out is not None:
+            raise ValueError(
+                f"steps_out must be None where neurons carry their state from call to call, got {steps_out}"
+            )
         if self.taken:
             raise RuntimeError("neurons that a model calls twice in one forward cannot carry their state: make two")
         self.taken = True
@@ -40,9 +44,10 @@ class _Stateless(nn.Module):
 class LIF(_Stateless):
     """Leaky integrate-and-fire neurons in the papers' terms, without state: every call starts at rest.
 
-    ``forward(x, residual=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are those of x, but
-    for ``steps_out``. Arguments, equations, dtypes and errors are those of ``snnkern.lif``, which is there for whoever
-    wants the potential too. ``settings`` holds its keywords.
+    ``forward(x, residual=None, steps_out=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are
+    those of x, but for ``steps_out``, which a call may give in place of the layer's own. Arguments, equations, dtypes
+    and errors are those of ``snnkern.lif``, which is there for whoever wants the potential too. ``settings`` holds its
+    keywords.
     """
 
     def __init__(
@@ -78,11 +83,14 @@ class LIF(_Stateless):
         # Not attributes: networks are reset by calling whatever is named `reset` on their modules.
         self.settings = {**neuron, "steps_out": steps_out, "time_dim": time_dim, "backend": backend}
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+    ) -> torch.Tensor:
         check_residual(residual)
+        settings = self.settings if steps_out is None else {**self.settings, "steps_out": steps_out}
         memory = self._memory
-        x, v = x if residual is None else x + residual, memory and memory.take()
-        spikes, v = lif(x, v, return_v=memory is not None, **self.settings)
+        v = memory and memory.take(settings["steps_out"])
+        spikes, v = lif(x if residual is None else x + residual, v, return_v=memory is not None, **settings)
         if memory is not None:
             memory.v = v
         return spikes
@@ -171,16 +179,17 @@ def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
     matrix products differ in the last ones.
 
     Raises:
-        ValueError: the model has no such neurons, or layers that mix time steps; or its state is not by samples.
+        ValueError: the model has no such neurons, or layers that mix time steps (neurons with ``steps_out`` too); or
+            its state is not by samples.
         RuntimeError: the model calls one LIF, BNLIF or SmoothLIF twice.
     """
     plain = [module for module in model.modules() if isinstance(module, _Stateless)]
     stateful = [module for module in model.modules() if hasattr(module, "named_memories")]
     if not plain and not stateful:
-        raise ValueError(f"model must have neurons that can carry their state, LIF, BNLIF or LIFNode; got {model!r}")
+        wanted = "neurons that can carry their state, such as LIF, BNLIF or LIFNode"
+        raise ValueError(f"model must have {wanted}, got {type(model).__name__} without any")
     for module in model.modules():
-        steps_out = module.settings["steps_out"] if isinstance(module, LIF) else None
-        if isinstance(module, (TTM, nn.RNNBase)) or steps_out is not None:
+        if isinstance(module, (TTM, nn.RNNBase)):
             raise ValueError(f"model must not mix time steps outside of its neurons, got {module!r} in it")
     if any(module._memory is not None for module in plain):
         raise RuntimeError("the state of this model is being carried already")
