@@ -174,7 +174,7 @@ def evaluate(
 
     With --exit, of samples that leave when the network is confident (SEENN-I), the greatest of --steps being T: mean T,
     and time beside all T steps at once. auto chooses the threshold on half of the test samples: the least mean T that
-    costs no accuracy there; the table is of the other half.
+    costs at most a standard error of accuracy there; the table is of the other half.
     """
     from .train.folder import grouped
 

@@ -55,16 +55,20 @@ def test_who_only_meets_the_threshold_stays():
 
 
 def test_curve_and_choice():
-    outputs, y = scores(), torch.arange(40) % 4
+    outputs = scores()
+    y = outputs.sum(0).argmax(1).where(torch.arange(40) % 5 > 0, 0)  # of which all steps know most
     points = curve(outputs, y)
     assert [point.threshold for point in points] == [*GRID] and points[0].steps == 1 and points[-1].steps == T
     for point in points:
         found = exits(outputs, point.threshold)
         right = (found.predictions == y).double().mean().item()
         assert point == Point(point.threshold, found.steps.double().mean().item(), right)
-    chosen = choose(outputs, y)
-    good = [point for point in points if point.accuracy >= points[-1].accuracy]
-    assert chosen in good and chosen.steps == min(point.steps for point in good)
+    full, good = exits(outputs, 1.0).predictions == y, []
+    for point in points:
+        gained = (exits(outputs, point.threshold).predictions == y).int() - full.int()
+        if -gained.sum() <= gained.square().sum().sqrt():  # at most a standard error of the difference is lost
+            good.append(point)
+    assert 0 < len(good) < len(points) and choose(outputs, y).steps == min(point.steps for point in good)
     within = choose(outputs, y, steps=2.5)
     assert within.steps <= 2.5 and within.accuracy == max(point.accuracy for point in points if point.steps <= 2.5)
     assert choose(outputs, y, thresholds=[]).steps == T
@@ -257,8 +261,9 @@ def test_command(tmp_path):
     whole, first, some, last = asked["rows"]
     assert (whole["threshold"], whole["steps"], first["steps"], last["steps"]) == (None, 3, 1, 3)
     assert 1 < some["steps"] < 3 and all(row["seconds"] > 0 for row in asked["rows"])
-    assert (first["accuracy"], last["accuracy"]) == (plain["rows"][0]["accuracy"], plain["rows"][2]["accuracy"])
-    assert whole["accuracy"] == last["accuracy"] and asked["samples"] == plain["samples"]
+    for row, steps in ((first, 1), (last, 3)):  # but for rounding, which hangs on the number of rows of a product
+        assert row["accuracy"] == pytest.approx(plain["rows"][steps - 1]["accuracy"], abs=0.01)
+    assert whole["accuracy"] == pytest.approx(last["accuracy"], abs=0.01) and asked["samples"] == plain["samples"]
     text = " ".join(succeed("eval", tmp_path, "--exit", "auto", "--steps", "2").split())
     halves = re.search(r"(\d+) test samples; threshold chosen on (\d+) others", text)
     assert sum(map(int, halves.groups())) == plain["samples"] and "all steps 2.00" in text

@@ -64,16 +64,7 @@ def curve(
     outputs: torch.Tensor, y: torch.Tensor, thresholds: Sequence[float] = GRID, measure: str = "confidence"
 ) -> list[Point]:
     """Mean T and accuracy at every threshold; y [N], int64 classes."""
-    sums = _sums(outputs)
-    if y.shape != sums.shape[1:2]:
-        raise ValueError(f"y must hold a class for each of the {sums.shape[1]} samples, got shape {tuple(y.shape)}")
-    confidence, predictions = _confidence(sums, measure), sums.argmax(2)
-    points = []
-    for threshold in thresholds:
-        found = _exits(confidence, predictions, number("thresholds", threshold))
-        right = (found.predictions == y.to(outputs.device)).double().mean().item()
-        points.append(Point(float(threshold), found.steps.double().mean().item(), right))
-    return points
+    return [point for point, _ in _judged(outputs, y, thresholds, measure)]
 
 
 def choose(
@@ -83,19 +74,47 @@ def choose(
     thresholds: Sequence[float] = GRID,
     measure: str = "confidence",
 ) -> Point:
-    """The threshold with the least mean T among those that are no less accurate than all T steps; with ``steps``, the
-    most accurate one among those with at most this mean T. ``outputs`` and ``y``: of samples held out, neither trained
-    on nor those on which the choice is judged.
+    """The threshold with the least mean T that costs no accuracy, or with ``steps`` the most accurate one with at most
+    this mean T.
 
-    Raises: ValueError if no threshold satisfies this.
+    Costs no accuracy: of the samples about which only one of early exit and all T steps is right, l and w of them,
+    ``l - w <= sqrt(l + w)``, one standard error of the difference.
+
+    Args:
+        outputs, y: of samples held out, neither trained on nor those on which the choice is judged.
+        steps: None, or the mean T wanted.
+        thresholds, measure: those of ``curve``; all steps for all is always among the choices.
+
+    Raises: ValueError if no threshold has a mean T of at most ``steps``.
     """
-    points = curve(outputs, y, [*thresholds, 1.0], measure)
+    *judged, (full, right) = _judged(outputs, y, [*thresholds, 1.0], measure)  # from 1 on, all steps for all
     if steps is None:
-        return min((p for p in points if p.accuracy >= points[-1].accuracy), key=lambda p: (p.steps, -p.accuracy))
+        good = [full]
+        for point, early in judged:
+            lost, won = (right & ~early).sum().item(), (early & ~right).sum().item()
+            if lost - won <= math.sqrt(lost + won):
+                good.append(point)
+        return min(good, key=lambda point: (point.steps, -point.accuracy))
+    points = [full, *(point for point, _ in judged)]
     within = [point for point in points if point.steps <= number("steps", steps)]
     if not within:
         raise ValueError(f"steps must be at least {min(p.steps for p in points):g} with these thresholds, got {steps}")
     return max(within, key=lambda point: (point.accuracy, -point.steps))
+
+
+def _judged(outputs, y, thresholds, measure) -> list[tuple[Point, torch.Tensor]]:
+    """The point of every threshold, and about which samples it is right: bool [N]."""
+    sums = _sums(outputs)
+    if y.shape != sums.shape[1:2]:
+        raise ValueError(f"y must hold a class for each of the {sums.shape[1]} samples, got shape {tuple(y.shape)}")
+    confidence, predictions = _confidence(sums, measure), sums.argmax(2)
+    judged = []
+    for threshold in thresholds:
+        found = _exits(confidence, predictions, number("thresholds", threshold))
+        right = found.predictions == y.to(outputs.device)
+        point = Point(float(threshold), found.steps.double().mean().item(), right.double().mean().item())
+        judged.append((point, right))
+    return judged
 
 
 @torch.no_grad()
@@ -130,7 +149,10 @@ def exit_early(
     if training:
         raise ValueError(f"model must be in eval mode, got {training[0]} in training mode: call model.eval()")
     device = next(model.parameters()).device
-    parts = [_exit_early(model, part.to(device), threshold, steps, measure) for part in frames.split(batch, dim=1)]
+    parts = [
+        _exit_early(model, part.to(device), threshold, steps, measure)
+        for part in frames.split(positive("batch", batch), dim=1)
+    ]
     return Exits(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
 
 
