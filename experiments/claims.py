@@ -43,6 +43,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "E2.14": mtt.SIMILARITY,
     "E2.15": mtt.ESTIMATION,
     "E2.16": mtt.SEARCH,
+    "E2.17": mtt.EARLY_EXIT,
     "E2.20": tet.SMOOTH,
     "E2.21": dspike.ENERGY,
     "E2.22": tet.SECOND_TERM,
