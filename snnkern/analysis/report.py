@@ -71,7 +71,8 @@ def measure(
     x, y = _some(data.test, samples, data.events, seed)
     steps = steps or (len(x) if data.events else model.steps)
     longest = longest or (len(x) if data.events else 2 * steps)
-    batch = batch or max(1, AT_ONCE // max(6, longest))
+    at_once = AT_ONCE * (64 if x.dim() == 3 else 1)  # a step of a sequence is small
+    batch = batch or max(1, min(256, at_once // max(6, longest)))
 
     starting("accuracy")
     found = {
@@ -125,7 +126,7 @@ def _made(folder: str | Path) -> Path:
 
 
 def _some(dataset, samples: int, events: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A draw of the samples as tensors: x [N, C, H, W], or [T, N, C, H, W] of events, and y [N]."""
+    """A draw of the samples as tensors: x [N, C, H, W], or [T, N, ...] of events, and y [N]."""
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: positive("samples", samples)]
     x, y = zip(*(dataset[i] for i in chosen.tolist()), strict=True)
     return torch.stack(x, dim=1 if events else 0), torch.tensor([int(label) for label in y])
