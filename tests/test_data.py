@@ -782,7 +782,7 @@ def write_words(path, times, units, labels):
 
 def test_words_are_counted_by_step_and_channel(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"SHD is not in .*, or not whole \(shd_train.h5: .*This gets it"
+        FileNotFoundError, match=r"SHD is not in .*, or not whole \(shd_train.h5: missing\). This gets it"
     ) as error:
         load("shd", tmp_path)
     assert "import SHD as C" in code_of(error)

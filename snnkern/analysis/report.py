@@ -185,8 +185,9 @@ def _text(found: dict, drawn: list[Path]) -> str:
     def percent(values: Iterable[float]) -> list[str]:
         return [f"{100 * value:.1f}" for value in values]
 
-    at = range(1, len(found["moments"]) + 1)
-    accuracy = zip(map(str, at), percent(found["accuracy_over_steps"]), percent(found["moments"]), strict=True)
+    at = _shown(len(found["moments"]))
+    reached = ([found[name][t - 1] for t in at] for name in ("accuracy_over_steps", "moments"))
+    accuracy = zip(map(str, at), *map(percent, reached), strict=True)
     parts = [
         f"# Analysis, T = {found['steps']}, {found['samples']} test samples\n",
         "## Accuracy, %\n",
@@ -227,7 +228,7 @@ def _compared(networks: Mapping[str, Sequence[dict]], drawn: list[Path]) -> str:
         return lambda found: found["rise"][name][i] if "rise" in found else None
 
     founds = [found for runs in networks.values() for found in runs]
-    longest = range(1, max(len(found["moments"]) for found in founds) + 1)
+    longest = _shown(max(len(found["moments"]) for found in founds))
     measured = next((found["rise"] for found in founds if "rise" in found), {"radii": []})
     rows = [
         row("seeds", lambda found: None, ""),
@@ -246,6 +247,12 @@ def _compared(networks: Mapping[str, Sequence[dict]], drawn: list[Path]) -> str:
     rows[0] = ["seeds", *(str(len(runs)) for runs in networks.values())]
     title = f"# Analysis of {len(founds)} networks, {founds[0]['samples']} test samples\n"
     return "\n".join([title, _table(("mean ± sd", *networks), rows), COUNTED, _pictures(drawn)])
+
+
+def _shown(longest: int) -> list[int]:
+    """The steps that a table shows: all, but of a long sequence some, and the last."""
+    every = max(1, longest // 32)
+    return [*range(every, longest, every), longest]
 
 
 COUNTED = (

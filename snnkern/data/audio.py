@@ -98,10 +98,11 @@ def spoken(
             if words != {len(targets)} or not set(targets) <= set(range(CLASSES[name])):
                 raise ValueError(f"{len(targets)} labels up to {max(targets, default=0)}, {max(words)} words")
         except (OSError, KeyError, ValueError) as error:  # missing, not HDF5 or cut off; other contents
+            reason = error if file.exists() else "missing"
             choice = "split=s) for s in ('train', 'test')" if name == "SSC" else "train=t) for t in (True, False)"
             command = f"from tonic.datasets import {name} as C; [C({str(root)!r}, {choice}]"
             raise FileNotFoundError(
-                f"{name} is not in {root}, or not whole ({file.name}: {error}). This gets it:"
+                f"{name} is not in {root}, or not whole ({file.name}: {reason}). This gets it:"
                 f'\n    python -c "{command}"'
             ) from error
         parts.append(Words(file, targets, steps, channels, values, float(window)))
