@@ -1,4 +1,4 @@
-"""The command line: ``snnkern doctor | train | compare | eval | plot | report | export | bench``."""
+"""The command line: ``snnkern doctor | train | compare | eval | plot | report | search | export | bench``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import NamedTemporaryFile
@@ -309,11 +310,16 @@ def export(
 def report(
     paths: Annotated[list[Path], typer.Argument(metavar="RUN|CHECKPOINT", help=RUNS)],
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default: analysis, in the one given.")] = None,
-    samples: Annotated[int, typer.Option(help="Of the test data, and of the training data for the landscape.")] = 1000,
+    samples: Annotated[
+        int, typer.Option(help="Of the test data; of the training data for landscape and gradients.")
+    ] = 1000,
     points: Annotated[int, typer.Option(help="Of the loss landscape along each direction; 0 leaves it out.")] = 15,
     steps: Annotated[
         int | None, typer.Option(help="T up to which to test; default: twice T of training; all frames.")
     ] = None,
+    generalisation: Annotated[
+        bool, typer.Option("--generalisation", help="Also noise on weights and inputs, gradients, 1D landscape.")
+    ] = False,
     stage: StageOption = -1,
     best: Best = False,
 ) -> None:
@@ -348,6 +354,7 @@ def report(
                 "samples": samples,
                 "points": 0 if found[label] else points,
                 "directions": 5 if points else 0,
+                "generalisation": generalisation,
                 **({"longest": trained.steps, "neurons": ()} if trained.network == "ann" else {"longest": steps}),
                 "on_part": lambda part, run=run: typer.echo(f"{run}: {part}"),
             }
@@ -358,6 +365,53 @@ def report(
                 found[label].append(analysis.measure(model.to(where.device), data, **options))
         analysis.write(folder, found)
     typer.echo(folder / "analysis.md")
+
+
+@app.command()
+def search(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or that of a train: all its seeds.")],
+    overrides: Overrides = None,
+    budget: Annotated[int, typer.Option(help="T of the uniform network that the best may cost as much as.")] = 3,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Configurations to fit the estimate to. Default: 18, more with more than 8 stages."),
+    ] = None,
+    fresh: Annotated[int, typer.Option(help="Further configurations to check it on.")] = 60,
+    repeats: Annotated[int, typer.Option(help="Calibrations of the batch norms for each accuracy.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to, of one run; default: search, in it.")] = None,
+    stage: StageOption = -1,
+    best: Best = False,
+) -> None:
+    """Search the best temporal configuration: time steps stage by stage.
+
+    Accuracy is estimated from a few measured configurations, energy from firing rates. The estimate is fitted, checked
+    and searched on one half of the test samples; on the other, the best configuration is compared with the uniform one.
+    The same command goes on where an earlier one was interrupted.
+    """
+    for name, value in (("fresh", fresh), ("repeats", repeats), ("budget", budget)):
+        if value < 1:
+            _fail(f"--{name} must be at least 1, got {value}")
+    if path.is_file():
+        _fail(f"RUN must be a folder: an exported network has no batch norms to calibrate, got {path}")
+    with _errors(path):
+        from rich.progress import Progress
+
+        from .train.folder import grouped
+        from .train.search import HEADER, rows, verdict
+        from .train.search import search as found
+
+        runs = [run for held in grouped([path]).values() for run in held]
+        if out is not None and len(runs) > 1:
+            _fail(f"{path} holds {len(runs)} runs; with --out name one of them, such as {runs[0]}")
+        options = {"budget": budget, "samples": samples, "fresh": fresh, "repeats": repeats, "seed": seed}
+        for run in runs:
+            folder = out or run / "search"
+            with _errors(folder), Progress(transient=True) as bar:
+                watch = partial(bar.update, bar.add_task(str(run), total=None))
+                result = found(run, folder, overrides or [], stage, best, watch=watch, **options)
+            Console().print(_table(HEADER, rows(result), f"{run}: {result['title']}"))
+            typer.echo(f"{verdict(result)}\n{folder / 'search.md'}")
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -49,7 +49,7 @@ def runs(tmp_path_factory):
 def test_help_and_version():
     assert succeed("--version") == f"snnkern {snnkern.__version__}\n"
     assert succeed("-h") == succeed("--help") and "report" in succeed("-h")
-    for command in ("doctor", "train", "compare", "eval", "plot", "export", "report"):
+    for command in ("doctor", "train", "compare", "eval", "plot", "export", "report", "search"):
         assert succeed(command, "-h") == succeed(command, "--help") and "Usage: " in succeed(command, "-h")
 
 
@@ -93,10 +93,18 @@ def test_report_of_several(runs, tmp_path):
     assert {label: len(held) for label, held in found.items()} == {"both/digits-sdt": 2, "both/digits-tet": 2, "one": 1}
     assert found["one"][0]["moments"] == found["both/digits-sdt"][0]["moments"]  # the same network and samples
     assert [("landscape" in each, "rise" in each) for each in found["both/digits-tet"]] == [(True, True), (False, True)]
-    succeed("report", runs / "one", "--points", "0", "--samples", "40", "--steps", "7")
+    succeed("report", runs / "one", "--points", "0", "--samples", "40", "--steps", "7", "--generalisation")
     alone = json.loads((runs / "one" / "analysis" / "analysis.json").read_text())
     assert len(alone["moments"]) == 7 and alone["steps"] == 2 and "rise" not in alone
     assert alone["moments"][:4] == found["one"][0]["moments"]
+    similarity, noise = alone["gradient_similarity"], alone["noise_weights"]["runs"]
+    assert similarity["steps"] == [1, 2] and len(noise) == 5 and "noise_weights" not in found["one"][0]
+    text = (runs / "one" / "analysis" / "analysis.md").read_text()
+    assert f"| whole | {similarity['running']['whole']:.3f} | {similarity['batch']['whole']:.3f} |" in text
+    last = [100 * draw[-1] for draw in noise]
+    assert f"| 0.05 | {mean(last):.1f} | {min(last):.1f} | {max(last):.1f} |" in text
+    for name in ("noise_weights", "noise_inputs", "landscape_1d", "gradient_similarity"):
+        assert f"({name}.png)" in text and (runs / "one" / "analysis" / f"{name}.png").exists()
 
 
 def test_report_of_an_ann(tmp_path):

@@ -2,29 +2,44 @@
 
 Networks are taken as ``snnkern.models`` makes them: static images [N, C, H, W], shown at ``steps`` steps, or frames
 [T, N, ...], of which the first ``steps`` are used, to outputs [T, N, classes]. They run in eval mode, in parts of
-``batch`` samples on the device of their parameters, and are left as they were.
+``batch`` samples on the device of their parameters, and are left as they were; ``gradient_similarity`` also has batch
+norms of training mode.
 """
 
 from .accuracy import Evaluation, accuracy_over_steps, evaluate, moments, outputs
+from .configurations import accuracies, stage_rates
 from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
-from .landscape import Landscape, landscape, rise
+from .gradients import Lengths, Similarity, gradient_lengths, gradient_similarity
+from .landscape import Landscape, Line, landscape, line, rise
+from .noise import Noise, input_noise, weight_noise
 from .report import measure, report, write
 
 __all__ = [
     "Energy",
     "Evaluation",
     "Landscape",
+    "Lengths",
+    "Line",
+    "Noise",
+    "Similarity",
+    "accuracies",
     "accuracy_over_energy",
     "accuracy_over_steps",
     "energy",
     "evaluate",
+    "gradient_lengths",
+    "gradient_similarity",
+    "input_noise",
     "joules",
     "landscape",
+    "line",
     "measure",
     "moments",
     "outputs",
     "report",
     "rise",
     "sparsity",
+    "stage_rates",
+    "weight_noise",
     "write",
 ]

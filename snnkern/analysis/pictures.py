@@ -44,6 +44,7 @@ def curves(
     ticks: Sequence[float] | None = None,
     floor: float | None = None,
     zoom: float | None = None,
+    each: str = "seeds",
 ) -> Path:
     """Lines, each the mean of its runs, with a band from the least to the greatest.
 
@@ -54,6 +55,7 @@ def curves(
         ticks: on the x axis.
         floor: where the y axis begins.
         zoom: draws everything twice, once with its end alone: what is left of this x would squeeze it.
+        each: what the runs are.
     """
     marks = [mark] if isinstance(mark, tuple) else mark or ()
 
@@ -91,7 +93,7 @@ def curves(
             panels[1].set(title=f"From {xlabel} {zoom:g} on")
         panel(panels[0], -math.inf)
         panels[0].set(ylabel=ylabel, title=title)
-        _legend(figure, panels[0], _seeds([len(runs) for _, runs in lines.values()]))
+        _legend(figure, panels[0], _seeds([len(runs) for _, runs in lines.values()], each))
 
     return _save(path, draw)
 
@@ -157,9 +159,19 @@ def surrogates(path: Path, chosen: Mapping[str, Surrogate], threshold: float = 1
     return _save(path, draw)
 
 
-def bars(path: Path, groups: Mapping[str, Mapping[str, float]], ylabel: str, title: str, log: bool = False) -> Path:
-    """Numbers by layer, such as ``sparsity``: label to {layer: value}; groups stand side by side. ``log``: the y axis
-    is logarithmic."""
+def bars(
+    path: Path,
+    groups: Mapping[str, Mapping[str, float | Sequence[float]]],
+    ylabel: str,
+    title: str,
+    log: bool = False,
+) -> Path:
+    """Numbers by layer, such as ``sparsity``: label to {layer: value}, or to {layer: values of seeds}, drawn as their
+    mean and a line from the least to the greatest; groups stand side by side. ``log``: the y axis is logarithmic."""
+    groups = {
+        label: {layer: value if isinstance(value, Sequence) else [value] for layer, value in group.items()}
+        for label, group in groups.items()
+    }
 
     def draw(figure):
         axes = figure.subplots()
@@ -167,13 +179,10 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, float]], ylabel: str, tit
         width = 0.8 / len(groups)
         for i, (label, group) in enumerate(groups.items()):
             x = [j + (i - (len(groups) - 1) / 2) * width for j, layer in enumerate(layers) if layer in group]
-            axes.bar(
-                x,
-                list(group.values()),
-                width,
-                label=label,
-                color="#999999" if label.startswith("ANN") else _of(COLOURS, i),
-            )
+            runs = [group[layer] for layer in layers if layer in group]
+            y = [statistics.mean(values) for values in runs]
+            axes.bar(x, y, width, label=label, color="#999999" if label.startswith("ANN") else _of(COLOURS, i))
+            axes.vlines(x, [*map(min, runs)], [*map(max, runs)], color="0.2", linewidth=0.8)
         crowded = max(map(len, layers)) * len(layers) > 60
         turned = {"rotation": 90 if len(layers) > 12 else 40, "ha": "center" if len(layers) > 12 else "right"}
         axes.set_xticks(range(len(layers)), labels=layers, fontsize=8, **(turned if crowded else {}))
@@ -181,7 +190,7 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, float]], ylabel: str, tit
         axes.grid(False, axis="x")
         if log:
             axes.set_yscale("log")
-        _legend(figure, axes)
+        _legend(figure, axes, _seeds([len(values) for group in groups.values() for values in group.values()]))
         axes.set(ylabel=ylabel, title=title)
 
     return _save(path, draw)
@@ -271,9 +280,9 @@ def _means(runs: Sequence[Sequence[float]]) -> list[float]:
     return [sum(values) / len(values) for values in zip(*runs, strict=True)]
 
 
-def _seeds(counts: Sequence[int]) -> str | None:
+def _seeds(counts: Sequence[int], each: str = "seeds") -> str | None:
     least, most = min(counts), max(counts)
-    return None if most == 1 else f"mean and range of {most if least == most else f'{least} to {most}'} seeds"
+    return None if most == 1 else f"mean and range of {most if least == most else f'{least} to {most}'} {each}"
 
 
 def _legend(figure, axes, title: str | None = None) -> None:

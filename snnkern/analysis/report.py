@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -16,11 +17,15 @@ from ..spec.arguments import positive
 from . import pictures
 from .accuracy import accuracy_over_steps, moments
 from .energy import NEURONS, Energy, Layer, accuracy_over_energy, energy
-from .landscape import Criterion, Landscape, landscape, rise
+from .gradients import gradient_lengths, gradient_similarity
+from .landscape import Criterion, Landscape, landscape, line, rise
+from .noise import Noise, input_noise, weight_noise
 
 __all__ = ["measure", "report", "write"]
 
 LOSSES = {"L_SDT": losses.sdt, "L_TET": losses.tet}
+NOISES = {"noise_weights": "weights", "noise_inputs": "inputs"}
+STATISTICS = {"running": "running statistics", "batch": "batch statistics"}  # of the batch norms
 AT_ONCE = 1536  # samples times steps that run together, unless ``batch`` says otherwise
 
 
@@ -47,6 +52,7 @@ def measure(
     longest: int | None = None,
     directions: int = 5,
     neurons: tuple[type[nn.Module], ...] = NEURONS,
+    generalisation: bool = False,
 ) -> dict:
     """Accuracy over T, at single steps and against energy, operations and sparsity by layer, and the loss landscape.
 
@@ -55,8 +61,8 @@ def measure(
         data: as ``snnkern.data.load`` gives it: ``plain`` and ``test``, data sets of (x, y), and ``events``: whether x
             are frames [T, C, H, W].
         steps: T in training. Default: the model's ``steps``, or the number of frames.
-        samples: how many of the test set, and of the training set for the landscape; of the latter as they are, without
-            augmentation. Which, ``seed`` alone says: every network is measured on the same.
+        samples: how many of the test set, and of the training set for landscape and gradients; of the latter as they
+            are, without augmentation. Which, ``seed`` alone says: every network is measured on the same.
         criteria: the losses of the landscape.
         points, radius, seed: of the landscape; see there. ``points=0`` leaves its picture out: it takes longest.
         batch: samples that run together. Default: 256, fewer with more than 6 steps.
@@ -64,6 +70,9 @@ def measure(
         longest: T up to which accuracy is measured. Default: 2 ``steps`` for static images, all frames of others.
         directions: over which the rise of the losses is averaged; 0 leaves it out.
         neurons: see ``energy``.
+        generalisation: also accuracy under noise on weights and inputs, lengths of the gradients of L_SDT and, of a
+            spiking network, their similarity at T // 2 and T, and the landscape in one dimension: figures 5, 6 and 9,
+            table 13 and section 4.2 of Du et al., ICLR 2025.
 
     Returns: plain data, for JSON.
     """
@@ -87,15 +96,32 @@ def measure(
     at = sorted({t for t in (1, 2, 3, 4, 6, 8, 10, 16, 32, 64, steps, longest) if t <= longest})
     rows = accuracy_over_energy(model, x, y, at, batch, neurons=neurons)
     found |= {"energy": counted.as_dict(), "accuracy_over_energy": rows}
+    if points or directions or generalisation:
+        few = _some(data.plain, samples, data.events, seed)
     if points or directions:
         starting("landscape")
-        few = _some(data.plain, samples, data.events, seed)
     if points:
         found["landscape"] = asdict(landscape(model, *few, criteria, radius, points, seed, steps, batch))
     if directions:
         radii = radius / 2, radius
         rises = {k: rise(model, *few, loss, radii, directions, seed, steps, batch) for k, loss in criteria.items()}
         found["rise"] = {"radii": [*radii], **rises}
+    if generalisation:
+        starting("noise")
+        options = {"seed": seed, "steps": steps, "batch": batch}
+        for key, under in zip(NOISES, (weight_noise, input_noise), strict=True):
+            found[key] = asdict(under(model, x, y, **options))
+        starting("landscape in one dimension")
+        found["landscape_1d"] = asdict(line(model, *few, criteria, radius, **options))
+        starting("gradients")
+        found["gradient_lengths"] = gradient_lengths(model, *few, losses.sdt, steps, batch)._asdict()
+        if neurons and steps > 1:
+            at = [steps // 2, steps]
+            cosines = {
+                key: gradient_similarity(model, *few, losses.sdt, at, batch, key == "batch")._asdict()
+                for key in STATISTICS
+            }
+            found["gradient_similarity"] = {"steps": at, **cosines}
     return found
 
 
@@ -161,7 +187,8 @@ def _draw(folder: Path, networks: Mapping[str, Sequence[dict]]) -> list[Path]:
         ]  # fmt: skip
     rows = {label: [found["accuracy_over_energy"] for found in runs] for label, runs in networks.items()}
     counted = {label: _energy(found) for label, found in firsts.items()}
-    which = ", first seed" if any(len(runs) > 1 for runs in networks.values()) else ""
+    several = any(len(runs) > 1 for runs in networks.values())
+    which = ", first seed" if several else ""
     if any(len(each[0]) > 1 for each in rows.values()):
         drawn.append(pictures.energy_curves(folder / "accuracy_energy.png", rows, "Accuracy against energy"))
     drawn.append(pictures.energy(folder / "energy.png", counted, f"Energy by layer{at}{which}"))
@@ -176,7 +203,50 @@ def _draw(folder: Path, networks: Mapping[str, Sequence[dict]]) -> list[Path]:
     panels = {label or "training set": Landscape(**f["landscape"]) for label, f in firsts.items() if "landscape" in f}
     if panels:
         drawn.append(pictures.landscapes(folder / "landscape.png", panels))
+    return drawn + _draw_generalisation(folder, networks, several)
+
+
+def _draw_generalisation(folder: Path, networks: Mapping[str, Sequence[dict]], several: bool) -> list[Path]:
+    """Bands go over the seeds where a label has several, else over the draws of noise or the directions."""
+
+    def having(key: str) -> dict[str, list[dict]]:
+        return {label: [f[key] for f in runs] for label, runs in networks.items() if all(key in f for f in runs)}
+
+    def bands(draws: Sequence[list[list[float]]], scale: float = 1.0) -> list[list[float]]:
+        chosen = [[mean(at) for at in zip(*each, strict=True)] for each in draws] if several else draws[0]
+        return [[scale * value for value in run] for run in chosen]
+
+    drawn = []
+    for key, where in NOISES.items():
+        if kept := having(key):
+            lines = {label: (f[0]["sigmas"], bands([each["runs"] for each in f], 100)) for label, f in kept.items()}
+            labels = f"sigma of the noise on the {where}", "test accuracy, %", f"Accuracy under noise on the {where}"
+            options = {"ticks": next(iter(lines.values()))[0], "each": "seeds" if several else "draws"}
+            drawn.append(pictures.curves(folder / f"{key}.png", lines, *labels, **options))
+    if kept := having("landscape_1d"):
+        first = next(iter(kept.values()))[0]
+        name = next(iter(first["losses"]))
+        lines = {label: (f[0]["offsets"], bands([each["losses"][name] for each in f])) for label, f in kept.items()}
+        labels = "distance, filter norms", name, "Training loss along random directions"
+        options = {"ticks": first["offsets"][::5], "each": "seeds" if several else "directions"}
+        drawn.append(pictures.curves(folder / "landscape_1d.png", lines, *labels, **options))
+    if kept := having("gradient_similarity"):
+        groups = {
+            f"{label}, {statistics}".lstrip(", "): {
+                "whole": [each[key]["whole"] for each in found],
+                **{layer: [each[key]["layers"][layer] for each in found] for layer in found[0][key]["layers"]},
+            }
+            for label, found in kept.items()
+            for key, statistics in STATISTICS.items()
+        }
+        title = f"Gradients of L_SDT at {_two(found[0]['steps'] for found in kept.values())}"
+        drawn.append(pictures.bars(folder / "gradient_similarity.png", groups, "cosine", title))
     return drawn
+
+
+def _two(steps: Iterable[Sequence[int]]) -> str:
+    pairs = {tuple(pair) for pair in steps}
+    return "T = {} and {}".format(*pairs.pop()) if len(pairs) == 1 else "T / 2 and T"
 
 
 def _text(found: dict, drawn: list[Path]) -> str:
@@ -204,6 +274,29 @@ def _text(found: dict, drawn: list[Path]) -> str:
         columns = [f"at {radius:g} filter norms" for radius in rise["radii"]]
         rows = ([name, *(f"{value:.4f}" for value in rise[name])] for name in rise if name != "radii")
         parts += ["## Rise of the training loss, mean over random directions\n", _table(("loss", *columns), rows)]
+    for key, where in NOISES.items():
+        if key in found:
+            noise = Noise(**found[key])
+            rows = zip(
+                (f"{sigma:g}" for sigma in noise.sigmas), *map(percent, (noise.mean, noise.least, noise.greatest)),
+                strict=True,
+            )  # fmt: skip
+            parts += [
+                f"## Accuracy under Gaussian noise on the {where}, {len(noise.runs)} draws, %\n",
+                _table(("sigma", "mean", "least", "greatest"), rows),
+            ]
+    if "gradient_lengths" in found:
+        rows = ((LENGTHS[name], f"{length:.4g}") for name, length in found["gradient_lengths"].items())
+        parts += ["## Gradients of L_SDT, training set\n", _table(("", "length"), rows)]
+    if "gradient_similarity" in found:
+        running, batch = (found["gradient_similarity"][key] for key in STATISTICS)
+        rows = [("whole", running["whole"], batch["whole"])]
+        rows += [(layer, value, batch["layers"][layer]) for layer, value in running["layers"].items()]
+        parts += [
+            f"## Cosine of the gradients at {_two([found['gradient_similarity']['steps']])}\n",
+            WHOLE,
+            _table(("weights of", *STATISTICS.values()), ((name, f"{a:.3f}", f"{b:.3f}") for name, a, b in rows)),
+        ]
     return "\n".join([*parts, _pictures(drawn)])
 
 
@@ -243,6 +336,7 @@ def _compared(networks: Mapping[str, Sequence[dict]], drawn: list[Path]) -> str:
             lambda found: max(found["energy"]["rates"].values(), default=None), ".3f"),
         *(row(f"rise of {name} at {radius:g} filter norms", grown(name, i), ".4f")
           for name in measured if name != "radii" for i, radius in enumerate(measured["radii"])),
+        *(row(*each) for each in _generalised(founds)),
     ]  # fmt: skip
     rows[0] = ["seeds", *(str(len(runs)) for runs in networks.values())]
     title = f"# Analysis of {len(founds)} networks, {founds[0]['samples']} test samples\n"
@@ -255,6 +349,31 @@ def _shown(longest: int) -> list[int]:
     return [*range(every, longest, every), longest]
 
 
+def _generalised(founds: Sequence[dict]) -> Iterator[tuple[str, Callable[[dict], float | None], str]]:
+    """Rows of ``_compared``: name, value, format."""
+
+    def at(key: str, value: Callable[[dict], float]) -> Callable[[dict], float | None]:
+        return lambda found: value(found[key]) if key in found else None
+
+    for key, where in NOISES.items():
+        for i, sigma in enumerate(next((found[key]["sigmas"] for found in founds if key in found), [])):
+            if sigma:
+                name = f"accuracy under noise of {sigma:g} on the {where}, %"
+                yield name, at(key, lambda found, i=i: 100 * Noise(**found).mean[i]), ".1f"
+    if any("gradient_lengths" in found for found in founds):
+        for key, of in LENGTHS.items():
+            yield f"length of {of}", at("gradient_lengths", itemgetter(key)), ".4g"
+    if steps := [found["gradient_similarity"]["steps"] for found in founds if "gradient_similarity" in found]:
+        for key, named in STATISTICS.items():
+            name = f"cosine of the gradients at {_two(steps)}, {named}"
+            yield name, at("gradient_similarity", lambda found, key=key: found[key]["whole"]), ".3f"
+
+
+LENGTHS = {
+    "weights": "the gradient over all convolution weights",
+    "inputs": "the gradient over the input, mean over the samples",
+}
+WHOLE = "Whole: all convolution weights as one vector; in a network without convolutions, the linear ones.\n"
 COUNTED = (
     "Additions are counted layer by layer, as rate of the input x T x MACs. The papers' s x T x A has one mean rate s: "
     "it is less where layers with many MACs receive many spikes, and takes the analog first layer at s.\n"

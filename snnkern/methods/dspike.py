@@ -92,7 +92,7 @@ def search(
     differences = finite_differences(model, x, y, criterion, eps, progress=progress)
     candidates = [b] + [c for c in (round(b + step, 9), round(b - step, 9)) if c >= step]
     cosines = {}
-    with torch.enable_grad(), _probing(model):
+    with torch.enable_grad(), probing(model):
         loss, weight = criterion(model(x), y), first_weight(model)
         for candidate in candidates:
             if not go_back_by(Dspike(candidate, width), loss.grad_fn):
@@ -128,7 +128,7 @@ def finite_differences(
     if not any(parameter is p for p in model.parameters()):
         raise ValueError(f"parameter must be one of the model's, got one of shape {tuple(parameter.shape)} that is not")
     before, differences = parameter.detach().clone(), torch.empty_like(parameter)
-    with torch.no_grad(), _probing(model):
+    with torch.no_grad(), probing(model):
         try:
             for done, i in enumerate(product(*map(range, before.shape)), start=1):
                 parameter[i] = before[i] + eps
@@ -148,7 +148,7 @@ def surrogate_gradient(
 ) -> torch.Tensor:
     """The gradient of a parameter (``first_weight``, if none is named) by backward, under the conditions of the FDG.
     ``.grad`` of no parameter is touched."""
-    with torch.enable_grad(), _probing(model):
+    with torch.enable_grad(), probing(model):
         loss = criterion(model(x), y)
         return torch.autograd.grad(loss, first_weight(model) if parameter is None else parameter)[0]
 
@@ -171,7 +171,7 @@ def first_weight(model: nn.Module) -> nn.Parameter:
 
 
 @contextmanager
-def _probing(model: nn.Module):
+def probing(model: nn.Module):
     """Batch norms use the statistics of the batch, dropout is off; modes and buffers are afterwards what they were."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
