@@ -91,7 +91,7 @@ def stages(name):
         ("mtt-bresnet72", [(4, 100, 0.1)]),
         ("mtt-imagenet", [(6, 160, 0.004)]),
         ("mtt-dvs", [(10, 300, 0.1)]),
-        ("mtt-caltech101", [(10, 300, 0.1)]),
+        ("mtt-ncaltech101", [(10, 300, 0.1)]),
         ("mtt-shd", [(100, 150, 0.001)]),
         ("mtt-ssc", [(100, 60, 0.001)]),
     ],
@@ -134,7 +134,7 @@ def test_published_numbers():
 
 def test_mixed_time_steps_are_those_published():
     """Du et al., A.2: three samples, from T = 1 up, every block a stage; the batches; calibration on 10 of them."""
-    batches = {"mtt-dvs": 50, "mtt-caltech101": 50, "mtt-imagenet": 512}
+    batches = {"mtt-dvs": 50, "mtt-ncaltech101": 50, "mtt-imagenet": 512}
     for name in recipes():
         if name.startswith("mtt-") and load(name).data["name"] in DATA and len(DATA[load(name).data["name"]][1]) > 2:
             stage = load(name).stage[0]
