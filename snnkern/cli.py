@@ -160,6 +160,10 @@ def evaluate(
     calibrate: Annotated[
         int, typer.Option(help="Batches of training data from which batch norms are calibrated anew for what is asked.")
     ] = 0,
+    exit_at: Annotated[
+        str | None,
+        typer.Option("--exit", help="Early exit at confidences above these, such as 0.5,0.9,0.99, or auto."),
+    ] = None,
     stage: StageOption = -1,
     best: Best = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -168,10 +172,17 @@ def evaluate(
 
     Accuracy of the averaged potential and of each single step, and losses. Batch norms have the statistics that
     training left: with mixed time steps, those of its greatest T.
+
+    With --exit, of samples that leave when the network is confident (SEENN-I), the greatest of --steps being T: mean T,
+    and time beside all T steps at once. auto chooses the threshold on half of the test samples: the least mean T that
+    costs at most a standard error of accuracy there; the table is of the other half.
     """
     from .train.folder import grouped
 
     asked = _steps(steps) if steps else None
+    thresholds = None if exit_at is None else _thresholds(exit_at)
+    if t and exit_at:
+        _fail(f"--t and --exit ask for different things, got {t!r} and {exit_at!r}")
     if t and steps:
         _fail(f"--t and --steps ask for different things, got {t!r} and {steps!r}")
     if calibrate < 0:
@@ -180,25 +191,45 @@ def evaluate(
     with _errors(path):
         runs = grouped([path])
         found = {
-            label: [_tested(run, overrides or [], asked, timing, calibrate, stage, best) for run in held]
+            label: [_tested(run, overrides or [], asked, timing, calibrate, thresholds, stage, best) for run in held]
             for label, held in runs.items()
         }
     if as_json:
         alone = sum(map(len, found.values())) == 1
         typer.echo(json.dumps(next(iter(found.values()))[0] if alone else {"networks": found}, indent=2))
         return
-    header = "T", "accuracy, %", "at step T alone, %", "SDT loss", "TET loss"
-    forms = {"accuracy": (100, ".2f"), "moment": (100, ".2f"), "sdt": (1, ".4f"), "tet": (1, ".4f")}
     for label, tested in found.items():
-        lines = []
-        for rows in zip(*(each["rows"] for each in tested), strict=True):
-            cells = [_spread([scale * row[key] for row in rows], form) for key, (scale, form) in forms.items()]
-            lines.append([str(rows[0]["T"]), *cells])
+        header, lines = _steps_table(tested) if thresholds is None else _exit_table(tested)
         one, several = tested[0], f"{label}: mean ± sd of {len(tested)} seeds, " if len(tested) > 1 else ""
         title = (
             f"{one['title']}\n{several}stage.{one['stage']} after epoch {one['epoch']}, {one['samples']} test samples"
         )
+        if one.get("chosen_on"):
+            title += f"; threshold chosen on {one['chosen_on']} others"
         Console().print(_table(header, lines, title))
+
+
+def _steps_table(tested: list[dict]) -> tuple[tuple[str, ...], list[list[str]]]:
+    forms = {"accuracy": (100, ".2f"), "moment": (100, ".2f"), "sdt": (1, ".4f"), "tet": (1, ".4f")}
+    lines = []
+    for rows in zip(*(each["rows"] for each in tested), strict=True):
+        cells = [_spread([scale * row[key] for row in rows], form) for key, (scale, form) in forms.items()]
+        lines.append([str(rows[0]["T"]), *cells])
+    return ("T", "accuracy, %", "at step T alone, %", "SDT loss", "TET loss"), lines
+
+
+def _exit_table(tested: list[dict]) -> tuple[tuple[str, ...], list[list[str]]]:
+    def saved(rows: tuple[dict, ...], key: str) -> str:
+        shares = [row[key] / each["rows"][0][key] for row, each in zip(rows, tested, strict=True)]
+        return _spread([100 * (1 - share) for share in shares], ".0f")
+
+    lines = []
+    for rows in zip(*(each["rows"] for each in tested), strict=True):
+        at = sorted({f"{row['threshold']:g}" for row in rows if row["threshold"] is not None})
+        mean_steps = _spread([row["steps"] for row in rows], ".2f")
+        accuracy = _spread([100 * row["accuracy"] for row in rows], ".2f")
+        lines.append([", ".join(at) or "all steps", mean_steps, accuracy, saved(rows, "steps"), saved(rows, "seconds")])
+    return ("leaves above", "mean T", "accuracy, %", "steps saved, %", "time saved, %"), lines
 
 
 def _tested(
@@ -207,10 +238,11 @@ def _tested(
     at: list[int] | None,
     t: tuple[int, ...] | None,
     calibration: int,
+    thresholds: list[float] | None,
     stage: int,
     best: bool,
 ) -> dict:
-    from .train.evaluation import calibrate, restore, test
+    from .train.evaluation import calibrate, early_exit, restore, test
     from .train.recipe import override
 
     model, recipe, about = restore(path, stage, best)
@@ -220,6 +252,13 @@ def _tested(
     data = recipe.load_data()
     if data.events and max(at) > data.shape[0]:
         _fail(f"--steps must be at most the number of frames, {data.shape[0]}, got {max(at)}")
+    about = {"run": str(path), "title": recipe.title, **about, "trained_steps": trained}
+    if thresholds is not None:
+        if recipe.stage[about["stage"]].network == "ann":
+            _fail(f"{path}: stage.{about['stage']} is an ANN, which has no time to leave early")
+        if calibration:
+            calibrate(recipe, model, data, calibration, max(at))
+        return about | early_exit(recipe, model, data, max(at), thresholds)
 
     def tested(steps: int, t: tuple[int, ...] | None = None):
         if calibration:
@@ -241,14 +280,7 @@ def _tested(
     else:
         found = tested(max(at))
         rows = [row(steps, found, steps - 1) for steps in at]
-    return {
-        "run": str(path),
-        "title": recipe.title,
-        **about,
-        "trained_steps": trained,
-        "samples": found.samples,
-        "rows": rows,
-    }
+    return about | {"samples": found.samples, "rows": rows}
 
 
 def _spread(values: list[float], form: str) -> str:
@@ -449,6 +481,17 @@ def _steps(text: str) -> list[int]:
             raise ValueError
     except ValueError:
         _fail(f"--steps must be whole numbers from 1 up with commas between, got {text!r}")
+    return at
+
+
+def _thresholds(text: str) -> list[float]:
+    """Empty for ``auto``."""
+    try:
+        at = [] if text == "auto" else sorted({float(part) for part in text.split(",")})
+        if not all(0 <= each <= 1 for each in at):
+            raise ValueError
+    except ValueError:
+        _fail(f"--exit must be auto or numbers from 0 to 1 with commas between, got {text!r}")
     return at
 
 

@@ -300,7 +300,7 @@ def test_report_of_static_images(tmp_path, cnn):
     assert found["accuracy_over_steps"] == analysis.accuracy_over_steps(model, x[chosen], y[chosen], 6)
     text = (tmp_path / "new" / "analysis.md").read_text()
     drawn = sorted(path.name for path in (tmp_path / "new").glob("*.png"))
-    assert len(drawn) == 6 and all(f"({name})" in text for name in drawn)
+    assert len(drawn) == 7 and all(f"({name})" in text for name in drawn)
 
 
 def test_report_of_events(tmp_path):
@@ -375,7 +375,7 @@ def test_report_of_several_networks_beside_each_other(tmp_path, cnn):
     assert cells["| accuracy at T = 6, %"] == [f"{accuracy[0]:.1f}", "- |"]
     assert cells["| accuracy at step 5 alone, %"][1] == f"{accuracy[1]:.1f} |"
     drawn = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert len(drawn) == 6 and all(f"({name})" in text for name in drawn)
+    assert len(drawn) == 7 and all(f"({name})" in text for name in drawn)
 
 
 def test_pictures_compare_several(tmp_path, cnn):

@@ -13,9 +13,10 @@ from torch import nn
 
 from .. import losses
 from ..files import replacing, versions, write_json
+from ..methods.seenn import curve
 from ..spec.arguments import positive
 from . import pictures
-from .accuracy import accuracy_over_steps, moments
+from .accuracy import accuracy_over_steps, moments, outputs
 from .energy import NEURONS, Energy, Layer, accuracy_over_energy, energy
 from .gradients import gradient_lengths, gradient_similarity
 from .landscape import Criterion, Landscape, landscape, line, rise
@@ -54,7 +55,8 @@ def measure(
     neurons: tuple[type[nn.Module], ...] = NEURONS,
     generalisation: bool = False,
 ) -> dict:
-    """Accuracy over T, at single steps and against energy, operations and sparsity by layer, and the loss landscape.
+    """Accuracy over T, at single steps, with early exit and against energy, operations and sparsity by layer, and the
+    loss landscape.
 
     Args:
         model: trained; see the package for how it is called.
@@ -91,6 +93,8 @@ def measure(
         "accuracy_over_steps": accuracy_over_steps(model, x, y, longest, batch),
         "moments": moments(model, x, y, longest, batch),
     }
+    if steps > 1:
+        found["exits"] = [point._asdict() for point in curve(outputs(model, x, steps, batch), y)]
     starting("energy")
     counted = energy(model, x, steps, batch, neurons=neurons)
     at = sorted({t for t in (1, 2, 3, 4, 6, 8, 10, 16, 32, 64, steps, longest) if t <= longest})
@@ -185,6 +189,9 @@ def _draw(folder: Path, networks: Mapping[str, Sequence[dict]]) -> list[Path]:
             over("accuracy_moments.png", "moments", "time step t",
                  "Accuracy of the output of a single step, O(t)", "last step in training"),
         ]  # fmt: skip
+    exiting = {label: [*runs] for label, runs in networks.items() if "exits" in runs[0]}
+    if exiting:
+        drawn.append(_exits(folder / "accuracy_exit.png", exiting))
     rows = {label: [found["accuracy_over_energy"] for found in runs] for label, runs in networks.items()}
     counted = {label: _energy(found) for label, found in firsts.items()}
     several = any(len(runs) > 1 for runs in networks.values())
@@ -247,6 +254,19 @@ def _draw_generalisation(folder: Path, networks: Mapping[str, Sequence[dict]], s
 def _two(steps: Iterable[Sequence[int]]) -> str:
     pairs = {tuple(pair) for pair in steps}
     return "T = {} and {}".format(*pairs.pop()) if len(pairs) == 1 else "T / 2 and T"
+
+
+def _exits(path: Path, networks: Mapping[str, Sequence[dict]]) -> Path:
+    """Accuracy over the mean T of samples that leave early, and over fixed T. Source: Li et al., NeurIPS 2023."""
+    lines = {}
+    for label, runs in networks.items():
+        name, steps = f"{label}: " if label else "", runs[0]["steps"]
+        at = [mean(point["steps"] for point in points) for points in zip(*(r["exits"] for r in runs), strict=True)]
+        lines[f"{name}early exit"] = at, [[100 * point["accuracy"] for point in found["exits"]] for found in runs]
+        fixed = [[100 * value for value in found["accuracy_over_steps"][:steps]] for found in runs]
+        lines[f"{name}T fixed"] = range(1, len(fixed[0]) + 1), fixed
+    title = "Early exit at several thresholds of confidence"
+    return pictures.curves(path, lines, "mean T", "test accuracy, %", title)
 
 
 def _text(found: dict, drawn: list[Path]) -> str:

@@ -1,8 +1,10 @@
-"""Layers without state between calls."""
+"""Layers without state between calls, and how they keep it for a while."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -16,7 +18,30 @@ from ..spec.neuron import new_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
 
-class LIF(nn.Module):
+class _Memory:
+    """The potential of neurons from call to call, while ``carried`` holds."""
+
+    def __init__(self) -> None:
+        self.v, self.taken = None, False
+
+    def take(self, steps_out: int | None = None) -> torch.Tensor | None:
+        if steps_out is not None:
+            raise ValueError(
+                f"steps_out must be None where neurons carry their state from call to call, got {steps_out}"
+            )
+        if self.taken:
+            raise RuntimeError("neurons that a model calls twice in one forward cannot carry their state: make two")
+        self.taken = True
+        return self.v
+
+
+class _Stateless(nn.Module):
+    """Neurons of which every call starts at rest, but while ``carried`` gives them a memory."""
+
+    _memory: _Memory | None = None
+
+
+class LIF(_Stateless):
     """Leaky integrate-and-fire neurons in the papers' terms, without state: every call starts at rest.
 
     ``forward(x, residual=None, steps_out=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are
@@ -63,14 +88,19 @@ class LIF(nn.Module):
     ) -> torch.Tensor:
         check_residual(residual)
         settings = self.settings if steps_out is None else {**self.settings, "steps_out": steps_out}
-        return lif(x if residual is None else x + residual, return_v=False, **settings)[0]
+        memory = self._memory
+        v = memory and memory.take(settings["steps_out"])
+        spikes, v = lif(x if residual is None else x + residual, v, return_v=memory is not None, **settings)
+        if memory is not None:
+            memory.v = v
+        return spikes
 
     def extra_repr(self) -> str:
         defaults = inspect.signature(lif).parameters
         return ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default)
 
 
-class SmoothLIF(nn.Module):
+class SmoothLIF(_Stateless):
     """LIF neurons without a step: the output is ``surrogate.primitive(h - threshold)``, between 0 and 1.
 
     The gradient is then exact, which tells what the surrogate of a spike costs: Sigmoid(k) gives ``sigmoid(k x)`` and
@@ -102,7 +132,11 @@ class SmoothLIF(nn.Module):
         check_residual(residual)
         x = x if residual is None else x + residual
         time_dim = check_x(x, self.time_dim)
-        return reference(x, None, self.spec, time_dim, x.shape[time_dim], smooth=True)[0]
+        memory = self._memory
+        spikes, v = reference(x, memory and memory.take(), self.spec, time_dim, x.shape[time_dim], smooth=True)
+        if memory is not None:
+            memory.v = v
+        return spikes
 
     def extra_repr(self) -> str:
         return f"{self.spec.surrogate!r}, {self.spec.form}={self.spec.leak}, threshold={self.spec.threshold}"
@@ -126,3 +160,72 @@ class TTM(nn.Module):
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, time_dim={self.time_dim}"
+
+
+@contextmanager
+def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Inside, a model's neurons go on from call to call: as one call with all the steps, by so many at a time.
+
+    ::
+
+        with carried(model) as keep:
+            first = model(x[:1])
+            keep(rows)                      # those samples go on: bool [N]
+            second = model(x[1:2, rows])
+
+    The first call starts at rest. Neurons are LIF, BNLIF, SmoothLIF and everything that keeps state as LIFNode and
+    SpikingJelly's modules do (multi-step mode); the latter are afterwards as they were. Outputs are those of one call,
+    bit for bit as far as the layers between, PyTorch's, give a sample the same bits in a batch of any size: float32
+    matrix products differ in the last ones.
+
+    Raises:
+        ValueError: the model has no such neurons, or layers that mix time steps (neurons with ``steps_out`` too); or
+            its state is not by samples.
+        RuntimeError: the model calls one LIF, BNLIF or SmoothLIF twice.
+    """
+    plain = [module for module in model.modules() if isinstance(module, _Stateless)]
+    stateful = [module for module in model.modules() if hasattr(module, "named_memories")]
+    if not plain and not stateful:
+        wanted = "neurons that can carry their state, such as LIF, BNLIF or LIFNode"
+        raise ValueError(f"model must have {wanted}, got {type(model).__name__} without any")
+    for module in model.modules():
+        if isinstance(module, (TTM, nn.RNNBase)):
+            raise ValueError(f"model must not mix time steps outside of its neurons, got {module!r} in it")
+    if any(module._memory is not None for module in plain):
+        raise RuntimeError("the state of this model is being carried already")
+
+    def chosen(v: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if v.shape[:1] != rows.shape:
+            raise ValueError(f"state must be [N, ...] for rows of shape {tuple(rows.shape)}, got {tuple(v.shape)}")
+        return v[rows]
+
+    def keep(rows: torch.Tensor) -> None:
+        if rows.dtype != torch.bool:
+            raise TypeError(f"rows must be bool, got {rows.dtype}")
+        for module in plain:
+            if module._memory.v is not None:
+                module._memory.v = chosen(module._memory.v, rows)
+        for module in stateful:
+            for name, value in [*module.named_memories()]:
+                if isinstance(value, torch.Tensor):
+                    setattr(module, name, chosen(value, rows))
+
+    def renew(*_) -> None:
+        for module in plain:
+            module._memory.taken = False
+
+    before = [dict(module.named_memories()) for module in stateful]
+    hook = model.register_forward_pre_hook(renew)
+    try:
+        for module in plain:
+            module._memory = _Memory()
+        for module in stateful:
+            module.reset()
+        yield keep
+    finally:
+        hook.remove()
+        for module in plain:
+            module._memory = None
+        for module, memories in zip(stateful, before, strict=True):
+            for name, value in memories.items():
+                setattr(module, name, value)

@@ -148,21 +148,27 @@ class BNLIF(_TimeNorm):
         self._check_input_dim(y)
         training, momentum = self._batch()
         settings = self.lif.settings if steps_out is None else {**self.lif.settings, "steps_out": steps_out}
-        return bn_lif(
+        memory = self.lif._memory
+        v = memory and memory.take(settings["steps_out"])
+        spikes, v = bn_lif(
             y,
             self.weight,
             self.bias,
             self.running_mean,
             self.running_var,
+            v,
             training=training,
             momentum=momentum,
             eps=self.eps,
             scale=self.scale,
             residual=residual,
             process_group=self.process_group,
-            return_v=False,
+            return_v=memory is not None,
             **settings,
-        )[0]
+        )
+        if memory is not None:
+            memory.v = v
+        return spikes
 
     @classmethod
     def from_modules(cls, norm: nn.Module, lif: LIF | LIFNode) -> BNLIF:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
 from ..analysis import accuracy
-from ..analysis.accuracy import Evaluation
+from ..analysis.accuracy import Evaluation, evaluating
 from ..data import Data
-from ..methods import mtt
+from ..methods import mtt, seenn
 from ..nn import fold
 from . import folder as runs
 from . import recipe as recipes
@@ -22,7 +24,7 @@ from .folder import RunError
 from .processes import World, working
 from .recipe import Recipe
 
-__all__ = ["Evaluation", "Restored", "calibrate", "evaluate", "restore", "test"]
+__all__ = ["Evaluation", "Restored", "calibrate", "early_exit", "evaluate", "restore", "test"]
 
 
 def evaluate(
@@ -101,6 +103,79 @@ def calibrate(
     with torch.random.fork_rng([device] if device.type == "cuda" else []), World(device).autocast(recipe.amp):
         xs = (to_device(x, y, device, *options)[0] for x, y in parts)
         mtt.calibrate(model, xs, None if data.events or t else steps, t)
+
+
+ROUNDS = 3  # that each batch is timed
+
+
+def early_exit(
+    recipe: Recipe, model: torch.nn.Module, data: Data, steps: int, thresholds: Sequence[float] = (), batch: int = 256
+) -> dict:
+    """Early exit on the test data beside all steps at once; see ``snnkern.methods.seenn``.
+
+    Args:
+        steps: T.
+        thresholds: of confidence. None given: the one that ``seenn.choose`` finds on half of the samples, a draw of
+            seed 0; the other half then judges it.
+
+    Returns: ``T``, ``samples``, ``chosen_on`` (how many others chose the threshold, or None) and ``rows``, the first of
+        all steps: ``threshold`` (None), mean ``steps``, ``accuracy`` and ``seconds``, the sum over the batches of the
+        median of 3 rounds, in each of which all rows run one after the other.
+    """
+    with working(recipe.device, recipe.threads, recipe.deterministic) as where, evaluating(model.to(where.device)):
+        if where.size > 1:
+            raise RunError(f"early exit is timed in one process, got {where.size}")
+
+        def parts(index: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for x, y in fetch(data.test, index.split(batch), workers=recipe.workers):
+                yield to_device(x, y, where.device, steps, data.events, recipe.channels_last)
+
+        def whole(x: torch.Tensor) -> torch.Tensor:
+            return model(x) if data.events else model(x, steps)
+
+        with torch.no_grad(), where.autocast(recipe.amp):
+            judged, held = torch.arange(len(data.test)), None
+            if not thresholds:
+                if len(data.test) < 2:
+                    raise RunError(f"to choose a threshold takes two test samples or more, got {len(data.test)}")
+                order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
+                held, judged = order.chunk(2)
+                outputs, labels = zip(*((whole(x).cpu(), y.cpu()) for x, y in parts(held)), strict=True)
+                thresholds = [seenn.choose(torch.cat(outputs, dim=1), torch.cat(labels)).threshold]
+            calls = {None: lambda x: seenn.exits(whole(x), 1.0)} | {
+                threshold: lambda x, threshold=threshold: seenn.exit_early(model, x, threshold, steps)
+                for threshold in thresholds
+            }
+            sums = {threshold: torch.zeros(3, dtype=torch.float64) for threshold in calls}
+            for x, y in parts(judged):
+                taken = [{threshold: _timed(call, x, where.device) for threshold, call in calls.items()}
+                         for _ in range(ROUNDS)]  # fmt: skip
+                for threshold, total in sums.items():
+                    found = taken[0][threshold][0]
+                    right = (found.predictions.cpu() == y.cpu()).sum()
+                    seconds = median(each[threshold][1] for each in taken)
+                    total += torch.tensor([found.steps.sum(), right, seconds], dtype=torch.float64)
+    rows = [
+        {
+            "threshold": threshold,
+            "steps": float(at) / len(judged),
+            "accuracy": float(right) / len(judged),
+            "seconds": float(seconds),
+        }
+        for threshold, (at, right, seconds) in sums.items()
+    ]
+    return {"T": steps, "samples": len(judged), "chosen_on": None if held is None else len(held), "rows": rows}
+
+
+def _timed(call: Callable[[torch.Tensor], seenn.Exits], x: torch.Tensor, device: torch.device):
+    """What the call returns, and its seconds; both calls end with what a GPU has to hand over."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    found = call(x)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return found, time.perf_counter() - begin
 
 
 class Restored(NamedTuple):
