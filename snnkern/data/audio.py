@@ -76,7 +76,7 @@ def spoken(
         channels: a divisor of 700: neighbouring channels are summed.
         values: ``"counts"``, spikes per step and channel, or ``"binary"``, whether there was one.
         window: seconds from the start that the steps share in equal parts; later spikes are left out. For SHD it is
-            1.4, which has room for all its words, unless given; a recording of the speech commands lasts 1 s.
+            1.4 unless given, as its authors' tutorial bins it; a recording of the speech commands lasts 1 s.
     """
     positive("steps", steps)
     if CHANNELS % positive("channels", channels):
