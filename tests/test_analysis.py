@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from snnkern import analysis, losses
-from snnkern.models import CNN6, VGGSNN, ResNet19
+from snnkern.models import CNN6, VGGSNN, ResNet19, SpikingMLP, VanillaRNN
 from snnkern.nn import LIF, SmoothLIF
 from snnkern.surrogate import Dspike
 
@@ -112,6 +112,12 @@ def test_event_frames_may_count_as_spikes_in_the_first_layer_too():
 def test_all_layers_of_an_ann_multiply():
     found = analysis.energy(Small(nn.ReLU), torch.randn(10, 2, 4, 4), 1, neurons=())
     assert found.additions == found.multiplications == found.macs and found.joules == found.ann_joules
+
+
+def test_recurrent_layers_count():
+    counted = analysis.energy(VanillaRNN(2, 8, 1, 3), torch.rand(6, 4, 2), neurons=())
+    assert [(layer.steps, layer.macs) for layer in counted.layers] == [(6, 8 * 2 + 8 * 8), (6, 8 * 3)]
+    assert counted.additions == counted.multiplications == 6 * (80 + 24)
 
 
 def test_sums_of_spikes_count_as_their_value():
@@ -304,6 +310,18 @@ def test_report_of_events(tmp_path):
     assert len(found["moments"]) == found["steps"] == 4 and found["samples"] == 5
     assert "landscape" not in found and not (tmp_path / "landscape.png").exists() and len(found["rise"]["L_TET"]) == 2
     assert "rise" not in analysis.measure(Small(), data, points=0, directions=0)
+
+
+def test_report_of_sequences(tmp_path):
+    torch.manual_seed(0)
+    held = TensorDataset(torch.rand(12, 70, 5), torch.arange(12) % 3)
+    found = analysis.report(
+        SpikingMLP(5, (8,), 3, norm=True), Sets(held, held, events=True), tmp_path, points=0, directions=1
+    )
+    assert (found["steps"], found["samples"], len(found["moments"])) == (70, 12, 70)
+    assert [(layer["steps"], layer["macs"]) for layer in found["energy"]["layers"]] == [(70, 40), (70, 24)]
+    rows = [line.split("|")[1].strip() for line in (tmp_path / "analysis.md").read_text().splitlines() if "|" in line]
+    assert rows[2:38] == [*map(str, range(2, 70, 2)), "70", "layer"]
 
 
 class Sorted(Dataset):

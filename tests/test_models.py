@@ -27,6 +27,7 @@ from snnkern.models import (
     SpikingMLP,
     SpikingResNet34,
     ToyCNN,
+    VanillaRNN,
 )
 from snnkern.models.chain import parse
 from snnkern.nn import BNLIF, LIF, LIFNode, TdBatchNorm, fold
@@ -282,6 +283,9 @@ def test_is_the_network_written_out(name, inputs, norm, backend, device):
         (ToyCNN, 11_824, "0.1", (1, 28, 28)),
         (SpikingMLP, 44_288 + 404, None, None),  # weights and biases
         (partial(SpikingMLP, classes=35), 46_208 + 419, None, None),
+        (partial(SpikingMLP, inputs=1, hidden=(64, 64), classes=10), 4_938, None, None),
+        (partial(SpikingMLP, inputs=1, hidden=(64, 64), classes=10, norm=True), 4_938 + 128, None, None),
+        (lambda neuron: VanillaRNN(), 13_258, None, None),
         (CNN6, 46_874, "0.5", (1, 8, 8)),
     ],
 )
@@ -317,6 +321,7 @@ PUBLISHED = {
     "ToyCNN": (4, 1, 28, 28),
     "VGG14": (2, 3, 32, 32),
     "VGGSNN": (2, 2, 48, 48),
+    "VanillaRNN": (4, 1),
 }
 
 
@@ -476,6 +481,44 @@ def test_mlp_takes_any_sizes():
     assert SpikingMLP(hidden=[8, 3], inputs=5, classes=2)(data(7, 4, 5)).shape == (7, 4, 2)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_mlp_with_norm_is_written_out(fused):
+    torch.manual_seed(0)
+    model = SpikingMLP(5, (32, 16), 3, decay=0.9, norm=True, fused=fused)
+    plain = {key: value.clone() for key, value in model.state_dict().items()}
+    x = y = data(20, 4, 5)
+    for i in (0, 3):
+        y = F.linear(y, plain[f"layers.{i}.weight"])
+        norm = [plain[f"layers.{i + 1}.{key}"] for key in ("weight", "bias", "running_mean", "running_var")]
+        if fused:
+            y = snnkern.bn_lif(y, *norm, training=True, decay=0.9, backend="reference")[0]
+        else:
+            y = F.batch_norm(y.flatten(0, 1), *norm[2:], *norm[:2], training=True).unflatten(0, (20, 4))
+            y = snnkern.lif(y, decay=0.9, backend="reference")[0]
+        assert 0.01 < y.mean() < 0.5
+    assert torch.equal(model(x), F.linear(y, plain["head.weight"], plain["head.bias"]))
+    assert torch.equal(model.layers[4].running_mean, plain["layers.4.running_mean"])
+    taken = []
+    model.layers[3].register_forward_hook(lambda layer, given, made: taken.append(len(given[0])))
+    assert model(x, t=(12, 5)).shape == (5, 4, 3) and taken == [5]  # the neurons wrote the sums
+    other = SpikingMLP(5, (32, 16), 3, decay=0.9, norm=True, fused=not fused)
+    other.load_state_dict(model.state_dict())
+    shut = model.eval()(x)
+    assert (shut != other.eval()(x)).float().mean() < 0.1  # rounded elsewhere
+    assert (shut != fold(model)(x)).float().mean() < 1
+    assert (shut - fold(model)(x)).abs().mean() < 0.02
+
+
+def test_rnn_is_that_of_pytorch():
+    model, x = VanillaRNN(inputs=3, hidden=8, classes=4), data(6, 2, 3)
+    mean = model(x, 6).cumsum(0) / torch.arange(1, 7).view(-1, 1, 1)
+    torch.testing.assert_close(mean, model.head(model.rnn(x)[0]))
+    with pytest.raises(ValueError, match=r"x must be \[T, N, 3\], got shape \(6, 2, 4\)"):
+        model(data(6, 2, 4))
+    with pytest.raises(ValueError, match="steps must be None or the number of frames, 6, got 3"):
+        model(x, 3)
+
+
 def test_vgg_starts_from_kaimings_normal_distribution():
     for stage in VGGSNN(size=16).stages:
         wanted = (2 / (9 * stage.conv.out_channels)) ** 0.5
@@ -625,9 +668,12 @@ def test_models_are_pickled_with_any_neuron():
         (partial(SpikingMLP, hidden=(8, 0)), ValueError, "hidden must be at least 1"),
         (partial(SpikingMLP, inputs=0), ValueError, "inputs must be at least 1"),
         (partial(SpikingMLP, decay=1.5), ValueError, "decay must be in"),
+        (partial(SpikingMLP, norm=1), TypeError, "norm must be True or False, got 1"),
+        (partial(VanillaRNN, hidden=(64, 64)), TypeError, r"hidden must be an int, got \(64, 64\)"),
         *(
             (partial(model, **changes), error, message)
             for model in MODELS.values()
+            if model is not VanillaRNN
             for changes, error, message in (
                 ({"backend": "fpga"}, ValueError, "backend"),
                 ({"neuron": LIF()}, TypeError, "neuron must be a function"),

@@ -23,6 +23,11 @@ DATA = {
     "cifar100": (100, (3, 32, 32)),
     "imagenet": (1000, (3, 224, 224)),
     "dvs-cifar10": (10, (10, 2, 48, 48)),
+    "n-caltech101": (101, (10, 2, 48, 48)),
+    "sequential-digits": (10, (64, 1)),
+    "sequential-mnist": (10, (784, 1)),
+    "shd": (20, (100, 70)),
+    "ssc": (35, (100, 70)),
 }
 DIGITS = [name for name in recipes() if name.startswith("digits-")]
 
@@ -86,6 +91,9 @@ def stages(name):
         ("mtt-bresnet72", [(4, 100, 0.1)]),
         ("mtt-imagenet", [(6, 160, 0.004)]),
         ("mtt-dvs", [(10, 300, 0.1)]),
+        ("mtt-ncaltech101", [(10, 300, 0.1)]),
+        ("mtt-shd", [(100, 150, 0.001)]),
+        ("mtt-ssc", [(100, 60, 0.001)]),
     ],
 )
 def test_published_stages(name, wanted):
@@ -126,13 +134,35 @@ def test_published_numbers():
 
 def test_mixed_time_steps_are_those_published():
     """Du et al., A.2: three samples, from T = 1 up, every block a stage; the batches; calibration on 10 of them."""
-    batches = {"mtt-dvs": 50, "mtt-imagenet": 512}
+    batches = {"mtt-dvs": 50, "mtt-ncaltech101": 50, "mtt-imagenet": 512}
     for name in recipes():
         if name.startswith("mtt-") and load(name).data["name"] in DATA and len(DATA[load(name).data["name"]][1]) > 2:
             stage = load(name).stage[0]
             assert (stage.passes, stage.sampler.low, stage.sampler.granularity) == (3, 1, 1)
             assert stage.mtt.calibration == 10 and load(name).batch == batches.get(name, 256)
             assert {lif.settings["decay"] for lif in neurons(load(name))} == {0.5}
+
+
+def test_sequences_are_those_published():
+    """Du et al., A.12: widths, tau and the number of inputs; the first stage at every step, later ones at no more."""
+    for name, sizes, decay in (
+        ("mtt-seqmnist", (1, 64, 64, 10), 0.99),
+        ("mtt-shd", (70, 128, 128, 128, 20), 0.9753),
+        ("mtt-ssc", (70, 128, 128, 128, 35), 0.9753),
+        ("digits-sequence-mtt", (1, 64, 64, 10), 0.99),
+    ):
+        recipe = load(name)
+        made, sampler = network(recipe), recipe.stage[0].sampler
+        linear = [module for module in made.modules() if isinstance(module, torch.nn.Linear)]
+        assert (linear[0].in_features, *(layer.out_features for layer in linear)) == sizes
+        assert {lif.settings["decay"] for lif in neurons(recipe)} == {decay}
+        assert sampler.monotone and sampler.first_fixed and sampler.high == DATA[recipe.data["name"]][1][0]
+        assert load(name, ["stage.mtt=none"]).stage[0].mtt is None
+    assert override(load("digits-sequence-sdt"), ["title=x", "source=x"]) == load(
+        "digits-sequence-mtt", ["stage.mtt=none", "title=x", "source=x"]
+    )
+    rnn = network(load("mtt-seqmnist-rnn")).rnn
+    assert (rnn.input_size, rnn.hidden_size, rnn.num_layers) == (1, 64, 2)
 
 
 def neurons(recipe, stage=0):
@@ -267,6 +297,29 @@ def test_mistakes_that_the_data_show():
         load("digits-tet", ["data.nois=1"]).load_data()
     with pytest.raises(RecipeError, match="data: noise must be a finite number, not negative, got -1"):
         load("digits-tet", ["data.noise=-1"]).load_data()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "digits-sdt",
+            ["model.name=SpikingMLP"],
+            r"model: SpikingMLP takes sequences \[T, inputs\], digits has \(1, 8,",
+        ),
+        (
+            "digits-sequence-sdt",
+            ["model={name='CNN6'}"],
+            r"model: CNN6 takes images .*, sequential-digits has \(64, 1\)",
+        ),
+        ("digits-sequence-rnn", ["stage.network=snn"], "stage.0.network must be 'ann', as VanillaRNN has no neurons"),
+        ("digits-sequence-rnn", ["neuron.decay=0.5"], "neuron must be left out, as VanillaRNN has none, got"),
+        ("digits-sequence-sdt", ["model.inputs=3"], "model.inputs is no key; there are hidden, decay, norm"),
+    ],
+)
+def test_mistakes_that_the_model_shows(name, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        network(load(name, changes))
 
 
 def test_files(tmp_path):

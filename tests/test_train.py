@@ -30,7 +30,7 @@ from snnkern.methods import dspike
 from snnkern.models import MODELS
 from snnkern.train import fit
 from snnkern.train import folder as runs
-from snnkern.train.batches import Epoch
+from snnkern.train.batches import Epoch, to_device
 from snnkern.train.compare import compare, named, table
 from snnkern.train.evaluation import evaluate, restore
 from snnkern.train.folder import Interrupted, RunError, load_weights, read_metrics
@@ -498,6 +498,12 @@ PROBED = [
     *("data.train=80", "data.noise=0.0", "batch=32", "model.name=ToyCNN", "stage.steps=2", "stage.epochs=2"),
     "stage.probe={eps = [0.1, 0.001], iterations = 2}",
 ]
+
+
+def test_a_sequence_stays_as_it_is_channels_last():
+    x = torch.rand(2, 5, 3)
+    taken, _ = to_device(x, torch.zeros(2), torch.device("cpu"), 4, True, channels_last=True)
+    assert torch.equal(taken, x[:, :4].transpose(0, 1))
 
 
 @pytest.mark.parametrize("network", ["ann", "snn"])

@@ -51,7 +51,7 @@ def joules(additions: float, multiplications: float, add: float = 0.9, multiply:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer, per sample."""
+    """A convolution, linear or recurrent layer, per sample."""
 
     name: str
     steps: float
@@ -227,6 +227,9 @@ class _Count:
             (x,), seen = inputs, self.layers[name]
             if isinstance(module, nn.Linear):
                 frames, seen.macs = x.numel() // module.in_features, module.weight.numel()
+            elif isinstance(module, nn.RNNBase):
+                frames = x.numel() // module.input_size
+                seen.macs = sum(weight.numel() for weight in module.parameters() if weight.dim() == 2)
             else:
                 frames, seen.macs = len(x), output[0].numel() * module.weight[0].numel()
             seen.frames += frames
@@ -250,7 +253,7 @@ def _count(model, x, steps, batch, neurons) -> _Count:
     count, handles = _Count(), []
     try:
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.RNNBase)):
                 handles.append(module.register_forward_hook(count.layer(name)))
             elif isinstance(module, neurons):
                 handles.append(module.register_forward_hook(count.neuron(name)))

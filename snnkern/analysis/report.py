@@ -82,7 +82,8 @@ def measure(
     x, y = _some(data.test, samples, data.events, seed)
     steps = steps or (len(x) if data.events else model.steps)
     longest = longest or (len(x) if data.events else 2 * steps)
-    batch = batch or max(1, AT_ONCE // max(6, longest))
+    at_once = AT_ONCE * (64 if x.dim() == 3 else 1)  # a step of a sequence is small
+    batch = batch or max(1, min(256, at_once // max(6, longest)))
 
     starting("accuracy")
     found = {
@@ -155,7 +156,7 @@ def _made(folder: str | Path) -> Path:
 
 
 def _some(dataset, samples: int, events: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A draw of the samples as tensors: x [N, C, H, W], or [T, N, C, H, W] of events, and y [N]."""
+    """A draw of the samples as tensors: x [N, C, H, W], or [T, N, ...] of events, and y [N]."""
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: positive("samples", samples)]
     x, y = zip(*(dataset[i] for i in chosen.tolist()), strict=True)
     return torch.stack(x, dim=1 if events else 0), torch.tensor([int(label) for label in y])
@@ -274,8 +275,9 @@ def _text(found: dict, drawn: list[Path]) -> str:
     def percent(values: Iterable[float]) -> list[str]:
         return [f"{100 * value:.1f}" for value in values]
 
-    at = range(1, len(found["moments"]) + 1)
-    accuracy = zip(map(str, at), percent(found["accuracy_over_steps"]), percent(found["moments"]), strict=True)
+    at = _shown(len(found["moments"]))
+    reached = ([found[name][t - 1] for t in at] for name in ("accuracy_over_steps", "moments"))
+    accuracy = zip(map(str, at), *map(percent, reached), strict=True)
     parts = [
         f"# Analysis, T = {found['steps']}, {found['samples']} test samples\n",
         "## Accuracy, %\n",
@@ -339,7 +341,7 @@ def _compared(networks: Mapping[str, Sequence[dict]], drawn: list[Path]) -> str:
         return lambda found: found["rise"][name][i] if "rise" in found else None
 
     founds = [found for runs in networks.values() for found in runs]
-    longest = range(1, max(len(found["moments"]) for found in founds) + 1)
+    longest = _shown(max(len(found["moments"]) for found in founds))
     measured = next((found["rise"] for found in founds if "rise" in found), {"radii": []})
     rows = [
         row("seeds", lambda found: None, ""),
@@ -359,6 +361,12 @@ def _compared(networks: Mapping[str, Sequence[dict]], drawn: list[Path]) -> str:
     rows[0] = ["seeds", *(str(len(runs)) for runs in networks.values())]
     title = f"# Analysis of {len(founds)} networks, {founds[0]['samples']} test samples\n"
     return "\n".join([title, _table(("mean ± sd", *networks), rows), COUNTED, _pictures(drawn)])
+
+
+def _shown(longest: int) -> list[int]:
+    """The steps that a table shows: all, but of a long sequence some, and the last."""
+    every = max(1, longest // 32)
+    return [*range(every, longest, every), longest]
 
 
 def _generalised(founds: Sequence[dict]) -> Iterator[tuple[str, Callable[[dict], float | None], str]]:

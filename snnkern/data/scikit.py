@@ -28,6 +28,15 @@ def digits(
     Returns:
         (x, y) for training and (x, y) for testing: x [N, 1, 8, 8] float32, y [N] int64.
     """
+    if not isinstance(noise, (int, float)) or not 0 <= noise < float("inf"):
+        raise ValueError(f"noise must be a finite number, not negative, got {noise!r}")
+    x, y, generator = pixels(seed, train)
+    x += noise * torch.randn(x.shape, generator=generator)
+    return split((x - x[:train].mean()) / x[:train].std(), y, train)
+
+
+def pixels(seed: int, train: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    """All images [1797, 1, 8, 8] in [0, 1] and y, permuted, and the generator that did it."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
@@ -36,15 +45,15 @@ def digits(
     available = len(labels) - TEST
     if not isinstance(train, int) or not 1 <= train <= available:
         raise ValueError(f"train must be a whole number between 1 and {available}, got {train!r}")
-    if not isinstance(noise, (int, float)) or not 0 <= noise < float("inf"):
-        raise ValueError(f"noise must be a finite number, not negative, got {noise!r}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     x = torch.from_numpy(images).float().view(-1, 1, 8, 8)[order] / 16
-    y = torch.from_numpy(labels).long()[order]
-    x += noise * torch.randn(x.shape, generator=generator)
-    x = (x - x[:train].mean()) / x[:train].std()
-    return (x[:train], y[:train]), (x[available:], y[available:])
+    return x, torch.from_numpy(labels).long()[order], generator
+
+
+def split(x, y, train: int):
+    """The first ``train`` samples and the last ``TEST``."""
+    return (x[:train], y[:train]), (x[-TEST:], y[-TEST:])
 
 
 def load_digits_data(root: Path | None = None, seed: int = 0, *, noise: float = 0.4, train: int = 600) -> Data:

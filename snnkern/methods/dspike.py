@@ -161,10 +161,12 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def first_weight(model: nn.Module) -> nn.Parameter:
-    """The weight of the first convolution or linear layer, in the order in which the model registers them."""
+    """The weight of the first convolution, linear or recurrent layer, in the order of their registration."""
     for module in model.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             return module.weight
+        if isinstance(module, nn.RNNBase):
+            return module.weight_ih_l0
     raise ValueError(f"model must have a convolution or linear layer, {type(model).__name__} has none")
 
 

@@ -56,7 +56,7 @@ class Sampler:
 
     @property
     def mean(self) -> float:
-        """Of every t_i that is drawn."""
+        """Of every t_i that is drawn, not of one that is fixed."""
         return (self.low + self.high) / 2
 
     def draw(self, stages: int, generator: torch.Generator) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from .resnet import (
     SEWResNet34,
     SpikingResNet34,
 )
+from .rnn import VanillaRNN
 from .toy import ToyCNN
 from .vgg import SNN5, VGG14, VGGSNN, DspikeVGG16
 
@@ -42,6 +43,7 @@ MODELS = {
         ToyCNN,
         VGG14,
         VGGSNN,
+        VanillaRNN,
     )
 }
 

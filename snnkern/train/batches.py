@@ -55,13 +55,13 @@ def fetch(
 def to_device(
     x: torch.Tensor, y: torch.Tensor, device: torch.device, steps: int, events: bool, channels_last: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As models take them: images [N, C, H, W], or the first ``steps`` frames, [N, T, C, H, W] to [T, N, C, H, W]."""
+    """As models take them: images [N, C, H, W], or the first ``steps`` frames, [N, T, ...] to [T, N, ...]."""
     if events:
         if x.shape[1] < steps:
             raise ValueError(f"steps must be at most the number of frames, {x.shape[1]}, got {steps}")
         x = x[:, :steps].movedim(1, 0)
     x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-    if channels_last:
+    if channels_last and x.dim() > 3:  # a sequence has no channels
         folded = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
         x = folded.unflatten(0, x.shape[:-3])
     return x, y

@@ -93,6 +93,7 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
     for run in fitted:
         epochs = read_metrics(run_folder(folder, run["name"], run["seed"], len(names)))
         run["seconds"] = sum(epoch["seconds"] + epoch.get("search_seconds", 0.0) for epoch in epochs)
+        run["cost"] = sum(epoch.get("passes", 1) * epoch.get("mean_t", epoch["steps"]) for epoch in epochs)
         run["stages"] = [_stage_of(epochs, stage) for stage in range(epochs[-1]["stage"] + 1)]
     results = {
         "recipes": {name: recipe.settings() for name, recipe in recipes.items()},
@@ -145,7 +146,6 @@ def _fit_and_test(name: str, run: Recipe, folder: Path, steps: int, watch: Watch
         "name": name,
         "seed": run.seed,
         "steps": trained,
-        "cost": run.total_cost,
         "accuracy": tested.accuracy,
         "moments": tested.moments,
         "test_sdt": tested.sdt[trained - 1],

@@ -160,7 +160,7 @@ class Stage:
 
     @property
     def cost(self) -> float:
-        """Of an epoch: passes over the training samples times steps; on average, where steps are drawn."""
+        """Of an epoch: passes over the training samples times steps; with mixed time steps, the mean of those drawn."""
         return self.passes * (self.sampler.mean if self.mtt else self.steps)
 
     def make_optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -219,10 +219,13 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, kept in (("data", data.SETS), ("model", models.MODELS)):
             _choice(f"{name}.name", getattr(self, name).get("name"), kept)
-        ours = "classes", "in_channels", "size", "steps", "neuron", "backend", "fused"
+        ours = "classes", "in_channels", "inputs", "size", "steps", "neuron", "backend", "fused"
         _keywords("model", _without_name(self.model), self._model_options(), ours)
         if not self.fused and "fused" not in self._model_options():
             raise RecipeError(f"fused must be true, as {self.model['name']} has no fused layers, got False")
+        spiking = "neuron" in self._model_options()
+        if self.neuron and not spiking:
+            raise RecipeError(f"neuron must be left out, as {self.model['name']} has none, got {self.neuron}")
         _try("neuron", self.make_neuron())
         if self.accumulate > self.batch:
             raise RecipeError(f"accumulate must be at most batch, {self.batch}, got {self.accumulate}")
@@ -230,6 +233,10 @@ class Recipe:
             raise RecipeError("stage must be one [[stage]] table or more, got none")
         for index, stage in enumerate(self.stage):
             _check_stage(f"stage.{index}", index, stage)
+            if stage.network == "snn" and not spiking:
+                raise RecipeError(
+                    f"stage.{index}.network must be 'ann', as {self.model['name']} has no neurons, got 'snn'"
+                )
             if stage.mtt and self.compile:
                 raise RecipeError(
                     f"compile must be false with stage.{index}.mtt, whose every t would be compiled, got True"
@@ -266,9 +273,14 @@ class Recipe:
             raise RecipeError(f"backend: {error}") from error
 
     def make_model(self, index: int, classes: int, shape: tuple[int, ...]) -> torch.nn.Module:
-        """The network of a stage, for ``classes`` and samples of this shape: [C, H, W], or [T, C, H, W]."""
+        """The network of a stage, for ``classes`` and samples of this shape: [C, H, W], [T, C, H, W] or, as a
+        sequence, [T, inputs]."""
         stage, allowed = self.stage[index], self._model_options()
-        options = {"classes": classes, "in_channels": shape[-3], "size": shape[-1], "steps": stage.steps}
+        if (len(shape) == 2) != ("inputs" in allowed):
+            wanted = "sequences [T, inputs]" if "inputs" in allowed else "images [C, H, W] or frames of them"
+            raise RecipeError(f"model: {self.model['name']} takes {wanted}, {self.data['name']} has {tuple(shape)}")
+        sizes = {"inputs": shape[-1]} if "inputs" in allowed else {"in_channels": shape[-3], "size": shape[-1]}
+        options = {"classes": classes, "steps": stage.steps, **sizes}
         if stage.network == "ann":
             options["neuron"] = torch.nn.ReLU
         elif self.neuron:
