@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import NamedTemporaryFile
@@ -154,6 +155,12 @@ def evaluate(
     stage: StageOption = -1,
     best: Best = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    events: Annotated[
+        bool, typer.Option("--events", help="Event by event, as an asynchronous chip does it, beside T of training.")
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option(help="With --events: how many of the test data, evenly spread. Default: all.")
+    ] = None,
 ) -> None:
     """Test trained networks at several T.
 
@@ -161,6 +168,13 @@ def evaluate(
     """
     from .train.folder import grouped
 
+    if samples is not None and (samples < 1 or not events):
+        _fail(f"--samples must be at least 1 and go with --events, got {samples}")
+    if events and steps:
+        _fail(f"--steps must be left out with --events, which has no clock, got {steps}")
+    if events:
+        _events(path, overrides or [], samples, stage, best, as_json)
+        return
     asked = _steps(steps) if steps else None
     with _errors(path):
         runs = grouped([path])
@@ -183,6 +197,40 @@ def evaluate(
             f"{one['title']}\n{several}stage.{one['stage']} after epoch {one['epoch']}, {one['samples']} test samples"
         )
         Console().print(_table(header, lines, title))
+
+
+def _events(path: Path, overrides: list[str], samples: int | None, stage: int, best: bool, as_json: bool) -> None:
+    from rich.progress import track
+
+    from .train.evaluation import restore, test_events
+    from .train.folder import grouped
+    from .train.recipe import override
+
+    with _errors(path):
+        found: dict[str, list[dict]] = {}
+        for label, run in ((label, run) for label, runs in grouped([path]).items() for run in runs):
+            model, recipe, about = restore(run, stage, best)
+            watch = partial(track, description=str(run), console=Console(stderr=True), transient=True)
+            measured = test_events(override(recipe, overrides), model, about["stage"], samples, watch)
+            found.setdefault(label, []).append({"run": str(run), "title": recipe.title, **about, **measured})
+    if as_json:
+        typer.echo(json.dumps({"networks": found}, indent=2))
+        return
+    header = "network", "clocked, %", "event-driven, %", "gap", "events", "spikes", "operations"
+    lines = []
+    for label, tested in found.items():
+        columns = {
+            "clocked": [100 * each["clocked"] for each in tested],
+            "event-driven": [100 * each["event_driven"] for each in tested],
+            "gap": [100 * (each["event_driven"] - each["clocked"]) for each in tested],
+            "events": [each["events"] for each in tested],
+            **{name: [sum(each[name].values()) for each in tested] for name in ("spikes", "operations")},
+        }
+        forms = dict.fromkeys(columns, ",.0f") | {"clocked": ".2f", "event-driven": ".2f", "gap": "+.2f"}
+        lines.append([label, *(_spread(values, forms[name]) for name, values in columns.items())])
+    count = next(iter(found.values()))[0]["samples"]
+    title = f"{count} test samples; events, spikes and synaptic operations are those of one sample"
+    Console().print(_table(header, lines, title))
 
 
 def _tested(path: Path, overrides: list[str], at: list[int] | None, stage: int, best: bool) -> dict:

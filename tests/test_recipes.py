@@ -222,7 +222,7 @@ def test_overrides():
         ("stage=[]", "stage must be one [[stage]] table or more, got none"),
         ("model.name=ResNet20", "model.name must be one of CNN6, "),
         ("model.stem=3", "model.stem is no key"),
-        ("neuron.kind=IF", "neuron.kind must be one of LIF, SmoothLIF, got 'IF'"),
+        ("neuron.kind=IF", "neuron.kind must be one of LIF, SmoothLIF, IAF, got 'IF'"),
         ("neuron.tua=2", "neuron.tua is no key, did you mean tau?"),
         ("neuron.decay=2", "neuron: decay must be in [0, 1], got 2"),
         ("neuron.surrogate=Triangle", "neuron.surrogate must be a table with a name, got 'Triangle'"),

@@ -6,6 +6,7 @@ Networks are taken as ``snnkern.models`` makes them: static images [N, C, H, W],
 """
 
 from .accuracy import Evaluation, accuracy_over_steps, evaluate, moments, outputs
+from .asynchronous import EventDriven, event_driven, without_biases
 from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
 from .landscape import Landscape, landscape, rise
 from .report import measure, report, write
@@ -13,11 +14,13 @@ from .report import measure, report, write
 __all__ = [
     "Energy",
     "Evaluation",
+    "EventDriven",
     "Landscape",
     "accuracy_over_energy",
     "accuracy_over_steps",
     "energy",
     "evaluate",
+    "event_driven",
     "joules",
     "landscape",
     "measure",
@@ -26,5 +29,6 @@ __all__ = [
     "report",
     "rise",
     "sparsity",
+    "without_biases",
     "write",
 ]

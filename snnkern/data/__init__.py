@@ -10,7 +10,7 @@ from pathlib import Path
 from .base import Data
 from .events import dvs_cifar10
 from .images import cifar, imagenet, mnist
-from .scikit import digits, load_digits_data
+from .scikit import digits, digits_spikes, load_digits_data
 
 __all__ = ["SETS", "Data", "digits", "load"]
 
@@ -21,6 +21,7 @@ SETS = {
     "cifar100": partial(cifar, "cifar100"),
     "imagenet": imagenet,
     "dvs-cifar10": dvs_cifar10,
+    "digits-spikes": digits_spikes,
 }
 
 
@@ -31,7 +32,7 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
         name: ``"digits"``, ``"mnist"``, ``"cifar10"``, ``"cifar100"``, ``"imagenet"`` or ``"dvs-cifar10"``.
         root: the folder with the files, as torchvision or tonic lay them; None: ``data``. The digits come with
             scikit-learn and need none.
-        seed: of a data set that is drawn: the digits. The others have their fixed split.
+        seed: of a data set that is drawn: those of the digits. The others have their fixed split.
         options: those of the data set, below; ``augment`` is about what is trained on alone.
 
             digits: ``noise`` (0.4), ``train`` (600): see ``digits``.
@@ -40,6 +41,7 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
             imagenet: ``augment`` ("crop-flip", "none"): see ``images.imagenet``.
             dvs-cifar10: ``frames`` (10), ``by`` ("time", "count"), ``values`` ("counts", "binary"), ``size`` (48),
             ``resize`` ("bilinear", "nearest"), ``augment`` ("flip-roll", "nda", "none"): see ``events.dvs_cifar10``.
+            digits-spikes: ``bins`` (16), ``events`` (8), ``train`` (600): see ``scikit.digits_spikes``.
 
     Raises: ValueError for a name or option that does not exist, FileNotFoundError where the data set is missing,
         ModuleNotFoundError where the package that reads it is.

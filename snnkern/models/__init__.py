@@ -7,6 +7,7 @@ The ANN of a model is the same class with ``neuron=torch.nn.ReLU``, at T = 1. It
 so that ``snn.load_state_dict(ann.state_dict())`` starts the SNN from it.
 """
 
+from .chip import ChipNet
 from .cnn6 import CNN6
 from .mlp import SpikingMLP
 from .resnet import DspikeResNet18, ResNet18, ResNet19, SEWResNet34, SpikingResNet34
@@ -17,6 +18,7 @@ MODELS = {
     model.__name__: model
     for model in (
         CNN6,
+        ChipNet,
         DspikeResNet18,
         DspikeVGG16,
         ResNet18,

@@ -11,7 +11,8 @@ from ..backend import load
 from ..backend.reference import lif as reference
 from ..ops.lif import lif
 from ..ops.ttm import ttm
-from ..spec.arguments import check_residual, check_x, positive
+from ..spec.arguments import check_residual, check_x, number, positive
+from ..spec.layout import state_dtype
 from ..spec.neuron import new_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
@@ -102,6 +103,73 @@ class SmoothLIF(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.spec.surrogate!r}, {self.spec.form}={self.spec.leak}, threshold={self.spec.threshold}"
+
+
+class IAF(nn.Module):
+    """Integrate-and-fire neurons of asynchronous chips, clocked: no leak, soft reset, a lower bound of the potential.
+
+    ::
+
+        h[t] = max(v[t-1] + x[t], v_min)    s[t] = (h[t] >= threshold)    v[t] = h[t] - threshold s[t]    v[0] = 0
+
+    At most one spike a step: charge for more stays, and fires at the next steps. The gradient is autograd's of this
+    loop with the surrogate for ds/dh; where ``v[t-1] + x[t] < v_min`` none passes. As no kernel knows the bound, it is
+    a loop of PyTorch operations; with ``v_min=None`` it is ``snnkern.lif``.
+
+    ``forward(x, residual=None)``, as ``LIF``.
+
+    Args:
+        threshold: positive.
+        v_min: lower bound of the potential, at most 0; None for none.
+        surrogate, detach_reset, time_dim: those of ``LIF``.
+        backend: that of ``LIF`` without a bound; with one ``None`` or ``"reference"``.
+
+    Source: sinabs' ``IAF`` with ``SingleSpike``, and -1 for ``min_v_mem`` as in the published code of Du et al.,
+    "Temporal Flexibility in Spiking Neural Networks", ICLR 2025, which lets several spikes fire a step.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 1.0,
+        v_min: float | None = -1.0,
+        surrogate: Surrogate = Triangle(),
+        detach_reset: bool = False,
+        time_dim: int = 0,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        self.spec = new_spec(1.0, None, True, threshold, None, from_spikingjelly(surrogate), detach_reset, True)
+        if self.spec.threshold <= 0:
+            raise ValueError(f"threshold must be positive, got {threshold!r}")
+        self.v_min = v_min if v_min is None else number("v_min", v_min)
+        if v_min is not None and v_min > 0:
+            raise ValueError(f"v_min must be at most 0, where the potential starts, got {v_min!r}")
+        if backend is not None:
+            load(backend)
+            if v_min is not None and backend != "reference":
+                raise ValueError(
+                    f"backend must be None or 'reference' with v_min, which no kernel knows, got {backend!r}"
+                )
+        self.time_dim, self.backend = time_dim, backend
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        check_residual(residual)
+        x, spec = x if residual is None else x + residual, self.spec
+        if self.v_min is None:
+            neuron = {"decay": 1.0, "reset": None, "threshold": spec.threshold, "fire_at_threshold": True}
+            options = {"surrogate": spec.surrogate, "detach_reset": spec.detach_reset, "return_v": False}
+            return lif(x, **neuron, **options, time_dim=self.time_dim, backend=self.backend)[0]
+        time_dim = check_x(x, self.time_dim)
+        v, spikes = 0.0, []
+        for x_t in x.to(state_dtype(x.dtype)).unbind(time_dim):
+            h = (v + x_t).clamp(min=self.v_min)
+            s = spec.surrogate(h - spec.threshold, h >= spec.threshold)
+            v = h - spec.threshold * (s.detach() if spec.detach_reset else s)
+            spikes.append(s.to(x.dtype))
+        return torch.stack(spikes, time_dim) if spikes else torch.empty_like(x)
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.spec.threshold}, v_min={self.v_min}, {self.spec.surrogate!r}"
 
 
 class TTM(nn.Module):
