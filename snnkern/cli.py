@@ -22,6 +22,7 @@ from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
 from .files import versions
+from .models import Staged
 from .train.folder import Interrupted, RecipeError, RunError
 
 app = typer.Typer(
@@ -152,6 +153,13 @@ def evaluate(
     steps: Annotated[
         str | None, typer.Option(help="Time steps T, such as 1,2,4,8. Default: 1 to T of training.")
     ] = None,
+    t: Annotated[
+        str | None,
+        typer.Option("--t", help="A temporal configuration, such as 3,2,2,5: the time steps of every stage."),
+    ] = None,
+    calibrate: Annotated[
+        int, typer.Option(help="Batches of training data from which batch norms are calibrated anew for what is asked.")
+    ] = 0,
     stage: StageOption = -1,
     best: Best = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -164,22 +172,29 @@ def evaluate(
 ) -> None:
     """Test trained networks at several T.
 
-    Accuracy of the averaged potential and of each single step, and losses.
+    Accuracy of the averaged potential and of each single step, and losses. Batch norms have the statistics that
+    training left: with mixed time steps, those of its greatest T.
     """
     from .train.folder import grouped
 
     if samples is not None and (samples < 1 or not events):
         _fail(f"--samples must be at least 1 and go with --events, got {samples}")
-    if events and steps:
-        _fail(f"--steps must be left out with --events, which has no clock, got {steps}")
+    if events and (steps or t):
+        _fail(f"--steps and --t must be left out with --events, which has no clock, got {steps or t}")
     if events:
         _events(path, overrides or [], samples, stage, best, as_json)
         return
     asked = _steps(steps) if steps else None
+    if t and steps:
+        _fail(f"--t and --steps ask for different things, got {t!r} and {steps!r}")
+    if calibrate < 0:
+        _fail(f"--calibrate must be at least 0, got {calibrate}")
+    timing = _configuration(t) if t else None
     with _errors(path):
         runs = grouped([path])
         found = {
-            label: [_tested(run, overrides or [], asked, stage, best) for run in held] for label, held in runs.items()
+            label: [_tested(run, overrides or [], asked, timing, calibrate, stage, best) for run in held]
+            for label, held in runs.items()
         }
     if as_json:
         alone = sum(map(len, found.values())) == 1
@@ -233,8 +248,16 @@ def _events(path: Path, overrides: list[str], samples: int | None, stage: int, b
     Console().print(_table(header, lines, title))
 
 
-def _tested(path: Path, overrides: list[str], at: list[int] | None, stage: int, best: bool) -> dict:
-    from .train.evaluation import restore, test
+def _tested(
+    path: Path,
+    overrides: list[str],
+    at: list[int] | None,
+    t: tuple[int, ...] | None,
+    calibration: int,
+    stage: int,
+    best: bool,
+) -> dict:
+    from .train.evaluation import calibrate, restore, test
     from .train.recipe import override
 
     model, recipe, about = restore(path, stage, best)
@@ -244,12 +267,27 @@ def _tested(path: Path, overrides: list[str], at: list[int] | None, stage: int, 
     data = recipe.load_data()
     if data.events and max(at) > data.shape[0]:
         _fail(f"--steps must be at most the number of frames, {data.shape[0]}, got {max(at)}")
-    found = test(recipe, model, data, max(at))
-    rows = [
-        {"T": t, "accuracy": found.accuracy[t - 1], "moment": found.moments[t - 1], "sdt": found.sdt[t - 1],
-         "tet": found.tet[t - 1]}
-        for t in at
-    ]  # fmt: skip
+
+    def tested(steps: int, t: tuple[int, ...] | None = None):
+        if calibration:
+            calibrate(recipe, model, data, calibration, steps, t)
+        return test(recipe, model, data, steps, t=t)
+
+    def row(label, found, i: int) -> dict:
+        return {"T": label, "accuracy": found.accuracy[i], "moment": found.moments[i], "sdt": found.sdt[i],
+                "tet": found.tet[i]}  # fmt: skip
+
+    if t:
+        if not isinstance(model, Staged) or len(t) != model.n_stages:
+            wanted = f"a number for each of its {model.n_stages} stages" if isinstance(model, Staged) else "left out"
+            _fail(f"--t must be {wanted} with {type(model).__name__}, got {len(t)} numbers")
+        found = tested(max(t) if not data.events else data.shape[0], t)
+        rows = [row(",".join(map(str, t)), found, -1)]
+    elif calibration:  # of every T, as each has its statistics
+        rows = [row(steps, found := tested(steps), -1) for steps in at]
+    else:
+        found = tested(max(at))
+        rows = [row(steps, found, steps - 1) for steps in at]
     return {
         "run": str(path),
         "title": recipe.title,
@@ -406,6 +444,16 @@ def _steps(text: str) -> list[int]:
     except ValueError:
         _fail(f"--steps must be whole numbers from 1 up with commas between, got {text!r}")
     return at
+
+
+def _configuration(text: str) -> tuple[int, ...]:
+    try:
+        t = tuple(int(part) for part in text.split(","))
+        if min(t) < 1:
+            raise ValueError
+    except ValueError:
+        _fail(f"--t must be whole numbers from 1 up with commas between, got {text!r}")
+    return t
 
 
 def _table(header, lines: list[list[str]], title: str | None) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ def evaluate(
     parts: Parts,
     steps: int | None = None,
     total: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
+    t: Sequence[int] | None = None,
 ) -> Evaluation:
     """Tests in eval mode, and leaves every module in the mode it was in.
 
@@ -41,9 +42,11 @@ def evaluate(
         parts: (x, y) as the model takes them: x [N, C, H, W], or frames [T, N, ...]; y [N], int64.
         steps: of static images. Default: the model's own.
         total: of sums [5, T], over the processes that share the work.
+        t: a temporal configuration in place of ``steps``; see ``snnkern.models.Staged``. Only the last entries of what
+            is returned are then those of a network that stops there.
     """
     with torch.no_grad(), evaluating(model):
-        sums = total(sum(_sums(scores.float(), y) for scores, y in _scored(model, parts, steps)))
+        sums = total(sum(_sums(scores.float(), y) for scores, y in _scored(model, parts, steps, t)))
     *rows, samples = sums.tolist()
     return Evaluation(*([value / samples[0] for value in row] for row in rows), int(samples[0]))
 
@@ -68,11 +71,14 @@ def moments(
     return evaluate(model, *_parts(x, y, steps, batch)).moments
 
 
-def outputs(model: nn.Module, x: torch.Tensor, steps: int | None = None, batch: int = 256) -> torch.Tensor:
-    """[T, N, classes] of all samples, on the CPU."""
+def outputs(
+    model: nn.Module, x: torch.Tensor, steps: int | None = None, batch: int = 256, t: Sequence[int] | None = None
+) -> torch.Tensor:
+    """[T, N, classes] of all samples, on the CPU; ``t``: see ``evaluate``."""
     nobody = torch.zeros(x.shape[0 if x.dim() == 4 else 1], dtype=torch.int64)
     with torch.no_grad(), evaluating(model):
-        return torch.cat([scores.cpu() for scores, _ in _scored(model, *_parts(x, nobody, steps, batch))], dim=1)
+        parts, steps = _parts(x, nobody, steps, batch)
+        return torch.cat([scores.cpu() for scores, _ in _scored(model, parts, steps, t)], dim=1)
 
 
 @contextmanager
@@ -101,11 +107,14 @@ def _parts(x: torch.Tensor, y: torch.Tensor, steps: int | None, batch: int) -> t
     return zip(x.split(batch, dim=0 if static else 1), y.split(batch), strict=True), steps
 
 
-def _scored(model: nn.Module, parts: Parts, steps: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _scored(
+    model: nn.Module, parts: Parts, steps: int | None, t: Sequence[int] | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Outputs [T, N, classes] of every part, and y, on the device of the model."""
     device, options = next(model.parameters()).device, () if steps is None else (steps,)
+    named = {} if t is None else {"t": t}
     for x, y in parts:
-        yield model(x.to(device), *options), y.to(device)
+        yield model(x.to(device), *options, **named), y.to(device)
 
 
 def _sums(scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

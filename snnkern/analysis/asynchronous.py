@@ -2,7 +2,7 @@
 
 A network is a row of synapses (convolutions, linear layers, average pools) and ``nn.IAF`` neurons without biases, which
 cannot exist without a clock. An event adds the weights of its synapses to the neurons that they reach, whose potential
-has a lower bound; then every neuron of the layer at or above the threshold fires once, and keeps the rest of its charge,
+has a lower bound; then every neuron of the layer at or above the threshold fires once and keeps the rest of its charge,
 which may let it fire at the layer's next event. These spikes have run through all layers before the next event of the
 input is taken. Simultaneous events are taken as they stand, spikes that one event causes in a layer in the order of
 their neurons: channel by channel, row by row.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..spec.arguments import positive
-from .layers import Neurons, Stage, as_frames
+from .layers import Neurons, Stage, Staged, as_frames
 
 
 class Step(NamedTuple):
@@ -35,7 +35,7 @@ def parse(plan: str) -> list[Step]:
     return steps
 
 
-class Chain(nn.Module):
+class Chain(Staged):
     """Stages of convolution, batch norm and neurons with average pools, then linear layers with neurons in between.
 
     Args:
@@ -52,7 +52,7 @@ class Chain(nn.Module):
         linear_bias: of all linear layers.
 
     Shapes: static images [N, C, H, W], shown unchanged at ``steps`` steps, or frames [T, N, C, H, W], one per step, to
-    [T, N, classes].
+    [T, N, classes]. Stages: those of the plan; see ``Staged`` for ``t``.
     """
 
     def __init__(
@@ -91,10 +91,16 @@ class Chain(nn.Module):
             width = outputs
         self.head = nn.Linear(width, positive("classes", classes), bias=linear_bias)
 
-    def forward(self, x: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        x, steps = as_frames(x, steps, self.steps, self.in_channels, self.size)
-        for stage in self.stages:
-            x = stage(x, steps)
+    def stage_modules(self) -> list[tuple[nn.Module, ...]]:
+        *before, last = self.stages
+        return [*((stage,) for stage in before), (last, self.hidden)]
+
+    def forward(self, x: torch.Tensor, steps: int | None = None, t: Sequence[int] | None = None) -> torch.Tensor:
+        x, frames = as_frames(x, self.in_channels, self.size)
+        t = self.timing(frames, steps, t)
+        x = x[: t[0]]
+        for stage, here, out in zip(self.stages, t, self.handed_on(t), strict=True):
+            x = stage(x, here, steps_out=out)
         return self.head(self.hidden(x.flatten(2)))
 
     def kaiming(self) -> None:

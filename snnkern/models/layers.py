@@ -2,15 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import nn
 
 from ..nn import BNLIF, LIF, TdBatchNorm
+from ..ops.ttm import ttm
 from ..spec.arguments import positive
 from ..surrogate import Triangle
+
+
+class Staged(nn.Module):
+    """A network of n stages in a row, each of which may have its own number of time steps.
+
+    ``forward(x, steps=None, t=None)``: static images [N, C, H, W], shown unchanged at every step of the first stage, or
+    frames [T, N, ...], one per step, to outputs [T, N, classes]. ``t = (t_1, ..., t_n)`` is a temporal configuration:
+
+    - the first stage shows a static image t_1 times, or takes the first t_1 frames; the outputs have t_n steps;
+    - between stages of different time steps stands the temporal transformation ``snnkern.ttm``: spikes are summed over
+      groups of steps on the way to fewer, repeated on the way to more;
+    - a uniform t is the same as ``steps=t_1``, bit for bit.
+
+    Neurons write sums over steps themselves (``steps_out``), and what is repeated is convolved once, then repeated: a
+    stage hands on min(t_i, t_{i+1}) frames.
+
+    Source: Du et al., "Temporal Flexibility in Spiking Neural Networks", ICLR 2025, section 4.3.
+    """
+
+    steps: int | None = None  # default number of time steps for static images
+
+    @property
+    def n_stages(self) -> int:
+        return len(self.stage_modules())
+
+    def stage_modules(self) -> list[tuple[nn.Module, ...]]:
+        """The modules of every stage; what follows the last and fires belongs to it."""
+        raise NotImplementedError
+
+    def timing(self, frames: int | None, steps: int | None, t: Sequence[int] | None) -> tuple[int, ...]:
+        """The time steps of every stage, for so many frames, None for a static image."""
+        stages = self.n_stages
+        if t is None:
+            if frames is None:
+                return (self.steps if steps is None else positive("steps", steps),) * stages
+            if steps not in (None, frames):
+                raise ValueError(f"steps must be None or the number of frames, {frames}, got {steps!r}")
+            return (frames,) * stages
+        if steps is not None:
+            raise ValueError(f"steps must be left out where t is given, got {steps!r} beside t = {t!r}")
+        if not isinstance(t, Sequence) or len(t) != stages:
+            raise ValueError(f"t must be a number of time steps for each of the {stages} stages, got {t!r}")
+        for each in t:
+            positive("t", each)
+        if frames is not None and t[0] > frames:
+            raise ValueError(f"t must begin with at most the number of frames, {frames}, got {t[0]}")
+        return tuple(t)
+
+    @staticmethod
+    def handed_on(t: Sequence[int]) -> list[int]:
+        """The frames that every stage hands on."""
+        return [*map(min, t, t[1:]), t[-1]]
 
 
 class ConvNorm(nn.Module):
@@ -46,6 +99,7 @@ class Stage(ConvNorm):
 
     Batch norm and neuron run in one pass if ``neurons`` says so. ``shortcut`` [T, N, C, H, W] is added to what the
     neurons receive. Averages of spikes are multiples of 1/4: what the next convolution takes is no longer binary.
+    ``steps_out``: hand on that many frames, fewer than ``steps``, as sums over steps.
     """
 
     def __init__(
@@ -65,12 +119,14 @@ class Stage(ConvNorm):
             self.norm, self.neuron = BNLIF.from_modules(self.norm, self.neuron), nn.Identity()
         self.pool = nn.AvgPool2d(2) if pooled else nn.Identity()
 
-    def forward(self, x: torch.Tensor, steps: int, shortcut: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, steps: int, shortcut: torch.Tensor | None = None, steps_out: int | None = None
+    ) -> torch.Tensor:
         if isinstance(self.norm, (BNLIF, LIF)):  # LIF: what is left of BNLIF when the norm is folded away
-            spikes = self.norm(self.convolve(x, steps), shortcut)
+            spikes = fire(self.norm, self.convolve(x, steps), steps_out, shortcut)
         else:
             y = super().forward(x, steps)
-            spikes = self.neuron(y if shortcut is None else y + shortcut)
+            spikes = fire(self.neuron, y if shortcut is None else y + shortcut, steps_out)
         return per_frame(self.pool, spikes)
 
 
@@ -118,22 +174,30 @@ def per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def over_steps(y: torch.Tensor, steps: int) -> torch.Tensor:
-    """A view of [1, N, ...], one frame for all steps, as [steps, N, ...]; frames [steps, N, ...] as they are."""
-    return y if y.shape[0] == steps else y.expand(steps, *y.shape[1:])
+    """Frames [T, N, ...] repeated to ``steps`` or left as they are; one frame for all steps is a view."""
+    if y.shape[0] == 1:
+        return y.expand(steps, *y.shape[1:])
+    return ttm(y, steps)
 
 
-def as_frames(
-    x: torch.Tensor, steps: int | None, default: int, channels: int, size: int | None = None
-) -> tuple[torch.Tensor, int]:
-    """Static images [N, C, H, W] as one frame [1, N, C, H, W], frames [T, N, C, H, W] as they are; and T.
+def fire(
+    neuron: nn.Module, x: torch.Tensor, steps_out: int | None = None, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Spikes of x [T, N, ...]; with ``steps_out`` sums over groups of steps, where the neurons can in one pass."""
+    rest = () if residual is None else (residual,)
+    if steps_out in (None, x.shape[0]):
+        return neuron(x, *rest)
+    if isinstance(neuron, (BNLIF, LIF)):
+        return neuron(x, *rest, steps_out=steps_out)
+    return ttm(neuron(x, *rest), steps_out)
+
+
+def as_frames(x: torch.Tensor, channels: int, size: int | None = None) -> tuple[torch.Tensor, int | None]:
+    """Static images [N, C, H, W] as one frame [1, N, C, H, W], and None; frames [T, N, C, H, W] as they are, and T.
 
     ``size`` is that of the images, which are then square; None for any.
     """
     if x.dim() not in (4, 5) or x.shape[-3] != channels or (size is not None and x.shape[-2:] != (size, size)):
         wanted = f"C = {channels}" if size is None else f"(C, H, W) = {(channels, size, size)}"
         raise ValueError(f"x must be [N, C, H, W] or [T, N, C, H, W] with {wanted}, got shape {tuple(x.shape)}")
-    if x.dim() == 4:
-        return x.unsqueeze(0), default if steps is None else positive("steps", steps)
-    if steps not in (None, x.shape[0]):
-        raise ValueError(f"steps must be None or the number of frames, {x.shape[0]}, got {steps!r}")
-    return x, x.shape[0]
+    return (x.unsqueeze(0), None) if x.dim() == 4 else (x, x.shape[0])

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ..spec.arguments import positive
-from .layers import Neurons
+from .layers import Neurons, Staged, fire, over_steps
 
 
-class SpikingMLP(nn.Module):
+class SpikingMLP(Staged):
     """Linear layers, each followed by LIF, then a linear readout: for spoken digits and other long sequences.
 
     ::
@@ -28,7 +28,7 @@ class SpikingMLP(nn.Module):
         backend: of the default neurons; see ``snnkern.lif``.
         neuron: makes one module per LIF layer, [T, ...] to spikes of that shape, in place of the default above.
 
-    Shapes: [T, N, inputs] to [T, N, classes].
+    Shapes: [T, N, inputs] to [T, N, classes]. Stages: the hidden layers; see ``layers.Staged`` for ``t``.
 
     Source: Du et al., "Temporal Flexibility in Spiking Neural Networks", ICLR 2025 (sizes, decay); Cramer et al., "The
     Heidelberg Spiking Data Sets", IEEE TNNLS 2022 (data, time constant).
@@ -54,7 +54,14 @@ class SpikingMLP(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(hidden[-1], positive("classes", classes))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def stage_modules(self) -> list[tuple[nn.Module, ...]]:
+        return [*zip(self.layers[::2], self.layers[1::2], strict=True)]
+
+    def forward(self, x: torch.Tensor, steps: int | None = None, t: Sequence[int] | None = None) -> torch.Tensor:
         if x.dim() != 3 or x.shape[2] != self.inputs:
             raise ValueError(f"x must be [T, N, {self.inputs}], got shape {tuple(x.shape)}")
-        return self.head(self.layers(x))
+        t = self.timing(len(x), steps, t)
+        x = x[: t[0]]
+        for (linear, neuron), here, out in zip(self.stage_modules(), t, self.handed_on(t), strict=True):
+            x = fire(neuron, over_steps(linear(x), here), out)
+        return self.head(x)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
 
+from ..ops.ttm import ttm
 from ..spec.arguments import positive
-from .layers import ConvNorm, Neurons, Stage, as_frames, per_frame
+from .layers import ConvNorm, Neurons, Stage, Staged, as_frames, over_steps, per_frame
 
 
 class BasicBlock(nn.Module):
@@ -46,9 +47,12 @@ class BasicBlock(nn.Module):
         else:
             self.shortcut = ConvNorm(inputs, outputs, kernel=1, stride=stride, scale=last)
 
-    def forward(self, x: torch.Tensor, steps: int) -> torch.Tensor:
-        shortcut = x if self.shortcut is None else self.shortcut(per_frame(self.pool, x), steps)
-        return self.second(self.first(x, steps), steps, shortcut)
+    def forward(self, x: torch.Tensor, steps: int, steps_out: int | None = None) -> torch.Tensor:
+        if self.shortcut is None:
+            shortcut = over_steps(x, steps)
+        else:
+            shortcut = self.shortcut(per_frame(self.pool, x), steps)
+        return self.second(self.first(x, steps), steps, shortcut, steps_out)
 
 
 class SEWBlock(nn.Module):
@@ -77,13 +81,15 @@ class SEWBlock(nn.Module):
         identity = stride == 1 and inputs == outputs
         self.shortcut = None if identity else Stage(inputs, outputs, neurons, kernel=1, stride=stride)
 
-    def forward(self, x: torch.Tensor, steps: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, steps: int, steps_out: int | None = None) -> torch.Tensor:
         y = self.second(self.first(x, steps), steps)
-        return self.CONNECT[self.connect](x if self.shortcut is None else self.shortcut(x, steps), y)
+        shortcut = over_steps(x, steps) if self.shortcut is None else self.shortcut(x, steps)
+        joined = self.CONNECT[self.connect](shortcut, y)
+        return joined if steps_out is None else ttm(joined, steps_out)
 
 
-class Residual(nn.Module):
-    """A stem of stages, blocks, the average over space, linear layers.
+class Residual(Staged):
+    """A stem, blocks, the average over space, linear layers. Every block is a stage; the stem belongs to the first.
 
     Args:
         stem: (channels, kernel, stride) of each stage.
@@ -129,13 +135,21 @@ class Residual(nn.Module):
             width = hidden
         self.head = nn.Linear(width, positive("classes", classes))
 
-    def forward(self, x: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        x, steps = as_frames(x, steps, self.steps, self.in_channels)
+    def stage_modules(self) -> list[tuple[nn.Module, ...]]:
+        stages = [(block,) for block in self.blocks]
+        stages[0] = (*self.stem, *stages[0])
+        stages[-1] = (*stages[-1], self.hidden)
+        return stages
+
+    def forward(self, x: torch.Tensor, steps: int | None = None, t: Sequence[int] | None = None) -> torch.Tensor:
+        x, frames = as_frames(x, self.in_channels)
+        t = self.timing(frames, steps, t)
+        x = x[: t[0]]
         for stage in self.stem:
-            x = stage(x, steps)
+            x = stage(x, t[0])
         x = per_frame(self.pool, x)
-        for block in self.blocks:
-            x = block(x, steps)
+        for block, here, out in zip(self.blocks, t, self.handed_on(t), strict=True):
+            x = block(x, here, out)
         return self.head(self.hidden(x.mean((3, 4))))
 
     def zero_init(self, wanted: bool, bias: float = 0.0) -> None:

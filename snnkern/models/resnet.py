@@ -111,7 +111,7 @@ class ResNet19(_TdResNet):
 
 
 class ResNet18(_TdResNet):
-    """Eight residual blocks for small images, from 64 channels to 512: MTT's network.
+    """Eight residual blocks for small images or, with ``in_channels=2``, an event camera's frames: MTT's network.
 
     ::
 
@@ -143,6 +143,35 @@ class ResNet18(_TdResNet):
     ) -> None:
         common = classes, in_channels, steps, backend, neuron, fused, alpha, threshold, pooled_shortcuts
         super().__init__(((64, 3, 1),), self.GROUPS, *common)
+
+
+class ResNet34(ResNet18):
+    """Sixteen residual blocks for small images: ``ResNet18`` with 3, 4, 6 and 3 blocks, from MTT's code.
+
+    The ResNet-34 of its ImageNet table is ``SpikingResNet34(alpha=1.0)``.
+
+    Parameters: 21,282,122. MACs per 32x32 frame: 1,159.5 M.
+    """
+
+    GROUPS = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
+
+
+class BResNet50(ResNet18):
+    """Twenty-four basic blocks, thus 50 layers, for small images: ``ResNet18`` with 3, 6, 9 and 6 blocks.
+
+    Parameters: 39,576,906. MACs per 32x32 frame: 1,763.4 M. Source: Du et al., ICLR 2025, table 10.
+    """
+
+    GROUPS = ((64, 3, 1), (128, 6, 2), (256, 9, 2), (512, 6, 2))
+
+
+class BResNet72(ResNet18):
+    """Thirty-five basic blocks, thus 72 layers, for small images: ``ResNet18`` with 3, 8, 16 and 8 blocks.
+
+    Parameters: 57,873,738. MACs per 32x32 frame: 2,593.9 M. Source: Du et al., ICLR 2025, table 10.
+    """
+
+    GROUPS = ((64, 3, 1), (128, 8, 2), (256, 16, 2), (512, 8, 2))
 
 
 class SpikingResNet34(_TdResNet):

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from ..spec.arguments import positive
 from ..surrogate import Rectangle
-from .layers import Neurons, as_frames, over_steps, per_frame
+from .layers import Neurons, Staged, as_frames, over_steps, per_frame
 
 
-class ToyCNN(nn.Module):
+class ToyCNN(Staged):
     """One convolution: Dspike's network on MNIST for comparing gradients with finite differences.
 
     ::
@@ -55,7 +55,11 @@ class ToyCNN(nn.Module):
         self.pool = nn.AvgPool2d(2)
         self.head = nn.Linear(6 * (size // 2) ** 2, positive("classes", classes))
 
-    def forward(self, x: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        x, steps = as_frames(x, steps, self.steps, self.in_channels, self.size)
-        spikes = self.neuron(over_steps(per_frame(self.conv, x), steps))
+    def stage_modules(self) -> list[tuple[nn.Module, ...]]:
+        return [(self.conv, self.neuron)]
+
+    def forward(self, x: torch.Tensor, steps: int | None = None, t: Sequence[int] | None = None) -> torch.Tensor:
+        x, frames = as_frames(x, self.in_channels, self.size)
+        (steps,) = self.timing(frames, steps, t)
+        spikes = self.neuron(over_steps(per_frame(self.conv, x[:steps]), steps))
         return self.head(per_frame(self.pool, spikes).flatten(2))

@@ -9,6 +9,8 @@ from ..surrogate import Dspike
 from .chain import Chain
 from .layers import Neurons
 
+VGG16_PLAN = "64C3-64C3-AP2-128C3-128C3-AP2-256C3-256C3-256C3-AP2-512C3-512C3-512C3-AP2-512C3-512C3-512C3-AP2"
+
 
 class VGGSNN(Chain):
     """Eight stages of conv 3x3, batch norm and LIF, then one linear layer: TET's network for event cameras.
@@ -99,6 +101,42 @@ class SNN5(Chain):
         self.kaiming()
 
 
+class VGG14(Chain):
+    """VGG-16 with one linear layer in place of three: MTT's network for CIFAR-100.
+
+    ::
+
+        64C3-64C3-AP2-128C3-128C3-AP2-256C3-256C3-256C3-AP2-512C3-512C3-512C3-AP2-512C3-512C3-512C3-AP2-FC
+        decay 0.5, threshold 1, surrogate Triangle(1)
+
+    Args:
+        classes: number of outputs.
+        in_channels, size: of the images, which are square and at least 32x32.
+        steps: default number of time steps T for static images.
+        backend, neuron, fused: those of ``VGGSNN``.
+
+    Shapes: those of ``VGGSNN``.
+
+    Parameters: 14,724,042, with 100 classes 14,770,212. MACs per 32x32 frame: 313.2 M.
+
+    Source: Du et al., "Temporal Flexibility in Spiking Neural Networks", ICLR 2025, A.1, and its published code.
+    """
+
+    PLAN = VGG16_PLAN
+
+    def __init__(
+        self,
+        classes: int = 10,
+        in_channels: int = 3,
+        size: int = 32,
+        steps: int = 5,
+        backend: str | None = None,
+        neuron: Callable[[], nn.Module] | None = None,
+        fused: bool = True,
+    ) -> None:
+        super().__init__(self.PLAN, Neurons(neuron, backend, fused), classes, in_channels, size, steps)
+
+
 class DspikeVGG16(Chain):
     """VGG-16 with tdBN, Dspike's second network for ImageNet: 13 convolutions and three linear layers.
 
@@ -131,7 +169,7 @@ class DspikeVGG16(Chain):
     Source: Li et al., "Differentiable Spike", NeurIPS 2021, section 5; Rathi and Roy, "DIET-SNN", IEEE TNNLS 2021.
     """
 
-    PLAN = "64C3-64C3-AP2-128C3-128C3-AP2-256C3-256C3-256C3-AP2-512C3-512C3-512C3-AP2-512C3-512C3-512C3-AP2"
+    PLAN = VGG16_PLAN
 
     def __init__(
         self,

@@ -20,9 +20,10 @@ from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons in the papers' terms, without state: every call starts at rest.
 
-    ``forward(x, residual=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are those of x, but
-    for ``steps_out``. Arguments, equations, dtypes and errors are those of ``snnkern.lif``, which is there for whoever
-    wants the potential too. ``settings`` holds its keywords.
+    ``forward(x, residual=None, steps_out=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are
+    those of x, but for ``steps_out``, which a call may give in place of the layer's own. Arguments, equations, dtypes
+    and errors are those of ``snnkern.lif``, which is there for whoever wants the potential too. ``settings`` holds its
+    keywords.
     """
 
     def __init__(
@@ -58,9 +59,12 @@ class LIF(nn.Module):
         # Not attributes: networks are reset by calling whatever is named `reset` on their modules.
         self.settings = {**neuron, "steps_out": steps_out, "time_dim": time_dim, "backend": backend}
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+    ) -> torch.Tensor:
         check_residual(residual)
-        return lif(x if residual is None else x + residual, return_v=False, **self.settings)[0]
+        settings = self.settings if steps_out is None else {**self.settings, "steps_out": steps_out}
+        return lif(x if residual is None else x + residual, return_v=False, **settings)[0]
 
     def extra_repr(self) -> str:
         defaults = inspect.signature(lif).parameters

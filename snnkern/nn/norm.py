@@ -115,8 +115,9 @@ class TdBatchNorm(_TimeNorm):
 class BNLIF(_TimeNorm):
     """Batch norm of [T, N, C, ...] and the LIF neurons behind it, in one pass that never writes the normalised tensor.
 
-    ``forward(y, residual=None) -> spikes`` of ``lif(batch_norm(y) + residual)``; see ``snnkern.bn_lif``. The state_dict
-    is that of ``torch.nn.BatchNorm2d``.
+    ``forward(y, residual=None, steps_out=None) -> spikes`` of ``lif(batch_norm(y) + residual)``; see
+    ``snnkern.bn_lif``. ``steps_out``, if given, stands in place of the neurons' own. The state_dict is that of
+    ``torch.nn.BatchNorm2d``.
 
     Args:
         num_features: channels C.
@@ -141,9 +142,12 @@ class BNLIF(_TimeNorm):
             raise TypeError(f"lif must be an snnkern.nn.LIF or None, got {lif!r}")
         self.lif = LIF() if lif is None else lif
 
-    def forward(self, y: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, y: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+    ) -> torch.Tensor:
         self._check_input_dim(y)
         training, momentum = self._batch()
+        settings = self.lif.settings if steps_out is None else {**self.lif.settings, "steps_out": steps_out}
         return bn_lif(
             y,
             self.weight,
@@ -157,7 +161,7 @@ class BNLIF(_TimeNorm):
             residual=residual,
             process_group=self.process_group,
             return_v=False,
-            **self.lif.settings,
+            **settings,
         )[0]
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -13,15 +13,16 @@ from torch.utils.data import Dataset, Subset
 from ..analysis import accuracy, event_driven
 from ..analysis.accuracy import Evaluation
 from ..data import Data
+from ..methods import mtt
 from ..nn import fold
 from . import folder as runs
 from . import recipe as recipes
-from .batches import fetch, to_device
+from .batches import Epoch, fetch, to_device
 from .folder import RunError
 from .processes import World, working
 from .recipe import Recipe
 
-__all__ = ["Evaluation", "Restored", "evaluate", "restore", "test", "test_events"]
+__all__ = ["Evaluation", "Restored", "calibrate", "evaluate", "restore", "test", "test_events"]
 
 
 def evaluate(
@@ -36,6 +37,7 @@ def evaluate(
     channels_last: bool = False,
     workers: int = 0,
     check=lambda: None,
+    t: Sequence[int] | None = None,
 ) -> Evaluation:
     """``analysis.evaluate`` on a data set.
 
@@ -45,6 +47,7 @@ def evaluate(
         where: processes that share the work, all of which call this; None: this one, where the model is.
         amp: autocast to ``bfloat16`` or ``float16``.
         check: called before every batch.
+        t: a temporal configuration; ``steps`` then are the frames that there are to be.
     """
     device = next(model.parameters()).device
     where = where or World(device)
@@ -58,16 +61,23 @@ def evaluate(
             yield to_device(x, y, device, steps, events, channels_last)
 
     with where.autocast(amp):
-        return accuracy.evaluate(model, parts(), None if events else steps, where.sum)
+        return accuracy.evaluate(model, parts(), None if events or t else steps, where.sum, t)
 
 
 def test(
-    recipe: Recipe, model: torch.nn.Module, data: Data, steps: int, where: World | None = None, check=lambda: None
+    recipe: Recipe,
+    model: torch.nn.Module,
+    data: Data,
+    steps: int,
+    where: World | None = None,
+    check=lambda: None,
+    t: Sequence[int] | None = None,
 ) -> Evaluation:
     """``evaluate`` on the test data, in at most as many steps as there are frames, as the recipe says: with its
     device, threads, autocast, and the processes that torchrun started."""
     steps = min(steps, data.shape[0]) if data.events else steps
     options = {"amp": recipe.amp, "channels_last": recipe.channels_last, "workers": recipe.workers, "check": check}
+    options["t"] = t
     settings = recipe.device, recipe.threads, recipe.deterministic
     with nullcontext(where) if where else working(*settings) as where:
         return evaluate(model.to(where.device), data.test, steps, data.events, where=where, **options)
@@ -102,6 +112,26 @@ def test_events(
     clocked = test(recipe, model, data._replace(test=Subset(data.test, chosen)), steps)
     totals = {name: getattr(found, name) for name in ("events", "spikes", "operations", "samples")}
     return {"steps": steps, "clocked": clocked.accuracy[-1], "event_driven": found.accuracy, **totals}
+
+
+def calibrate(
+    recipe: Recipe,
+    model: torch.nn.Module,
+    data: Data,
+    batches: int = 10,
+    steps: int | None = None,
+    t: Sequence[int] | None = None,
+    seed: int = 0,
+) -> None:
+    """``methods.mtt.calibrate`` from so many batches of training data, as the recipe has them; where the model is, in
+    this process. Other seeds draw other batches."""
+    plan = Epoch.of((recipe.seed, "calibration", seed), len(data.train), recipe.batch)
+    parts = fetch(data.train, plan.batches[:batches], plan.sample_seeds, recipe.workers)
+    frames = data.shape[0] if data.events else 0
+    device, options = next(model.parameters()).device, (frames if t else steps or 0, data.events, recipe.channels_last)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), World(device).autocast(recipe.amp):
+        xs = (to_device(x, y, device, *options)[0] for x, y in parts)
+        mtt.calibrate(model, xs, None if data.events or t else steps, t)
 
 
 class Restored(NamedTuple):

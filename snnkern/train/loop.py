@@ -14,11 +14,12 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
 
-from ..methods import dspike
+from ..methods import dspike, mtt
 from ..nn import LIF
 from ..ops.pack import packed_spikes
 from ..surrogate import Dspike
@@ -121,8 +122,7 @@ class _Training:
         lr, criterion = self.stage.lr(epoch), self.stage.criterion(epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        least = where.size * recipe.accumulate  # so that no process gets an empty part
-        plan = Epoch.of((recipe.seed, state.stage, epoch), samples, recipe.batch, least)
+        plan = self._plan(epoch)
         if not plan.batches:
             raise RecipeError(f"accumulate must be at most {samples // where.size} here, got {recipe.accumulate}")
         sums = torch.tensor(state.sums, dtype=torch.float64, device=where.device)
@@ -132,8 +132,7 @@ class _Training:
             self._search(criterion, plan)
         self.began, self.before = time.monotonic(), state.seconds
         self.net.train()
-        mine = [batch[where.rank :: where.size].tensor_split(recipe.accumulate) for batch in plan.batches[state.step :]]
-        parts = fetch(self.data.train, [part for parts in mine for part in parts], plan.sample_seeds, recipe.workers)
+        parts = self._parts(plan, state.step, self.whole)
         for step in range(state.step, self.whole):
             batch = list(islice(parts, recipe.accumulate))
             self._step(criterion, batch, len(plan.batches[step]), plan.step_seeds[step])
@@ -141,27 +140,60 @@ class _Training:
             self._pause()
         self._finish(epoch, lr, criterion)
 
+    def _plan(self, *key) -> Epoch:
+        least = self.where.size * self.recipe.accumulate  # so that no process gets an empty part
+        return Epoch.of((self.recipe.seed, self.state.stage, *key), len(self.data.train), self.recipe.batch, least)
+
+    def _parts(self, plan: Epoch, first: int, last: int):
+        """(x, y) of this process's parts of the batches, as they come from the data set."""
+        where, count = self.where, self.recipe.accumulate
+        mine = [batch[where.rank :: where.size].tensor_split(count) for batch in plan.batches[first:last]]
+        mine = [part for parts in mine for part in parts]
+        return fetch(self.data.train, mine, plan.sample_seeds, self.recipe.workers)
+
     def _step(self, criterion, parts: list, size: int, seed: int) -> None:
-        """One update. The gradients of a batch's parts add up and DDP averages over processes; hence the weights."""
+        """One update. The gradients of a batch's parts, and of its temporal configurations, add up, and DDP averages
+        over processes; hence the weights."""
         recipe, where = self.recipe, self.where
         differences = self._differences(criterion, parts, size)
         self.optimiser.zero_grad()
+        timings, self.passes = self._timings(seed), []
         for part, (x, y) in enumerate(parts, start=1):
             x, y = self._to_device(x, y)
             torch.manual_seed(seed + where.rank * recipe.accumulate + part)  # after the samples, which have their own
-            alone = self.net.no_sync() if where.size > 1 and part < recipe.accumulate else nullcontext()
-            with alone, packed_spikes() if recipe.packed else nullcontext():
-                with where.autocast(recipe.amp):
-                    outputs = self.net(x, None if self.data.events else self.stage.steps)
-                    loss = criterion(outputs, y)
-                self.scaler.scale(loss * (len(y) * where.size / size)).backward()
-            right = (outputs.detach().float().mean(0).argmax(-1) == y).sum()
-            loss = loss.detach().double()
-            self.sums += torch.stack((loss * len(y), right.double(), torch.full_like(loss, len(y))))
+            for timing in timings:
+                began = time.monotonic()
+                last = part == recipe.accumulate and timing is timings[-1]
+                alone = self.net.no_sync() if where.size > 1 and not last else nullcontext()
+                with alone, packed_spikes() if recipe.packed else nullcontext():
+                    with where.autocast(recipe.amp):
+                        outputs = self.net(x, **timing)
+                        loss = criterion(outputs, y)
+                    self.scaler.scale(loss * (len(y) * where.size / size)).backward()
+                right = (outputs.detach().float().mean(0).argmax(-1) == y).sum()
+                loss = loss.detach().double()
+                self.sums += torch.stack((loss * len(y), right.double(), torch.full_like(loss, len(y))))
+                self.passes.append((timing, time.monotonic() - began))
         if differences is not None:
             dspike.first_weight(self.model).grad = differences * self.scaler.get_scale()
         self.scaler.step(self.optimiser)
         self.scaler.update()
+
+    def _timings(self, seed: int) -> list[dict]:
+        """How the model is called, once for every pass over a batch; the same in every process."""
+        stage = self.stage
+        if stage.mtt is None:
+            return [{"steps": None if self.data.events else stage.steps}]
+        generator = torch.Generator().manual_seed(seed)
+        return [{"t": stage.sampler.draw(self.model.n_stages, generator)} for _ in range(stage.passes)]
+
+    def _calibrate(self, epoch: int) -> None:
+        """The batch norms at the greatest T, from batches that the seed and the epoch settle."""
+        recipe, stage = self.recipe, self.stage
+        parts = self._parts(self._plan(epoch, "calibration"), 0, stage.mtt.calibration)
+        steps = None if self.data.events else stage.steps
+        with self.where.autocast(recipe.amp):
+            mtt.calibrate(self.model, (self._to_device(x, y)[0] for x, y in parts), steps)
 
     def _differences(self, criterion, parts: list, size: int) -> torch.Tensor | None:
         """Of a batch before its update: measures for the stage's ``probe``; returns what its first layer is to follow
@@ -199,6 +231,8 @@ class _Training:
             loss, right, samples = self.sums.tolist()
             rate = min(state.step * self.recipe.batch, len(self.data.train)) / (self.before + now - self.began)
             numbers = {"loss": loss / samples, "accuracy": right / samples, "images_per_second": rate}
+            if self.stage.mtt:
+                numbers["passes"] = [(fmean(timing["t"]), seconds) for timing, seconds in self.passes]
             self.watch.step(self.recipe, state, self._cost(), numbers | {"memory": _memory(self.where.device)})
 
     def _finish(self, epoch: int, lr: float, criterion) -> None:
@@ -211,6 +245,8 @@ class _Training:
                 "(the checkpoint before it is kept)"
             )
         check = self._pause if where.size == 1 else lambda: None  # processes have unequal numbers of test batches
+        if stage.mtt and stage.mtt.calibration:
+            self._calibrate(epoch)
         tested = test(self.recipe, self.model, self.data, stage.steps, where, check)
         state.accuracy = tested.accuracy[-1]
         if probe := stage.probe:
@@ -231,7 +267,8 @@ class _Training:
             "accuracy_over_steps": tested.accuracy,
             "moments": tested.moments,
             **state.found,
-            "images_per_second": samples / seconds,
+            **self._drawn(epoch),
+            "images_per_second": samples / stage.passes / seconds,
             "seconds": seconds,
             "memory": _memory(where.device),
         }
@@ -250,6 +287,13 @@ class _Training:
         self.before, self.began = 0.0, time.monotonic()
         self._save()
         self.watch.epoch(self.recipe, metrics, self._cost())
+
+    def _drawn(self, epoch: int) -> dict:
+        """For the metrics of an epoch with mixed time steps: how many passes every batch had, and the mean t_i."""
+        if self.stage.mtt is None:
+            return {}
+        drawn = [timing["t"] for seed in self._plan(epoch).step_seeds for timing in self._timings(seed)]
+        return {"passes": self.stage.passes, "mean_t": fmean(map(fmean, drawn))}
 
     def _search(self, criterion, plan: Epoch) -> None:
         """Dspike's algorithm 1, before every epoch, on the epoch's first samples; the same in every process."""

@@ -74,7 +74,7 @@ class Show(Watch):
     def epoch(self, recipe: Recipe, metrics: dict, cost: float) -> None:
         place = _place(recipe, metrics["stage"], metrics["epoch"])
         ended = cost >= recipe.total_cost
-        numbers = metrics | {"accuracy": metrics["train_accuracy"]}
+        numbers = {k: v for k, v in metrics.items() if k != "passes"} | {"accuracy": metrics["train_accuracy"]}
         self._show(place, cost, numbers)
         if ended:
             self.done += recipe.total_cost
@@ -110,6 +110,8 @@ def _text(numbers: dict[str, float]) -> str:
         "accuracy": lambda v: f"train {100 * v:.1f} %",
         "test_accuracy": lambda v: f"test {100 * v:.1f} %",
         "b": lambda v: f"b {v:.1f}",
+        "passes": lambda v: f"passes {', '.join(f'T {t:.1f} in {1000 * seconds:.0f} ms' for t, seconds in v)}",
+        "mean_t": lambda v: f"mean T {v:.2f}",
         "images_per_second": lambda v: f"{v:,.0f} images/s",
         "memory": lambda v: f"{v:.2f} GiB",
     }

@@ -29,10 +29,11 @@ except ModuleNotFoundError as error:
 
 from .. import data, models, nn, surrogate
 from ..backend import choose
+from ..methods.mtt import Sampler
 from ..methods.tet import sdt, tet
 from .folder import RecipeError
 
-__all__ = ["FOLDER", "Differences", "Loss", "Probe", "Recipe", "RecipeError", "Stage", "Temperature", "load",
+__all__ = ["FOLDER", "MTT", "Differences", "Loss", "Probe", "Recipe", "RecipeError", "Stage", "Temperature", "load",
            "override", "read", "recipes"]  # fmt: skip
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -90,6 +91,25 @@ class Differences:
 
 
 @dataclass(frozen=True)
+class MTT:
+    """Mixed time-step training: ``samples`` temporal configurations for every batch, with one update; the stage's
+    ``steps`` are their greatest T. ``low``, ``granularity``, ``monotone`` and ``first_fixed`` are those of
+    ``snnkern.methods.mtt.Sampler``.
+
+    ``calibration``: after every epoch, estimate the statistics of the batch norms anew from so many batches at the
+    greatest T; 0: never, and the networks are tested with the mixture that is left of training, which is worth tens of
+    points.
+    """
+
+    samples: Count = 3
+    low: Count = 1
+    granularity: Count | Literal["network"] = 1
+    monotone: Flag = False
+    first_fixed: Flag = False
+    calibration: Whole = 10
+
+
+@dataclass(frozen=True)
 class Stage:
     """Training with one number of steps, from an earlier stage's last weights or, if it is the first, from scratch.
 
@@ -101,6 +121,7 @@ class Stage:
         steps: T; 1 for an ANN. Frames are cut off after as many.
         schedule: of the learning rate from epoch to epoch: ``cosine`` or ``linear``, to 0, or ``constant``.
         inherit: the number, from 0, of the stage whose weights to start from; None: the one before.
+        mtt: train with mixed time steps; ``"none"`` stands for None.
         temperature: search Dspike's temperature before every epoch.
         probe: measure the first layer's gradient against finite differences, in every epoch.
         differences: train the first layer by finite differences.
@@ -113,6 +134,7 @@ class Stage:
     steps: Count = 1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     inherit: Whole | None = None
+    mtt: Annotated[MTT | None, BeforeValidator(lambda value: None if value == "none" else value)] = None
     temperature: Temperature | None = None
     probe: Probe | None = None
     differences: Differences | None = None
@@ -125,6 +147,21 @@ class Stage:
 
     def criterion(self, epoch: int) -> Loss:
         return [loss for loss in self.loss if loss.from_epoch <= epoch + 1][-1]
+
+    @property
+    def sampler(self) -> Sampler | None:
+        mtt = self.mtt
+        return mtt and Sampler(mtt.low, self.steps, mtt.granularity, mtt.monotone, mtt.first_fixed)
+
+    @property
+    def passes(self) -> int:
+        """Over every batch."""
+        return self.mtt.samples if self.mtt else 1
+
+    @property
+    def cost(self) -> float:
+        """Of an epoch: passes over the training samples times steps; on average, where steps are drawn."""
+        return self.passes * (self.sampler.mean if self.mtt else self.steps)
 
     def make_optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         options = dict(self.optimiser)
@@ -193,6 +230,10 @@ class Recipe:
             raise RecipeError("stage must be one [[stage]] table or more, got none")
         for index, stage in enumerate(self.stage):
             _check_stage(f"stage.{index}", index, stage)
+            if stage.mtt and self.compile:
+                raise RecipeError(
+                    f"compile must be false with stage.{index}.mtt, whose every t would be compiled, got True"
+                )
         if self.test_steps != tuple(sorted(set(self.test_steps))):
             raise RecipeError(f"test_steps must be increasing, got {list(self.test_steps)}")
 
@@ -202,7 +243,7 @@ class Recipe:
 
     def cost(self, index: int, epoch: int) -> float:
         """Passes times steps, over the training samples, before that epoch of that stage."""
-        return sum(stage.epochs * stage.steps for stage in self.stage[:index]) + epoch * self.stage[index].steps
+        return sum(stage.epochs * stage.cost for stage in self.stage[:index]) + epoch * self.stage[index].cost
 
     @property
     def total_cost(self) -> float:
@@ -236,8 +277,11 @@ class Recipe:
             options["backend"] = self.backend
         given = _without_name(self.model)
         options |= {"fused": self.fused} | {key: None if value == "none" else value for key, value in given.items()}
+        model = models.MODELS[self.model["name"]]
+        if stage.mtt and not issubclass(model, models.Staged):
+            raise RecipeError(f"stage.{index}.mtt needs a model in stages, {self.model['name']} is not")
         try:
-            return models.MODELS[self.model["name"]](**{k: v for k, v in options.items() if k in allowed})
+            return model(**{k: v for k, v in options.items() if k in allowed})
         except (TypeError, ValueError, RuntimeError) as error:
             raise RecipeError(f"model: {error}") from error
 
@@ -265,7 +309,7 @@ class Recipe:
         return inspect.signature(models.MODELS[self.model["name"]]).parameters
 
 
-TABLES = {"": Recipe, "stage": Stage, "loss": Loss, "temperature": Temperature, "probe": Probe,
+TABLES = {"": Recipe, "stage": Stage, "loss": Loss, "mtt": MTT, "temperature": Temperature, "probe": Probe,
           "differences": Differences}  # fmt: skip
 # Keys that are often given without the table that they belong to.
 ELSEWHERE = {each.name: f"stage.{each.name}" for each in fields(Stage)} | {
@@ -422,3 +466,8 @@ def _check_stage(where: str, index: int, stage: Stage) -> None:
         raise RecipeError(f"{where}.inherit must be the number of a stage before, got {stage.inherit}")
     if stage.network == "ann" and stage.temperature is not None:
         raise RecipeError(f"{where}.temperature must be left out: an ann has no surrogate")
+    if stage.mtt and (stage.network == "ann" or stage.differences):
+        other = f"{where}.differences" if stage.differences else "an ann"
+        raise RecipeError(f"{where}.mtt does not go with {other}: leave one of them out")
+    if stage.mtt and stage.mtt.low > stage.steps:
+        raise RecipeError(f"{where}.mtt.low must be at most steps, {stage.steps}, got {stage.mtt.low}")
