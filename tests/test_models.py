@@ -296,6 +296,7 @@ def test_number_of_parameters_and_of_multiplications(make, count, macs, shape):
 # Each at its published size; x of as many samples as batch norm needs at the least
 PUBLISHED = {
     "CNN6": (4, 1, 8, 8),
+    "ChipNet": (2, 2, 34, 34),
     "DspikeResNet18": (2, 3, 32, 32),
     "DspikeVGG16": (1, 3, 224, 224),
     "ResNet18": (2, 3, 32, 32),

@@ -18,6 +18,7 @@ from snnkern.train.recipe import RecipeError, load, override, read, recipes
 # classes and shape of a sample
 DATA = {
     "digits": (10, (1, 8, 8)),
+    "digits-spikes": (10, (16, 1, 8, 8)),
     "mnist": (10, (1, 28, 28)),
     "cifar10": (10, (3, 32, 32)),
     "cifar100": (100, (3, 32, 32)),

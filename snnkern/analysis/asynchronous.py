@@ -133,12 +133,11 @@ def respond(layers: Sequence[Layer], inputs: np.ndarray, serial: bool = True) ->
         inputs: [E], whole numbers.
         serial: False: the spikes that one event of the input causes in a layer arrive at the next layer together.
     """
-    inputs = np.asarray(inputs)
-    size = len(layers[0].offsets) - 1
-    if len(inputs) and not 0 <= inputs.min() <= inputs.max() < size:
-        raise ValueError(f"inputs must be from 0 to {size - 1}, got {inputs.min()} to {inputs.max()}")
+    inputs, size = np.asarray(inputs), len(layers[0].offsets) - 1
+    if len(inputs) and not (inputs.dtype.kind in "iu" and 0 <= inputs.min() <= inputs.max() < size):
+        raise ValueError(f"inputs must be whole numbers from 0 to {size - 1}, got {inputs.min()} to {inputs.max()}")
     spikes, operations = {}, {}
-    arriving = np.stack([np.arange(len(inputs)), inputs], 1)
+    arriving = np.stack([np.arange(len(inputs)), inputs.astype(np.int64)], 1)
     for layer in layers:
         operations[layer.name] = int(np.diff(layer.offsets)[arriving[:, 1]].sum())
         if layer.threshold is None:

@@ -151,9 +151,7 @@ class IAF(nn.Module):
         if backend is not None:
             load(backend)
             if v_min is not None and backend != "reference":
-                raise ValueError(
-                    f"backend must be None or 'reference' with v_min, which no kernel knows, got {backend!r}"
-                )
+                raise ValueError(f"backend must be None or 'reference' with v_min, got {backend!r}: no kernel has it")
         self.time_dim, self.backend = time_dim, backend
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
