@@ -317,7 +317,7 @@ def test_digits_as_spikes():
     pytest.importorskip("sklearn")
     from snnkern.data import digits, load
 
-    data = load("digits-spikes", seed=3, bins=5, events=4, train=50)
+    data = load("digits-spikes", seed=3, frames=5, events=4, train=50)
     assert (data.classes, data.shape, data.events, data.plain) == (10, (5, 1, 8, 8), True, data.train)
     (x, y), (_, test_y) = digits(seed=3, noise=0, train=50)
     assert torch.equal(data.train.tensors[1], y) and torch.equal(data.test.tensors[1], test_y)
@@ -329,10 +329,21 @@ def test_digits_as_spikes():
         assert (np.diff(t) >= 0).all() and not p.any()
         counted = np.histogramdd((t, line, column), (5, 8, 8), ((0, 100_000), (0, 8), (0, 8)))[0]
         assert np.array_equal(data.test[i][0][:, 0], counted) and counted.sum() == len(t)
-    again = load("digits-spikes", seed=3, bins=5, events=4, train=60)
+    again = load("digits-spikes", seed=3, frames=5, events=4, train=60)
     assert torch.equal(again.test.tensors[0], data.test.tensors[0])  # whatever is trained on
     with pytest.raises(ValueError, match="events must be at least 1"):
         load("digits-spikes", events=0)
+
+
+def test_events_of_a_camera():
+    pytest.importorskip("sklearn")
+    from snnkern.data import load
+
+    test = load("digits-events", train=1).test
+    assert all(test[i][0].sum() == len(test.recording(i)[0]) for i in range(5))
+    model = network(partial(ChipNet, size=10, plan="4C3s2-AP2-8C3"), 6.0)
+    found = event_driven(model, ((test.recording(i), test[i][1]) for i in range(3)), (2, 10, 10))
+    assert found.outputs.any() and min(found.spikes.values()) > 0
 
 
 def test_eval_event_by_event(tmp_path):

@@ -15,6 +15,7 @@ import struct
 import sys
 import types
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ import torch
 import snnkern.data.events as events
 from snnkern.data import digits, load
 from snnkern.data.images import NORMS, Cutout
+from snnkern.data.saccades import recorded_digits, saccades
 from snnkern.train.compare import compare, named
 from snnkern.train.plot import plot
 from snnkern.train.recipe import load as load_recipe
@@ -113,7 +115,7 @@ def test_pixels_are_normalised_as_published():
 
 
 def test_names_and_options_are_checked():
-    with pytest.raises(ValueError, match=r"name must be one of digits, .*dvs-cifar10, got 'svhn'"):
+    with pytest.raises(ValueError, match=r"name must be one of digits, .*, ssc, got 'svhn'"):
         load("svhn")
     with pytest.raises(ValueError, match="digits has no option 'augment'; it has noise, train"):
         load("digits", augment="crop-flip")
@@ -129,6 +131,16 @@ def test_names_and_options_are_checked():
         load("dvs-cifar10", by="events")
     with pytest.raises(TypeError, match=r"frames must be an int, got 2\.5"):
         load("dvs-cifar10", frames=2.5)
+    with pytest.raises(ValueError, match=r"augment must be one of 'flip-roll-reverse', .*'none', got 'nda'"):
+        load("n-caltech101", augment="nda")
+    with pytest.raises(ValueError, match="by must be one of 'pixel', 'row', got 'column'"):
+        load("sequential-digits", by="column")
+    with pytest.raises(ValueError, match="channels must divide 700, got 60"):
+        load("shd", channels=60)
+    with pytest.raises(ValueError, match="window must be positive, got 0"):
+        load("ssc", window=0)
+    with pytest.raises(ValueError, match=r"threshold must be in \[0\.1, 1\], got 0.01"):
+        load("digits-events", threshold=0.01)
 
 
 def test_root_may_be_in_the_home_folder(torchvision, monkeypatch, tmp_path):
@@ -146,6 +158,16 @@ def test_digits_are_those_of_digits():
     assert data.plain is data.train
 
 
+def test_sequential_digits_are_the_digits_step_by_step():
+    pytest.importorskip("sklearn")
+    (x, y), (test_x, test_y) = digits(seed=3, noise=0.0, train=50)
+    pixels, rows = load("sequential-digits", seed=3, train=50), load("sequential-digits", seed=3, train=50, by="row")
+    assert (pixels.shape, rows.shape, pixels.events, pixels.classes) == ((64, 1), (8, 8), True, 10)
+    for part, image, label in ((0, x, y), (1, test_x, test_y)):
+        assert torch.equal(pixels[part].tensors[0], image.reshape(-1, 64, 1))
+        assert torch.equal(rows[part].tensors[0], image[:, 0]) and torch.equal(rows[part].tensors[1], label)
+
+
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
     [
@@ -154,6 +176,9 @@ def test_digits_are_those_of_digits():
         ("imagenet", "torchvision", "vision"),
         ("dvs-cifar10", "tonic", "events"),
         ("dvs-cifar10", "aedat", "events"),
+        ("n-mnist", "tonic", "events"),
+        ("n-caltech101", "tonic", "events"),
+        ("shd", "h5py", "events"),
     ],
 )
 def test_missing_package_is_named_with_its_extra(monkeypatch, name, package, extra):
@@ -208,6 +233,10 @@ def test_mnist_reads_its_files(mnist):
     assert x.dtype == torch.float32 and torch.equal(y, labels.long())
     with pytest.raises(ValueError, match="mnist has no option 'augment'; it has none"):
         load("mnist", root, augment="none")
+    sequence = load("sequential-mnist", root)
+    assert (sequence.shape, sequence.events, sequence.classes) == ((784, 1), True, 10)
+    assert torch.equal(sequence.train[3][0][5 * 28 + 7], x[3, :, 5, 7])
+    assert torch.equal(load("sequential-mnist", root, by="row").test[0][0], x[20, 0])
 
 
 def test_figure_2_and_table_1_of_dspike_on_mnist(mnist, tmp_path):
@@ -533,6 +562,8 @@ def test_dvs_splits_by_the_number_of_a_recording(dvs):
 def test_dvs_options(dvs):
     whole = load("dvs-cifar10", dvs, augment="none", size=128).test[0][0]
     default = load("dvs-cifar10", dvs).test[0][0]
+    with pytest.raises(ValueError, match=r"size must be that of the sensor, \(128, 128\), to see its events, got 48"):
+        load("dvs-cifar10", dvs).test.recording(0)
     for frame, scaled in zip(whole.flatten(0, 1), default.flatten(0, 1), strict=True):
         pillow = Image.fromarray(frame.numpy()).resize((48, 48), Image.Resampling.BILINEAR)
         torch.testing.assert_close(scaled, torch.from_numpy(np.array(pillow)), rtol=1e-4, atol=1e-5)
@@ -612,3 +643,185 @@ def test_damaged_recording_is_named(tonic, tmp_path, problem):
     data = events.Recordings([path], [0], 10, "time", "counts", 48, "bilinear", None)
     with pytest.raises(ValueError, match=r"cifar10_cat_1.aedat4 is not a recording of 128 x 128 pixels: "):
         data[0]
+
+
+# N-MNIST, N-Caltech101
+
+
+def write_bin(path, t, x, y, on):
+    """The files of N-MNIST: 5 bytes an event, column, row, then polarity and 23 bits of time. Row 240 is none: a sign
+    that the clock of the camera, of 13 bits, has run over: the reader adds 2**13 to what follows."""
+    rows, over = [], 0
+    for when, column, row, brighter in zip(t, x, y, on, strict=True):
+        while when - over * 2**13 >= 2**23:
+            rows.append((0, 240, 0, 0, 0))
+            over += 1
+        when = int(when) - over * 2**13
+        rows.append((column, row, brighter << 7 | when >> 16, when >> 8 & 255, when & 255))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.array(rows, np.uint8).tobytes())
+
+
+def small(place, sensor, until=300_000):
+    """Events of a recording on ``sensor`` rows and columns, the last in its corner."""
+    drawn = np.random.default_rng(place)
+    t = np.append(np.sort(drawn.integers(0, until, 50)), until)
+    y, x = (np.append(drawn.integers(0, extent, 50), extent - 1) for extent in sensor)
+    return t, x, y, drawn.integers(0, 2, 51)
+
+
+def test_n_mnist_reads_its_files(tonic, tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "NMNIST", {"Train": 20, "Test": 10})
+    with pytest.raises(FileNotFoundError, match="NMNIST/Train has 0 recordings of 0 classes, not 20 of 10") as error:
+        load("n-mnist", tmp_path)
+    assert "import NMNIST as C" in code_of(error)
+    for part, place in (("Train", 0), ("Train", 10), ("Test", 20)):
+        for digit in range(10):
+            until = 9_000_000 if digit == 9 else 300_000  # beyond 23 bits
+            columns = small(place + digit, (34, 34), until)
+            write_bin(tmp_path / "NMNIST" / part / str(digit) / f"{place + digit:05}.bin", *columns)
+    data = load("n-mnist", tmp_path, frames=4)
+    assert (len(data.train), len(data.test), data.classes, data.shape) == (20, 10, 10, (4, 2, 34, 34))
+    assert data.train.targets == [digit for digit in range(10) for _ in range(2)] and data.plain is data.train
+    for digit in (0, 7):
+        x, y = data.train[2 * digit + 1]
+        assert y == digit and torch.equal(x, events.to_frames(*small(10 + digit, (34, 34)), 4, sensor=34))
+    assert torch.equal(data.test[9][0], events.to_frames(*small(29, (34, 34), 9_000_000), 4, sensor=34))
+    assert all(map(np.array_equal, data.test.recording(9), small(29, (34, 34), 9_000_000)))
+    assert load("n-mnist", tmp_path, values="binary").test[0][0].unique().tolist() == [0, 1]
+    (tmp_path / "NMNIST" / "Test" / "3" / "00023.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="NMNIST/Test has 9 recordings of 9 classes, not 10 of 10"):
+        load("n-mnist", tmp_path)
+
+
+def test_n_caltech101_reads_its_files(tonic, tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "NCALTECH101", (2, 30))
+    with pytest.raises(FileNotFoundError, match="NCALTECH101/Caltech101 has 0 recordings of 0 classes") as error:
+        load("n-caltech101", tmp_path)
+    assert "import NCALTECH101 as C" in code_of(error)
+    for name, count in (("accordion", 19), ("yin_yang", 20)):
+        for number in range(count):
+            path = tmp_path / "NCALTECH101" / "Caltech101" / name / f"image_{number + 1:04}.bin"
+            write_bin(path, *small(count * number, (60 + 3 * number, 200)))
+    data = load("n-caltech101", tmp_path)
+    assert (len(data.train), len(data.test), data.classes, data.shape) == (18 + 18, 1 + 2, 2, (10, 2, 48, 48))
+    assert data.train.targets == [0] * 18 + [1] * 18 and data.test.targets == [0, 1, 1]
+    assert not {*data.train.files} & {*data.test.files}
+    assert [file.stem for file in data.test.files] == ["image_0019", "image_0019", "image_0020"]
+    whole = events.to_frames(*small(20 * 18, (60 + 3 * 18, 200)), 10, sensor=(180, 240))
+    scaled = torch.nn.functional.interpolate(whole, (48, 48), mode="bilinear", antialias=True)
+    assert torch.equal(data.test[1][0], scaled)
+    assert_only_torch_draws(data.train, 2)
+    assert torch.equal(data.plain[0][0], load("n-caltech101", tmp_path, augment="none").train[0][0])
+
+
+def test_flip_roll_reverse_takes_one_way_or_none():
+    torch.manual_seed(0)
+    frames, seen = places(), []
+    for _ in range(800):
+        x = events.flip_roll_reverse(frames)
+        for way, turned in enumerate((frames, frames.flip(-1), frames.flip(0, 1))):
+            down, right = (int(at) for at in (x == turned[0, 0, 24, 24]).nonzero()[0][2:] - 24)
+            if abs(down) <= 5 and abs(right) <= 5 and torch.equal(x, turned.roll((down, right), (2, 3))):
+                seen.append(way)
+    assert len(seen) == 800 and 350 < seen.count(0) < 450 and all(150 < seen.count(way) < 250 for way in (1, 2))
+
+
+# Digits before a moving camera
+
+
+def test_saccades_of_a_point():
+    image = torch.zeros(1, 8, 8)
+    image[0, 3, 4] = 1.0
+    (t, x, y, on), *_ = saccades(image, 0.5)
+    assert t.dtype == np.int64 and (np.diff(t) >= 0).all()
+    bright = [(int(row), int(column)) for row, column, brighter in zip(y, x, on, strict=True) if brighter]
+    # 2 down and 1 right in the first 100 ms, up and 1 right in the second
+    assert 80_000 < t[on == 1][bright.index((5, 5))] < 100_000 < 180_000 < t[on == 1][bright.index((3, 6))] < 200_000
+    dark = [when for when, row, column, bright in zip(t, y, x, on, strict=True) if (row, column, bright) == (3, 4, 0)]
+    assert dark and dark[0] < 50_000  # it leaves where it was
+    net = np.zeros((10, 10), int)
+    np.add.at(net, (y, x), 2 * on - 1)
+    assert (abs(0.5 * net) < 0.5).all()  # the image is back where it was, up to less than the threshold
+
+
+def test_saccades_refuse_what_they_cannot_show():
+    for images in (torch.zeros(8, 8), torch.zeros(1, 3, 8), torch.full((1, 8, 8), 16.0)):
+        with pytest.raises(ValueError, match=r"images must be \[N, H, W\] in \[0, 1\] .*got shape"):
+            saccades(images)
+
+
+def test_digits_events_are_frames_of_the_recorded_digits(monkeypatch):
+    pytest.importorskip("sklearn")
+    once = cache(recorded_digits)
+    monkeypatch.setattr("snnkern.data.saccades.recorded_digits", once)
+    data = load("digits-events", seed=2, frames=6, train=20)
+    assert (len(data.train), len(data.test), data.shape, data.events) == (20, 597, (6, 2, 10, 10), True)
+    (recorded, y), (_, test_y) = once(2, 20, 0.15)
+    assert torch.equal(y, digits(seed=2, train=20)[0][1]) and torch.equal(data.test.tensors[1], test_y)
+    for index in (0, 19):
+        assert torch.equal(data.train[index][0], events.to_frames(*recorded[index], 6, sensor=10))
+    assert all(len(each.t) > 200 and (np.diff(each.t) >= 0).all() for each in recorded)
+    binary = load("digits-events", seed=2, frames=6, train=20, values="binary").test.tensors[0]
+    assert torch.equal(binary, data.test.tensors[0].clamp(max=1)) and not torch.equal(binary, data.test.tensors[0])
+    assert once.cache_info().misses == 1
+
+
+# Spoken words
+
+
+def write_words(path, times, units, labels):
+    """The files of Cramer et al.: times float16, units uint16, both of another length for every word; labels uint16."""
+    h5py = pytest.importorskip("h5py")
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, kind, values in (("times", np.float16, times), ("units", np.uint16, units)):
+            held = file.create_dataset(f"spikes/{name}", (len(values),), h5py.vlen_dtype(kind))
+            for index, each in enumerate(values):
+                held[index] = np.asarray(each, kind)
+        file["labels"] = np.asarray(labels, np.uint16)
+        file["extra/keys"] = np.array([b"zero", b"one"])
+
+
+def test_words_are_counted_by_step_and_channel(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"SHD is not in .*, or not whole \(shd_train.h5: .*This gets it"
+    ) as error:
+        load("shd", tmp_path)
+    assert "import SHD as C" in code_of(error)
+    times, units = [[0.0, 0.25, 0.26, 0.49, 1.39, 1.5], [0.5]], [[0, 9, 5, 699, 690, 3], [10]]
+    for part, order in (("train", 1), ("test", -1)):
+        write_words(tmp_path / "SHD" / f"shd_{part}.h5", times[::order], units[::order], [3, 19][::order])
+    data = load("shd", tmp_path, steps=7)  # of 0.2 s
+    assert (len(data.train), len(data.test), data.classes, data.shape, data.events) == (2, 2, 20, (7, 70), True)
+    x, y = data.train[0]
+    expected = torch.zeros(7, 70)
+    expected[0, 0] = expected[2, 69] = expected[6, 69] = 1
+    expected[1, 0] = 2
+    assert torch.equal(x, expected) and x.dtype == torch.float32 and y == 3
+    assert torch.equal(data.test[1][0], expected) and data.test[0][1] == 19
+    assert torch.equal(load("shd", tmp_path, steps=7, values="binary").train[0][0], expected.clamp(max=1))
+    narrow = load("shd", tmp_path, steps=2, channels=700, window=0.5).train[0][0]
+    assert narrow.nonzero().tolist() == [[0, 0], [1, 5], [1, 9], [1, 699]]
+    assert load("shd", tmp_path, steps=1, window=9).train[0][0].sum() == 6
+    write_words(tmp_path / "SHD" / "shd_test.h5", times, [units[0], [700]], [3, 19])
+    with pytest.raises(ValueError, match=r"shd_test.h5: word 1 is not one of 700 channels"):
+        load("shd", tmp_path).test[1]
+
+
+@pytest.mark.parametrize("problem", ["missing", "cut", "labels"])
+def test_words_that_are_not_whole(tmp_path, problem):
+    for part in ("train", "test"):
+        labels = [35] if problem == "labels" and part == "test" else [34]
+        write_words(tmp_path / "SSC" / f"ssc_{part}.h5", [[0.1]], [[5]], labels)
+    path = tmp_path / "SSC" / "ssc_test.h5"
+    if problem == "labels":
+        path.rename(tmp_path / "kept")
+        write_words(path, [[0.1]], [[5]], [34])
+        assert load("ssc", tmp_path).shape == (100, 70) and load("ssc", tmp_path).test[0][1] == 34
+        (tmp_path / "kept").replace(path)
+    else:
+        path.unlink() if problem == "missing" else path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FileNotFoundError, match=r"SSC is not in .*, or not whole \(ssc_test.h5: ") as error:
+        load("ssc", tmp_path)
+    assert "split=s) for s in ('train', 'test')]" in code_of(error)

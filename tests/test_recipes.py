@@ -24,6 +24,7 @@ DATA = {
     "cifar100": (100, (3, 32, 32)),
     "imagenet": (1000, (3, 224, 224)),
     "dvs-cifar10": (10, (10, 2, 48, 48)),
+    "n-mnist": (10, (16, 2, 34, 34)),
 }
 DIGITS = [name for name in recipes() if name.startswith("digits-")]
 

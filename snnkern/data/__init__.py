@@ -7,10 +7,13 @@ from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 
+from .audio import spoken
 from .base import Data
-from .events import dvs_cifar10
+from .events import dvs_cifar10, n_caltech101, n_mnist
 from .images import cifar, imagenet, mnist
+from .saccades import digits_events
 from .scikit import digits, digits_spikes, load_digits_data
+from .sequences import sequential_digits, sequential_mnist
 
 __all__ = ["SETS", "Data", "digits", "load"]
 
@@ -21,6 +24,13 @@ SETS = {
     "cifar100": partial(cifar, "cifar100"),
     "imagenet": imagenet,
     "dvs-cifar10": dvs_cifar10,
+    "n-mnist": n_mnist,
+    "n-caltech101": n_caltech101,
+    "digits-events": digits_events,
+    "sequential-mnist": sequential_mnist,
+    "sequential-digits": sequential_digits,
+    "shd": partial(spoken, "SHD", window=1.4),
+    "ssc": partial(spoken, "SSC"),
     "digits-spikes": digits_spikes,
 }
 
@@ -29,7 +39,7 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
     """The data set ``name``. Nothing is downloaded: where the files are missing, the error says how to get them.
 
     Args:
-        name: ``"digits"``, ``"mnist"``, ``"cifar10"``, ``"cifar100"``, ``"imagenet"`` or ``"dvs-cifar10"``.
+        name: a key of ``SETS``.
         root: the folder with the files, as torchvision or tonic lay them; None: ``data``. The digits come with
             scikit-learn and need none.
         seed: of a data set that is drawn: those of the digits. The others have their fixed split.
@@ -41,7 +51,16 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
             imagenet: ``augment`` ("crop-flip", "none"): see ``images.imagenet``.
             dvs-cifar10: ``frames`` (10), ``by`` ("time", "count"), ``values`` ("counts", "binary"), ``size`` (48),
             ``resize`` ("bilinear", "nearest"), ``augment`` ("flip-roll", "nda", "none"): see ``events.dvs_cifar10``.
-            digits-spikes: ``bins`` (16), ``events`` (8), ``train`` (600): see ``scikit.digits_spikes``.
+            n-mnist: ``frames``, ``by``, ``values``: see ``events.n_mnist``.
+            n-caltech101: ``frames``, ``by``, ``values``, ``size``, ``resize``, ``augment`` ("flip-roll-reverse",
+            "flip-roll", "none"): see ``events.n_caltech101``.
+            digits-events: ``frames``, ``by``, ``values``, ``train`` (600), ``threshold`` (0.15): see
+            ``saccades.digits_events``.
+            sequential-mnist: ``by`` ("pixel", "row"): see ``sequences.sequential_mnist``.
+            sequential-digits: ``by``, ``noise`` (0), ``train`` (600): see ``sequences.sequential_digits``.
+            shd, ssc: ``steps`` (100), ``channels`` (70), ``values`` ("counts", "binary"), ``window`` (1.4; 1.0): see
+            ``audio.spoken``.
+            digits-spikes: ``frames`` (16), ``events`` (8), ``train`` (600): see ``scikit.digits_spikes``.
 
     Raises: ValueError for a name or option that does not exist, FileNotFoundError where the data set is missing,
         ModuleNotFoundError where the package that reads it is.

@@ -15,7 +15,8 @@ ROOT = Path("data")  # where data sets are looked for when no folder is named
 class Data(NamedTuple):
     """A data set, split: ``train`` and ``test`` give (x, y) by index, y a whole number in [0, classes).
 
-    x is float32, of the shape ``shape``: an image [C, H, W], or with ``events`` a recording's frames [T, C, H, W].
+    x is float32, of the shape ``shape``: an image [C, H, W], or with ``events`` a recording's frames
+    [T, C, H, W], or the steps of a sequence [T, inputs].
     Augmentation is inside ``train`` and draws from torch's global generator alone: its state settles what comes out.
     ``plain`` has the samples of ``train`` as they are, prepared like those of ``test``. Where a data set has a method
     ``recording(index)``, that gives the events that are in the frames of this sample; see ``Recorded``.
