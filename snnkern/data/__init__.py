@@ -27,11 +27,11 @@ SETS = {
     "n-mnist": n_mnist,
     "n-caltech101": n_caltech101,
     "digits-events": digits_events,
+    "digits-spikes": digits_spikes,
     "sequential-mnist": sequential_mnist,
     "sequential-digits": sequential_digits,
     "shd": partial(spoken, "SHD", window=1.4),
     "ssc": partial(spoken, "SSC"),
-    "digits-spikes": digits_spikes,
 }
 
 
@@ -56,11 +56,11 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
             "flip-roll", "none"): see ``events.n_caltech101``.
             digits-events: ``frames``, ``by``, ``values``, ``train`` (600), ``threshold`` (0.15): see
             ``saccades.digits_events``.
+            digits-spikes: ``frames`` (16), ``events`` (8), ``train`` (600): see ``scikit.digits_spikes``.
             sequential-mnist: ``by`` ("pixel", "row"): see ``sequences.sequential_mnist``.
             sequential-digits: ``by``, ``noise`` (0), ``train`` (600): see ``sequences.sequential_digits``.
             shd, ssc: ``steps`` (100), ``channels`` (70), ``values`` ("counts", "binary"), ``window`` (1.4; 1.0): see
             ``audio.spoken``.
-            digits-spikes: ``frames`` (16), ``events`` (8), ``train`` (600): see ``scikit.digits_spikes``.
 
     Raises: ValueError for a name or option that does not exist, FileNotFoundError where the data set is missing,
         ModuleNotFoundError where the package that reads it is.
