@@ -22,11 +22,14 @@ import torch
 
 from snnkern.files import replacing
 
-from . import dspike, tet
+from . import dspike, mtt, tet
 from .protocol import Protocol, Work, read
 
 PROTOCOLS: dict[str, Protocol] = {
     "E2.1": tet.TET_AND_SDT,
+    "E2.2": mtt.CALIBRATION,
+    "E2.3": mtt.OVER_TIME,
+    "E2.3b": mtt.CONFIGURATIONS,
     "E2.4": dspike.SIMILARITY,
     "E2.5": dspike.TRAINED_WITH_DIFFERENCES,
     "E2.6": dspike.TEMPERATURE,
@@ -44,6 +47,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "E2.27": dspike.DISTANCE,
     "E2.28": dspike.WHOLE_CHAIN,
     "E2.29": dspike.SHAPE,
+    "E2.30": mtt.GRANULARITY,
+    "E2.31": mtt.SAMPLES,
+    "E2.32": mtt.FLATNESS,
 }
 COMMAND = "python -m experiments.claims"
 

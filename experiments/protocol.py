@@ -105,8 +105,22 @@ def ran(folder: Path) -> str:
         neuron = next(module for module in model.modules() if isinstance(module, (LIF, SmoothLIF, ReLU)))
         losses = ", ".join(f"{len([*group])} {name}" for name, group in groupby(line["criterion"] for line in lines))
         falling = " falling" if last["lr"] < first["lr"] else ""
-        stages.append(f"{layers} of {neuron}, T = {last['steps']}: {losses}, lr {first['lr']:g}{falling}")
+        steps = f"{last['steps']}{_mixed(lines)}"
+        stages.append(f"{layers} of {neuron}, T = {steps}: {losses}, lr {first['lr']:g}{falling}")
     return "; ".join(stages)
+
+
+def _mixed(lines: Sequence[dict]) -> str:
+    """What the temporal configurations that a training drew have in common, from those that its epochs began with."""
+    drawn = [t for line in lines for t in line.get("t", ())]
+    if not drawn:
+        return ""
+    stages = len(drawn[0])
+    shared = max(g for g in range(1, stages + 1)
+                 if all(len({*t[i : i + g]}) == 1 for t in drawn for i in range(0, stages, g)))  # fmt: skip
+    fixed = ", the first fixed" if stages > 1 and len({t[0] for t in drawn}) == 1 else ""
+    falling = ", never growing" if shared < stages and all(t == sorted(t, reverse=True) for t in drawn) else ""
+    return f", {lines[-1]['passes']} passes, t by {shared} of {stages} stages{fixed}{falling}"
 
 
 @dataclass(frozen=True)

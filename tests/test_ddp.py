@@ -39,6 +39,7 @@ RUNS = {
             "stage.0.differences.eps=0.2",
         ],
     ),
+    "mixed": load("digits-mtt", [*SIZE, "stage.steps=3"]),
     "interrupted": load("digits-tet", SIZE),
 }
 
@@ -88,7 +89,7 @@ def two(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "slow", "parts", "stages", "probed"])
+@pytest.mark.parametrize("name", ["plain", "slow", "parts", "stages", "probed", "mixed"])
 def test_two_processes_learn_what_one_learns_with_their_batches_together(two, tmp_path, name):
     fit(RUNS["toy" if name == "parts" else name], tmp_path)
     assert_equal_but_for_rounding(two / name, tmp_path)

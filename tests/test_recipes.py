@@ -62,7 +62,7 @@ def stages(name):
     return [(s.steps * (s.network == "snn"), s.epochs, s.optimiser["lr"]) for s in load(name).stage]
 
 
-# Deng et al., appendix A.1; Li et al., sections 5.2 and 5.3
+# Deng et al., appendix A.1; Li et al., sections 5.2 and 5.3; Du et al., A.1, A.2 and A.6
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
@@ -80,6 +80,14 @@ def stages(name):
         ("dspike-dvs", [(0, 300, 0.01), (10, 300, 0.01)]),
         ("dspike-fig2", [(6, 5, 0.01)]),
         ("dspike-table1", [(6, 10, 0.01)]),
+        ("mtt-cifar10", [(6, 300, 0.1)]),
+        ("mtt-cifar100", [(6, 300, 0.1)]),
+        ("mtt-resnet18", [(6, 300, 0.1)]),
+        ("mtt-vgg14", [(5, 300, 0.1)]),
+        ("mtt-bresnet50", [(4, 100, 0.1)]),
+        ("mtt-bresnet72", [(4, 100, 0.1)]),
+        ("mtt-imagenet", [(6, 160, 0.004)]),
+        ("mtt-dvs", [(10, 300, 0.1)]),
     ],
 )
 def test_published_stages(name, wanted):
@@ -116,6 +124,17 @@ def test_published_numbers():
     recipe = load("tet-cifar100")
     assert [s.inherit for s in recipe.stage] == [None, 0, 0]
     assert recipe.total_cost - recipe.stage[1].epochs * recipe.stage[1].steps == 900
+
+
+def test_mixed_time_steps_are_those_published():
+    """Du et al., A.2: three samples, from T = 1 up, every block a stage; the batches; calibration on 10 of them."""
+    batches = {"mtt-dvs": 50, "mtt-imagenet": 512}
+    for name in recipes():
+        if name.startswith("mtt-") and load(name).data["name"] in DATA and len(DATA[load(name).data["name"]][1]) > 2:
+            stage = load(name).stage[0]
+            assert (stage.passes, stage.sampler.low, stage.sampler.granularity) == (3, 1, 1)
+            assert stage.mtt.calibration == 10 and load(name).batch == batches.get(name, 256)
+            assert {lif.settings["decay"] for lif in neurons(load(name))} == {0.5}
 
 
 def neurons(recipe, stage=0):

@@ -39,6 +39,19 @@ def test_groups_of_the_specification():
             assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
 
 
+def test_every_pair_up_to_10_steps_groups_by_the_rule():
+    """The integer form of the specification, and its table: b_i, counted from 1."""
+    table = {(5, 3): (1, 3, 4), (5, 4): (1, 2, 3, 5), (6, 4): (1, 2, 4, 5), (6, 5): (1, 2, 3, 5, 6), (3, 2): (1, 2)}
+    for longer in range(1, 11):
+        for k in range(1, longer + 1):
+            groups = [-((k - 2 * i * longer) // (2 * k)) for i in range(k + 1)]
+            assert starts(longer, k) == groups
+            assert (longer, k) not in table or tuple(1 + b for b in groups[:-1]) == table[longer, k]
+            for steps_in, steps_out in ((longer, k), (k, longer)):
+                one = torch.eye(steps_in)
+                assert torch.equal(snnkern.ttm(one, steps_out), matrix(steps_in, steps_out))
+
+
 @pytest.mark.parametrize(("steps_in", "steps_out"), [*PAIRS, (100, 7), (7, 100), (33, 32)])
 def test_every_pair_of_steps(backend, device, steps_in, steps_out):
     x = (draw((steps_in, 3, 67), device=device) * 4).round().requires_grad_()

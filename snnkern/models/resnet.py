@@ -150,7 +150,7 @@ class ResNet34(ResNet18):
 
     The ResNet-34 of its ImageNet table is ``SpikingResNet34(alpha=1.0)``.
 
-    Parameters: 21,282,122. MACs per 32x32 frame: 1,159.5 M.
+    Parameters: 21,282,122. MACs per 32x32 frame: 1,159.4 M.
     """
 
     GROUPS = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))

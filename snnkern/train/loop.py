@@ -289,11 +289,13 @@ class _Training:
         self.watch.epoch(self.recipe, metrics, self._cost())
 
     def _drawn(self, epoch: int) -> dict:
-        """For the metrics of an epoch with mixed time steps: how many passes every batch had, and the mean t_i."""
+        """For the metrics of an epoch with mixed time steps: how many passes every batch had, the mean t_i, and the
+        configurations of the first batch."""
         if self.stage.mtt is None:
             return {}
         drawn = [timing["t"] for seed in self._plan(epoch).step_seeds for timing in self._timings(seed)]
-        return {"passes": self.stage.passes, "mean_t": fmean(map(fmean, drawn))}
+        passes = self.stage.passes
+        return {"passes": passes, "mean_t": fmean(map(fmean, drawn)), "t": drawn[:passes]}
 
     def _search(self, criterion, plan: Epoch) -> None:
         """Dspike's algorithm 1, before every epoch, on the epoch's first samples; the same in every process."""
