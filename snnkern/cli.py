@@ -241,7 +241,7 @@ def _events(path: Path, overrides: list[str], samples: int | None, stage: int, b
             "events": [each["events"] for each in tested],
             **{name: [sum(each[name].values()) for each in tested] for name in ("spikes", "operations")},
         }
-        forms = dict.fromkeys(columns, ",.0f") | {"clocked": ".2f", "event-driven": ".2f", "gap": "+.2f"}
+        forms = dict.fromkeys(columns, ",.0f") | {"clocked": ".2f", "event-driven": ".2f", "gap": ".2f"}
         lines.append([label, *(_spread(values, forms[name]) for name, values in columns.items())])
     count = next(iter(found.values()))[0]["samples"]
     title = f"{count} test samples; events, spikes and synaptic operations are those of one sample"

@@ -23,8 +23,8 @@ class ChipNet(Staged):
     The paper describes no network for N-MNIST, and its code has none. The default is a choice: the code's network for
     DVS-Gesture, AP2-8C3s2-AP2-16C3-AP2-32C3-AP2-32C3 - FC 64 - FC at 128 x 128, without its first pool and its last
     pool and convolution, so that FC 64 takes 32 channels of 4 x 4 at 34 x 34 too. ``plan=""`` and ``hidden=(96, 96)``
-    make a plain multilayer perceptron. All weights start from Kaiming's normal distribution: with PyTorch's smaller ones
-    the spikes of event cameras do not get through. ``analysis.event_driven`` runs the trained network without a clock.
+    make a plain multilayer perceptron. All weights start from Kaiming's normal distribution: with PyTorch's smaller
+    ones few spikes get through. ``analysis.event_driven`` runs the trained network without a clock.
 
     Args:
         classes: number of outputs.
