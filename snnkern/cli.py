@@ -167,6 +167,12 @@ def evaluate(
     stage: StageOption = -1,
     best: Best = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    events: Annotated[
+        bool, typer.Option("--events", help="Event by event, as an asynchronous chip does it, beside T of training.")
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option(help="With --events: how many of the test data, evenly spread. Default: all.")
+    ] = None,
 ) -> None:
     """Test trained networks at several T.
 
@@ -179,6 +185,13 @@ def evaluate(
     """
     from .train.folder import grouped
 
+    if samples is not None and (samples < 1 or not events):
+        _fail(f"--samples must be at least 1 and go with --events, got {samples}")
+    if events and (steps or t):
+        _fail(f"--steps and --t must be left out with --events, which has no clock, got {steps or t}")
+    if events:
+        _events(path, overrides or [], samples, stage, best, as_json)
+        return
     asked = _steps(steps) if steps else None
     thresholds = None if exit_at is None else _thresholds(exit_at)
     if t and exit_at:
@@ -230,6 +243,40 @@ def _exit_table(tested: list[dict]) -> tuple[tuple[str, ...], list[list[str]]]:
         accuracy = _spread([100 * row["accuracy"] for row in rows], ".2f")
         lines.append([", ".join(at) or "all steps", mean_steps, accuracy, saved(rows, "steps"), saved(rows, "seconds")])
     return ("leaves above", "mean T", "accuracy, %", "steps saved, %", "time saved, %"), lines
+
+
+def _events(path: Path, overrides: list[str], samples: int | None, stage: int, best: bool, as_json: bool) -> None:
+    from rich.progress import track
+
+    from .train.evaluation import restore, test_events
+    from .train.folder import grouped
+    from .train.recipe import override
+
+    with _errors(path):
+        found: dict[str, list[dict]] = {}
+        for label, run in ((label, run) for label, runs in grouped([path]).items() for run in runs):
+            model, recipe, about = restore(run, stage, best)
+            watch = partial(track, description=str(run), console=Console(stderr=True), transient=True)
+            measured = test_events(override(recipe, overrides), model, about["stage"], samples, watch)
+            found.setdefault(label, []).append({"run": str(run), "title": recipe.title, **about, **measured})
+    if as_json:
+        typer.echo(json.dumps({"networks": found}, indent=2))
+        return
+    header = "network", "clocked, %", "event-driven, %", "gap", "events", "spikes", "operations"
+    lines = []
+    for label, tested in found.items():
+        columns = {
+            "clocked": [100 * each["clocked"] for each in tested],
+            "event-driven": [100 * each["event_driven"] for each in tested],
+            "gap": [100 * (each["event_driven"] - each["clocked"]) for each in tested],
+            "events": [each["events"] for each in tested],
+            **{name: [sum(each[name].values()) for each in tested] for name in ("spikes", "operations")},
+        }
+        forms = dict.fromkeys(columns, ",.0f") | {"clocked": ".2f", "event-driven": ".2f", "gap": ".2f"}
+        lines.append([label, *(_spread(values, forms[name]) for name, values in columns.items())])
+    count = next(iter(found.values()))[0]["samples"]
+    title = f"{count} test samples; events, spikes and synaptic operations are those of one sample"
+    Console().print(_table(header, lines, title))
 
 
 def _tested(

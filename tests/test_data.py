@@ -562,6 +562,8 @@ def test_dvs_splits_by_the_number_of_a_recording(dvs):
 def test_dvs_options(dvs):
     whole = load("dvs-cifar10", dvs, augment="none", size=128).test[0][0]
     default = load("dvs-cifar10", dvs).test[0][0]
+    with pytest.raises(ValueError, match=r"size must be that of the sensor, \(128, 128\), to see its events, got 48"):
+        load("dvs-cifar10", dvs).test.recording(0)
     for frame, scaled in zip(whole.flatten(0, 1), default.flatten(0, 1), strict=True):
         pillow = Image.fromarray(frame.numpy()).resize((48, 48), Image.Resampling.BILINEAR)
         torch.testing.assert_close(scaled, torch.from_numpy(np.array(pillow)), rtol=1e-4, atol=1e-5)
@@ -685,6 +687,7 @@ def test_n_mnist_reads_its_files(tonic, tmp_path, monkeypatch):
         x, y = data.train[2 * digit + 1]
         assert y == digit and torch.equal(x, events.to_frames(*small(10 + digit, (34, 34)), 4, sensor=34))
     assert torch.equal(data.test[9][0], events.to_frames(*small(29, (34, 34), 9_000_000), 4, sensor=34))
+    assert all(map(np.array_equal, data.test.recording(9), small(29, (34, 34), 9_000_000)))
     assert load("n-mnist", tmp_path, values="binary").test[0][0].unique().tolist() == [0, 1]
     (tmp_path / "NMNIST" / "Test" / "3" / "00023.bin").unlink()
     with pytest.raises(FileNotFoundError, match="NMNIST/Test has 9 recordings of 9 classes, not 10 of 10"):

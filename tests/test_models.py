@@ -310,6 +310,7 @@ def test_number_of_parameters_and_of_multiplications(make, count, macs, shape):
 # Each at its published size; x of as many samples as batch norm needs at the least
 PUBLISHED = {
     "CNN6": (4, 1, 8, 8),
+    "ChipNet": (2, 2, 34, 34),
     "DspikeResNet18": (2, 3, 32, 32),
     "DspikeVGG16": (1, 3, 224, 224),
     "ResNet18": (2, 3, 32, 32),
@@ -330,7 +331,8 @@ def test_trains_at_published_size(name):
     assert MODELS.keys() - PUBLISHED.keys() == {"ResNet34", "BResNet50", "BResNet72"}  # ResNet18, only deeper
     torch.manual_seed(0)
     model, shape = MODELS[name](), PUBLISHED[name]
-    x = data(*shape).expand(2 if len(shape) == 4 else 100, *shape)
+    steps = 16 if name == "ChipNet" else 2 if len(shape) == 4 else 100  # T that lets spikes through
+    x = data(*shape).expand(steps, *shape)
     target = torch.arange(shape[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     losses = []

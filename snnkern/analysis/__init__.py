@@ -7,6 +7,7 @@ norms of training mode.
 """
 
 from .accuracy import Evaluation, accuracy_over_steps, evaluate, moments, outputs
+from .asynchronous import EventDriven, event_driven, without_biases
 from .configurations import accuracies, stage_rates
 from .energy import Energy, accuracy_over_energy, energy, joules, sparsity
 from .gradients import Lengths, Similarity, gradient_lengths, gradient_similarity
@@ -17,6 +18,7 @@ from .report import measure, report, write
 __all__ = [
     "Energy",
     "Evaluation",
+    "EventDriven",
     "Landscape",
     "Lengths",
     "Line",
@@ -27,6 +29,7 @@ __all__ = [
     "accuracy_over_steps",
     "energy",
     "evaluate",
+    "event_driven",
     "gradient_lengths",
     "gradient_similarity",
     "input_noise",
@@ -41,5 +44,6 @@ __all__ = [
     "sparsity",
     "stage_rates",
     "weight_noise",
+    "without_biases",
     "write",
 ]

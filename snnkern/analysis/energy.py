@@ -35,12 +35,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ..nn import BNLIF, LIF, LIFNode, SmoothLIF
+from ..nn import BNLIF, IAF, LIF, LIFNode, SmoothLIF
 from .accuracy import accuracy_over_steps, outputs
 
 __all__ = ["NEURONS", "Energy", "Layer", "accuracy_over_energy", "energy", "joules", "sparsity"]
 
-NEURONS = (LIF, BNLIF, LIFNode, SmoothLIF)
+NEURONS = (LIF, BNLIF, LIFNode, SmoothLIF, IAF)
 
 
 def joules(additions: float, multiplications: float, add: float = 0.9, multiply: float = 4.6) -> float:

@@ -12,7 +12,7 @@ from .base import Data
 from .events import dvs_cifar10, n_caltech101, n_mnist
 from .images import cifar, imagenet, mnist
 from .saccades import digits_events
-from .scikit import digits, load_digits_data
+from .scikit import digits, digits_spikes, load_digits_data
 from .sequences import sequential_digits, sequential_mnist
 
 __all__ = ["SETS", "Data", "digits", "load"]
@@ -27,6 +27,7 @@ SETS = {
     "n-mnist": n_mnist,
     "n-caltech101": n_caltech101,
     "digits-events": digits_events,
+    "digits-spikes": digits_spikes,
     "sequential-mnist": sequential_mnist,
     "sequential-digits": sequential_digits,
     "shd": partial(spoken, "SHD", window=1.4),
@@ -55,6 +56,7 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
             "flip-roll", "none"): see ``events.n_caltech101``.
             digits-events: ``frames``, ``by``, ``values``, ``train`` (600), ``threshold`` (0.15): see
             ``saccades.digits_events``.
+            digits-spikes: ``frames`` (16), ``events`` (8), ``train`` (600): see ``scikit.digits_spikes``.
             sequential-mnist: ``by`` ("pixel", "row"): see ``sequences.sequential_mnist``.
             sequential-digits: ``by``, ``noise`` (0), ``train`` (600): see ``sequences.sequential_digits``.
             shd, ssc: ``steps`` (100), ``channels`` (70), ``values`` ("counts", "binary"), ``window`` (1.4; 1.0): see

@@ -146,6 +146,12 @@ class Recordings(Dataset):
             frames = F.interpolate(frames, (self.size, self.size), mode=self.resize, antialias=smooth)
         return (frames if self.augment is None else self.augment(frames)), self.targets[index]
 
+    def recording(self, index: int) -> tuple[np.ndarray, ...]:
+        """(t, x, y, p), as of ``base.Recorded``; ValueError where the frames are scaled."""
+        if self.sensor != (self.size, self.size):
+            raise ValueError(f"size must be that of the sensor, {self.sensor}, to see its events, got {self.size}")
+        return self.events(self.files[index])
+
 
 def dvs_cifar10(
     root: Path | None = None,

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset
 
 from ..spec.arguments import number
-from .base import Data
+from .base import Data, Recorded
 from .events import check, to_frames
 from .scikit import pixels, split
 
@@ -109,16 +108,16 @@ def digits_events(
     train: int = 600,
     threshold: float = 0.15,
 ) -> Data:
-    """``recorded_digits`` as frames [T, 2, 10, 10]. ``root`` is not needed.
+    """``recorded_digits`` as frames [T, 2, 10, 10]; see ``base.Recorded``. ``root`` is not needed.
 
     ``frames``, ``by`` and ``values`` as of ``dvs_cifar10``, ``train`` as of ``digits``, ``threshold`` as of
     ``saccades``.
     """
     check(frames, by, values)
 
-    def part(events: list[Events], y: torch.Tensor) -> TensorDataset:
+    def part(events: list[Events], y: torch.Tensor) -> Recorded:
         x = torch.stack([to_frames(*each, frames, by, 10) for each in events])
-        return TensorDataset(x.clamp(max=1) if values == "binary" else x, y)
+        return Recorded(x.clamp(max=1) if values == "binary" else x, y, events)
 
     training, test = (part(*each) for each in recorded_digits(seed, train, threshold))
     return Data(training, test, 10, (frames, 2, 10, 10), True, training)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from .base import Data
+from ..spec.arguments import positive
+from .base import Data, Recorded
 
 TEST = 597  # the last of the 1797 images; the other 1200 are there for training
+DURATION = 100_000  # of a digit in events, in microseconds
 
 
 def digits(
@@ -60,3 +63,38 @@ def load_digits_data(root: Path | None = None, seed: int = 0, *, noise: float = 
     """``digits`` as data sets. ``root`` is not needed: the images come with scikit-learn."""
     training, test = (TensorDataset(*part) for part in digits(seed, noise, train))
     return Data(training, test, 10, tuple(training[0][0].shape), False, training)
+
+
+def digits_spikes(
+    root: Path | None = None, seed: int = 0, *, frames: int = 16, events: int = 8, train: int = 600
+) -> Data:
+    """The digits without noise, intensity as the number of events: frames [frames, 1, 8, 8] of counts, and the events.
+
+    A pixel of the greatest intensity gives ``events`` of them, others in proportion, rounded, all at random times
+    within 100 ms: about 160 a digit. They are drawn once. The images are those of ``digits`` with the same ``seed`` and
+    ``train``; ``root`` is not needed. ``test.recording(i)`` gives the events that frames i count; see ``Recorded``.
+
+    Args:
+        frames: T, the number of frames, of equal duration.
+        events: of a pixel, at the most.
+        train: see ``digits``.
+    """
+    positive("frames", frames)
+    positive("events", events)
+    x, y, generator = pixels(seed, train)
+    counts = (x * events + 0.5).floor().long()
+    n, _, row, column = torch.nonzero(counts, as_tuple=True)
+    each = counts[counts > 0]
+    n, row, column = (index.repeat_interleave(each) for index in (n, row, column))
+    t = torch.randint(DURATION, n.shape, generator=generator)
+    place = ((n * frames + t * frames // DURATION) * 8 + row) * 8 + column
+    counted = place.bincount(minlength=len(x) * frames * 64).float().view(len(x), frames, 1, 8, 8)
+    order = np.lexsort((t.numpy(), n.numpy()))
+    ends = counts.sum((1, 2, 3)).cumsum(0)[:-1]
+    arrays = (np.split(values.numpy()[order], ends) for values in (t, column, row, torch.zeros_like(t)))
+    recordings = [*zip(*arrays, strict=True)]
+    training, test = (
+        Recorded(*part, held)
+        for part, held in zip(split(counted, y, train), (recordings[:train], recordings[-TEST:]), strict=True)
+    )
+    return Data(training, test, 10, (frames, 1, 8, 8), True, training)

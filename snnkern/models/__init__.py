@@ -8,6 +8,7 @@ The ANN of a model is the same class with ``neuron=torch.nn.ReLU``, at T = 1. It
 so that ``snn.load_state_dict(ann.state_dict())`` starts the SNN from it.
 """
 
+from .chip import ChipNet
 from .cnn6 import CNN6
 from .layers import Staged
 from .mlp import SpikingMLP
@@ -31,6 +32,7 @@ MODELS = {
         CNN6,
         BResNet50,
         BResNet72,
+        ChipNet,
         DspikeResNet18,
         DspikeVGG16,
         ResNet18,

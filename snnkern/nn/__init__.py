@@ -1,7 +1,7 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
-from .layers import LIF, TTM, SmoothLIF, carried
+from .layers import IAF, LIF, TTM, SmoothLIF, carried
 from .node import LIFNode
 from .norm import BNLIF, TdBatchNorm, fold
 
-__all__ = ["BNLIF", "LIF", "TTM", "LIFNode", "SmoothLIF", "TdBatchNorm", "carried", "fold"]
+__all__ = ["BNLIF", "IAF", "LIF", "TTM", "LIFNode", "SmoothLIF", "TdBatchNorm", "carried", "fold"]

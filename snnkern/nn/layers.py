@@ -13,7 +13,8 @@ from ..backend import load
 from ..backend.reference import lif as reference
 from ..ops.lif import lif
 from ..ops.ttm import ttm
-from ..spec.arguments import check_residual, check_x, positive
+from ..spec.arguments import check_residual, check_x, number, positive
+from ..spec.layout import state_dtype
 from ..spec.neuron import new_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
@@ -142,6 +143,78 @@ class SmoothLIF(_Stateless):
         return f"{self.spec.surrogate!r}, {self.spec.form}={self.spec.leak}, threshold={self.spec.threshold}"
 
 
+class IAF(_Stateless):
+    """Integrate-and-fire neurons of asynchronous chips, clocked: no leak, soft reset, a lower bound of the potential.
+
+    ::
+
+        h[t] = max(v[t-1] + x[t], v_min)    s[t] = (h[t] >= threshold)    v[t] = h[t] - threshold s[t]    v[0] = 0
+
+    At most one spike a step: charge for more stays, and fires at the next steps. The gradient is autograd's of this
+    loop with the surrogate for ds/dh; where ``v[t-1] + x[t] < v_min`` none passes. As no kernel knows the bound, it is
+    a loop of PyTorch operations; with ``v_min=None`` it is ``snnkern.lif``.
+
+    ``forward(x, residual=None)``, as ``LIF``.
+
+    Args:
+        threshold: positive.
+        v_min: lower bound of the potential, at most 0; None for none.
+        surrogate, detach_reset, time_dim: those of ``LIF``.
+        backend: that of ``LIF`` without a bound; with one ``None`` or ``"reference"``.
+
+    Source: sinabs' ``IAF`` with ``SingleSpike``, and -1 for ``min_v_mem`` as in the published code of Du et al.,
+    "Temporal Flexibility in Spiking Neural Networks", ICLR 2025, which lets several spikes fire a step.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 1.0,
+        v_min: float | None = -1.0,
+        surrogate: Surrogate = Triangle(),
+        detach_reset: bool = False,
+        time_dim: int = 0,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        self.spec = new_spec(1.0, None, True, threshold, None, from_spikingjelly(surrogate), detach_reset, True)
+        if self.spec.threshold <= 0:
+            raise ValueError(f"threshold must be positive, got {threshold!r}")
+        self.v_min = v_min if v_min is None else number("v_min", v_min)
+        if v_min is not None and v_min > 0:
+            raise ValueError(f"v_min must be at most 0, where the potential starts, got {v_min!r}")
+        if backend is not None:
+            load(backend)
+            if v_min is not None and backend != "reference":
+                raise ValueError(f"backend must be None or 'reference' with v_min, got {backend!r}: no kernel has it")
+        self.time_dim, self.backend = time_dim, backend
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        check_residual(residual)
+        x, spec, memory = x if residual is None else x + residual, self.spec, self._memory
+        v = memory and memory.take()
+        if self.v_min is None:
+            neuron = {"decay": 1.0, "reset": None, "threshold": spec.threshold, "fire_at_threshold": True}
+            options = {"surrogate": spec.surrogate, "detach_reset": spec.detach_reset, "return_v": memory is not None}
+            spikes, v = lif(x, v, **neuron, **options, time_dim=self.time_dim, backend=self.backend)
+        else:
+            spikes, v = self._bounded(x, 0.0 if v is None else v)
+        if memory is not None:
+            memory.v = v
+        return spikes
+
+    def _bounded(self, x, v):
+        spec, time_dim, spikes = self.spec, check_x(x, self.time_dim), []
+        for x_t in x.to(state_dtype(x.dtype)).unbind(time_dim):
+            h = (v + x_t).clamp(min=self.v_min)
+            s = spec.surrogate(h - spec.threshold, h >= spec.threshold)
+            v = h - spec.threshold * (s.detach() if spec.detach_reset else s)
+            spikes.append(s.to(x.dtype))
+        return torch.stack(spikes, time_dim) if spikes else torch.empty_like(x), v
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.spec.threshold}, v_min={self.v_min}, {self.spec.surrogate!r}"
+
+
 class TTM(nn.Module):
     """Temporal transformation of [T, N, ...] to ``steps`` time steps, without parameters; see ``snnkern.ttm``.
 
@@ -173,7 +246,7 @@ def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
             keep(rows)                      # those samples go on: bool [N]
             second = model(x[1:2, rows])
 
-    The first call starts at rest. Neurons are LIF, BNLIF, SmoothLIF and everything that keeps state as LIFNode and
+    The first call starts at rest. Neurons are LIF, BNLIF, SmoothLIF, IAF and all that keeps state as LIFNode and
     SpikingJelly's modules do (multi-step mode); the latter are afterwards as they were. Outputs are those of one call,
     bit for bit as far as the layers between, PyTorch's, give a sample the same bits in a batch of any size: float32
     matrix products differ in the last ones.
@@ -181,7 +254,7 @@ def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
     Raises:
         ValueError: the model has no such neurons, or layers that mix time steps (neurons with ``steps_out`` too); or
             its state is not by samples.
-        RuntimeError: the model calls one LIF, BNLIF or SmoothLIF twice.
+        RuntimeError: the model calls one LIF, BNLIF, SmoothLIF or IAF twice.
     """
     plain = [module for module in model.modules() if isinstance(module, _Stateless)]
     stateful = [module for module in model.modules() if hasattr(module, "named_memories")]

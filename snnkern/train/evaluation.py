@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
-from ..analysis import accuracy
+from ..analysis import accuracy, event_driven
 from ..analysis.accuracy import Evaluation, evaluating
 from ..data import Data
 from ..methods import mtt, seenn
@@ -24,7 +24,7 @@ from .folder import RunError
 from .processes import World, working
 from .recipe import Recipe
 
-__all__ = ["Evaluation", "Restored", "calibrate", "early_exit", "evaluate", "restore", "test"]
+__all__ = ["Evaluation", "Restored", "calibrate", "early_exit", "evaluate", "restore", "test", "test_events"]
 
 
 def evaluate(
@@ -83,6 +83,37 @@ def test(
     settings = recipe.device, recipe.threads, recipe.deterministic
     with nullcontext(where) if where else working(*settings) as where:
         return evaluate(model.to(where.device), data.test, steps, data.events, where=where, **options)
+
+
+def test_events(
+    recipe: Recipe,
+    model: torch.nn.Module,
+    stage: int,
+    samples: int | None = None,
+    watch: Callable[[Iterable], Iterable] = lambda recordings: recordings,
+) -> dict:
+    """The network of a stage on test data clocked, with T of its training, and event by event, on the same samples.
+
+    Args:
+        samples: how many, evenly spread over the test data; None: all.
+        watch: passes the numbers of the recordings on, one by one.
+
+    Returns: ``clocked`` and ``event_driven``, accuracies as fractions; ``events``, ``spikes`` and ``operations`` of
+        ``analysis.EventDriven``; ``samples`` and ``steps``.
+    """
+    data = recipe.load_data()
+    if not hasattr(data.test, "recording"):
+        raise RunError(f"data.name must be a set that gives the events themselves, got {recipe.data['name']!r}")
+    count = min(samples or len(data.test), len(data.test))
+    chosen = [i * len(data.test) // count for i in range(count)]
+    steps = min(recipe.stage[stage].steps, data.shape[0])
+    try:
+        found = event_driven(model, ((data.test.recording(i), data.test[i][1]) for i in watch(chosen)), data.shape[1:])
+    except ValueError as error:
+        raise RunError(f"event by event: {error}") from error
+    clocked = test(recipe, model, data._replace(test=Subset(data.test, chosen)), steps)
+    totals = {name: getattr(found, name) for name in ("events", "spikes", "operations", "samples")}
+    return {"steps": steps, "clocked": clocked.accuracy[-1], "event_driven": found.accuracy, **totals}
 
 
 def calibrate(

@@ -38,7 +38,7 @@ __all__ = ["FOLDER", "MTT", "Differences", "Loss", "Probe", "Recipe", "RecipeErr
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
-NEURONS = ("LIF", "SmoothLIF")  # of snnkern.nn
+NEURONS = ("LIF", "SmoothLIF", "IAF")  # of snnkern.nn
 
 
 Whole = Annotated[int, Field(strict=True, ge=0)]
