@@ -44,6 +44,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "E2.15": mtt.ESTIMATION,
     "E2.16": mtt.SEARCH,
     "E2.17": mtt.EARLY_EXIT,
+    "E2.18": mtt.MONOTONE,
+    "E2.19": mtt.ASYNCHRONOUS,
     "E2.20": tet.SMOOTH,
     "E2.21": dspike.ENERGY,
     "E2.22": tet.SECOND_TERM,

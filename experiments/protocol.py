@@ -20,7 +20,7 @@ import torch
 from torch.nn import ReLU
 
 from snnkern.files import commit, versions, write_json
-from snnkern.nn import LIF, SmoothLIF
+from snnkern.nn import IAF, LIF, SmoothLIF
 from snnkern.train import fit
 from snnkern.train.evaluation import restore
 from snnkern.train.folder import claim, read_metrics
@@ -102,7 +102,8 @@ def ran(folder: Path) -> str:
         lines, model = list(part), restore(folder, index).model  # fails where the weights are of other shapes
         first, last, weights = lines[0], lines[-1], [p for p in model.parameters() if p.dim() > 1]
         layers = "-".join(f"{len(w)}C{w.shape[-1]}" if w.dim() == 4 else f"FC{w.shape[1]}" for w in weights)
-        neuron = next(module for module in model.modules() if isinstance(module, (LIF, SmoothLIF, ReLU)))
+        neurons = (module for module in model.modules() if isinstance(module, (LIF, SmoothLIF, IAF, ReLU)))
+        neuron = next(neurons, type(model).__name__)
         losses = ", ".join(f"{len([*group])} {name}" for name, group in groupby(line["criterion"] for line in lines))
         falling = " falling" if last["lr"] < first["lr"] else ""
         steps = f"{last['steps']}{_mixed(lines)}"
