@@ -16,13 +16,14 @@ from torch import nn
 
 import snnkern
 from snnkern.backend import load
-from snnkern.models import VGGSNN, ResNet19, SpikingMLP
+from snnkern.methods.mtt import Sampler
+from snnkern.models import CNN6, VGGSNN, ResNet18, ResNet19, SpikingMLP
 from snnkern.nn import BNLIF
 from snnkern.ops import bn_lif as bn_lif_op
 from snnkern.ops import lif as lif_op
 
-from .check import EXACT, HALF_STATE, ROUNDED, Refused, compare, compare_within
-from .contenders import Contender, Within
+from .check import EXACT, GRADIENT, HALF_STATE, ROUNDED, Refused, compare, compare_within, distance
+from .contenders import Apart, Contender, Within
 from .measure import Call, available, buffers, kept, seconds_of
 from .workloads import Workload
 
@@ -30,6 +31,7 @@ TIES = 1e-5  # share of a model's spikes that may differ: potentials at the thre
 SLOWEST = {"cpu": 4.0, "cuda": 1.5}  # seconds of one forward + backward
 INFERENCE = {"inference": (0, 1)}
 TRAINING = {"forward": (0, 1), "backward": (1, 2), "both": (0, 3)}  # both: until what it needed is freed
+STATIC = ("ResNet19", "ResNet18", "CNN6")  # models that take still images
 
 
 def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -37,6 +39,12 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     if layout == "contiguous":
         return x
     return x.flatten(0, -4).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:-3])
+
+
+def streams(forward: float, backward: float) -> dict[str, float]:
+    """By mode."""
+    both = {"forward": forward, "backward": backward, "both": forward + backward}
+    return both | {"kernel forward": forward, "kernel backward": backward}
 
 
 def train(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +73,7 @@ class Lif:
             return laid_out(torch.randn(shape, dtype=dtype, device=device, generator=generator), workload.layout)
 
         self.xs = [random().requires_grad_() for _ in range(self.buffers)]
-        self.grads = [random() for _ in range(self.buffers)]
+        self.grads = [random()[: workload.steps_out] for _ in range(self.buffers)]
         self.truths = {}
 
     def copy(self) -> Call:
@@ -265,8 +273,9 @@ class NormLif(Lif):
         """Spikes and gradients of a training pass, and the spikes of one with the running statistics that it left."""
         key = tuple(sorted(contender.options.items()))
         if key not in self.truths:
-            reference = snnkern.nn.LIF(**contender.options, backend="reference")
-            self.truths[key] = self.observe(self.prepared(BNLIF(self.workload.shape[1], reference)), x)
+            options = {**contender.options, "steps_out": self.workload.steps_out, "backend": "reference"}
+            reference = BNLIF(self.workload.shape[1], snnkern.nn.LIF(**options))
+            self.truths[key] = self.observe(self.prepared(reference), x)
         (got, inferred), (true, truly_inferred) = self.observe(layer, x), self.truths[key]
         limits = (ROUNDED if contender.rounded else EXACT)[self.workload.dtype]
         if contender.half_state and self.workload.dtype != "float32":
@@ -352,10 +361,7 @@ class Sums(Lif):
     def __init__(self, workload: Workload, device: str):
         super().__init__(workload, device)
         left = workload.steps_out / workload.steps
-        forward, backward = 1 + left, 2 + left
-        self.streams = {"inference": forward, "forward": forward, "backward": backward, "both": forward + backward}
-        self.streams |= {"kernel forward": forward, "kernel backward": backward}
-        self.grads = [grad[: workload.steps_out].clone() for grad in self.grads]
+        self.streams = {"inference": 1 + left, **streams(1 + left, 2 + left)}
 
     def module(self, contender: Contender) -> nn.Module:
         return contender.make(self.workload.steps_out).to(self.device)
@@ -372,6 +378,18 @@ class Sums(Lif):
         return super().kernels(module, contender) if isinstance(module, snnkern.nn.LIF) else []
 
 
+class NormSums(NormLif):
+    """Batch norm, the layer, and its spikes summed over groups of steps."""
+
+    def __init__(self, workload: Workload, device: str):
+        super().__init__(workload, device)
+        left = workload.steps_out / workload.steps
+        self.streams = {"inference": 1 + left, **streams(2 + left, 3 + 2 * left)}
+
+    def module(self, contender: Contender) -> nn.Module:
+        return self.prepared(contender.make(self.workload.shape[1], self.workload.steps_out))
+
+
 class Model:
     """One training step: forward, cross entropy of the mean over T, backward, SGD. The same weights for all."""
 
@@ -381,7 +399,7 @@ class Model:
     def __init__(self, workload: Workload, device: str):
         self.workload, self.device = workload, device
         generator = torch.Generator(device).manual_seed(0)
-        frames = () if workload.op == "ResNet19" else (workload.steps,)  # it takes still images
+        frames = () if workload.op in STATIC else (workload.steps,)
         self.x = torch.randn(*frames, *workload.shape, device=device, generator=generator)
         self.x = laid_out(self.x, workload.layout)
         self.target = torch.randint(10, workload.shape[:1], device=device, generator=generator)
@@ -403,12 +421,16 @@ class Model:
         fused = [module for module in model.modules() if isinstance(module, BNLIF)]
         inside = [module.lif for module in fused]
         model = Within(contender.context, model)
+        model.passes = [{}]  # options of the calls that a step makes
         model.neurons = [*fused, *(neuron for neuron in made if not any(neuron is lif for lif in inside))]
         return model
 
-    def forward(self, model: nn.Module) -> torch.Tensor:
+    def forward(self, model: nn.Module, **options) -> torch.Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.workload.dtype == "bfloat16"):
-            return model(self.x)
+            return model(self.x, **options)
+
+    def backward(self, outputs: torch.Tensor) -> None:
+        F.cross_entropy(outputs.float().mean(0), self.target).backward()
 
     def foresee(self, model: nn.Module) -> None:
         for _ in range(2):  # the first may wait for libraries to load
@@ -425,16 +447,17 @@ class Model:
             return {}
         differing = fired = total = 0
 
-        def count(layer, inputs, spikes):
+        def count(layer, inputs, options, spikes):
             nonlocal differing, fired, total
-            truth = reference(layer, contender.options)(*inputs)
+            truth = reference(layer, contender.options)(*inputs, **options)
             differing += (spikes != truth).sum().item()
             fired += truth.sum().item()
-            total += spikes.numel()
+            total += inputs[0].numel()
 
-        hooks = [layer.register_forward_hook(count) for layer in model.neurons]
+        hooks = [layer.register_forward_hook(count, with_kwargs=True) for layer in model.neurons]
         with torch.no_grad():
-            self.forward(model)
+            for options in model.passes:
+                self.forward(model, **options)
         for hook in hooks:
             hook.remove()
         rounded = contender.half_state and self.workload.dtype != "float32"
@@ -443,7 +466,8 @@ class Model:
         return {"spikes_differ": differing / total, "spike_rate": fired / total}
 
     def keeps(self, model: nn.Module) -> int:
-        return kept(lambda: self.forward(model), [*model.parameters(), *model.buffers()])
+        besides = [*model.parameters(), *model.buffers()]
+        return max(kept(lambda options=options: self.forward(model, **options), besides) for options in model.passes)
 
     def calls(self, model: nn.Module, contender: Contender) -> list[Call]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -451,11 +475,72 @@ class Model:
         def step(i, mark):
             mark()
             optimizer.zero_grad()
-            F.cross_entropy(self.forward(model).float().mean(0), self.target).backward()
+            for options in model.passes:
+                self.backward(self.forward(model, **options))
             optimizer.step()
             mark()
 
         return [Call(contender.name, step, {"step": (0, 1)})]
+
+
+class Mixed(Model):
+    """One update of mixed time-step training: forward and backward for each of three configurations, then SGD on the
+    sum of the gradients; and as many passes at one T.
+
+    A convolution behind neurons takes min(t_i, t_(i+1)) frames where it stands before the repetition, t_(i+1) behind.
+    With t uniform on 1 to 6 that is 91/36 = 2.5 of 3.5 on average, for the first of a block's two.
+    """
+
+    SAMPLES = 3
+
+    def __init__(self, workload: Workload, device: str):
+        super().__init__(workload, device)
+        self.truths = {}
+
+    def module(self, contender: Contender) -> nn.Module:
+        module = super().module(contender)
+        (model,) = module
+        generator, sampler = torch.Generator().manual_seed(0), Sampler(1, self.workload.steps)
+        ts = [sampler.draw(model.n_stages, generator) for _ in range(self.SAMPLES)]
+        module.passes = contender.passes(ts, self.workload.steps)
+        module.t = [options.get("t") or (options["steps"],) * model.n_stages for options in module.passes]
+        if contender.apart:
+            stages = model.blocks if hasattr(model, "blocks") else model.stages
+            for i, stage in enumerate(stages):  # a still image is convolved once by all
+                stages[i] = Apart(stage, "sums" in contender.apart, "repeats" in contender.apart and i > 0)
+        return module
+
+    def check(self, model: nn.Module, contender: Contender) -> dict:
+        """Holds outputs and gradients too, to those of the reference with all transformations apart."""
+        facts, key = super().check(model, contender), str(model.t)
+        if key not in self.truths:
+            options = {**contender.options, "backend": "reference"}
+            plain = replace(contender, make=lambda: snnkern.nn.LIF(**options), apart=("sums", "repeats"))
+            self.truths[key] = self.observe(self.module(plain))[:2]
+        *got, macs = self.observe(model)
+        for name, ours, true in zip(("outputs", "gradient"), got, self.truths[key], strict=True):
+            if not (differs := distance(ours, true)) <= GRADIENT[self.workload.dtype]:
+                raise Refused(f"{name} differ from the reference's by {differs:.1e} of their norm")
+        return facts | {"gradient_error": differs, "t": [list(t) for t in model.t], "macs": macs}
+
+    def observe(self, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Outputs and the gradient of an update, and the multiplications of its convolutions, forward."""
+        macs = 0
+
+        def count(convolution, inputs, output):
+            nonlocal macs
+            macs += output.numel() * convolution.weight[0].numel()
+
+        convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+        hooks, outputs = [module.register_forward_hook(count) for module in convolutions], []
+        for options in model.passes:
+            outputs.append(self.forward(model, **options))
+            self.backward(outputs[-1])
+        for hook in hooks:
+            hook.remove()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        model.zero_grad()
+        return torch.cat(outputs).detach(), gradient, macs
 
 
 def reference(layer: nn.Module, options: dict) -> nn.Module:
@@ -480,6 +565,8 @@ MODELS = {
     "ResNet19": lambda workload, neuron, **keywords: ResNet19(steps=workload.steps, neuron=neuron, **keywords),
     "VGGSNN": lambda workload, neuron, **keywords: VGGSNN(neuron=neuron, **keywords),
     "SpikingMLP": lively_mlp,
+    "ResNet18": lambda workload, neuron, **keywords: ResNet18(steps=workload.steps, neuron=neuron, **keywords),
+    "CNN6": lambda workload, neuron, **keywords: CNN6(steps=workload.steps, neuron=neuron, **keywords),
 }
 CASES = {
     "lif": Lif,
@@ -487,5 +574,7 @@ CASES = {
     "bn+lif": NormLif,
     "conv+bn+lif+conv": Chain,
     "lif+ttm": Sums,
+    "bn+lif+ttm": NormSums,
     **dict.fromkeys(MODELS, Model),
+    **dict.fromkeys(("ResNet18", "CNN6"), Mixed),
 }

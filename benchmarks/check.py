@@ -38,7 +38,7 @@ def compare(got, true, x, options: dict, dtype: str, half_state: bool = False) -
             raise Refused(f"{differ.sum()} of {differ.numel()} spikes differ from the reference")
         gradient, true_gradient = gradient.clone(), true_gradient.clone()
         gradient[:, columns] = true_gradient[:, columns] = 0
-    error = _error(gradient, true_gradient)
+    error = distance(gradient, true_gradient)
     if not error <= bound:
         raise Refused(f"gradient differs from the reference's by {error:.1e} of its norm, more than {bound:.0e}")
     return {"spikes_differ": share, "gradient_error": error, "spike_rate": spikes.float().mean().item()}
@@ -58,14 +58,14 @@ def compare_within(got, true, limits: tuple[float, float, float]) -> dict[str, f
     facts = {"spikes_differ": share, "spike_rate": true_spikes.float().mean().item()}
     for i, gradients in enumerate(zip(got[1:], true[1:], strict=True)):
         name, bound = ("gradient of weight or bias", bounds[1]) if i else ("gradient", bounds[0])
-        error = _error(*gradients) if i else _error(*(g.flatten(1)[:, ~differ.any(0)] for g in gradients))
+        error = distance(*gradients) if i else distance(*(g.flatten(1)[:, ~differ.any(0)] for g in gradients))
         if not error <= bound:
             raise Refused(f"{name} differs from the reference's by {error:.1e} of its norm, more than {bound:.0e}")
         facts.setdefault("gradient_error", error)
     return facts
 
 
-def _error(got: torch.Tensor, true: torch.Tensor) -> float:
+def distance(got: torch.Tensor, true: torch.Tensor) -> float:
     return ((got.float() - true.float()).norm() / true.float().norm()).item()
 
 

@@ -1,5 +1,6 @@
 """Who is measured. A contender makes a module, x [T, N, ...] to spikes, through its library's public interface; every
-call starts from a fresh state. For ``bn+lif`` it is given the number of channels, for ``lif+ttm`` that of steps left.
+call starts from a fresh state. For ``bn+lif`` it is given the number of channels, for ``lif+ttm`` that of steps left,
+for ``bn+lif+ttm`` both.
 
 The neuron: tau = 2, input not decayed, threshold 1 (fires at it), hard reset to 0, surrogate ATan(2), the gradient
 through the reset too. Where a library cannot, ``equals`` holds the options of ``snnkern.lif`` that it must agree with
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -29,7 +31,21 @@ SURROGATE = ATan(2.0)
 NEURON = {"tau": 2.0, "decay_input": False, "surrogate": SURROGATE, "fire_at_threshold": True}
 LONGEST_COMPILED = 16
 NORM = ("norm", "chain")
-OWN = ("split", *NORM, "sums")  # groups of workloads with contenders of their own
+OWN = ("split", *NORM, "sums", "norm-sums", "mixed")  # groups of workloads with contenders of their own
+
+
+def mixed(ts: list[tuple[int, ...]], greatest: int) -> list[dict]:
+    """The calls of a model in one update of mixed time-step training, for the configurations drawn."""
+    return [{"t": t} for t in ts]
+
+
+def at_greatest(ts: list[tuple[int, ...]], greatest: int) -> list[dict]:
+    """As many ordinary calls."""
+    return [{"steps": greatest}] * len(ts)
+
+
+def at_mean(ts: list[tuple[int, ...]], greatest: int) -> list[dict]:
+    return [{"steps": round(fmean(map(fmean, ts)))}] * len(ts)
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,8 @@ class Contender:
     groups: tuple[str, ...] = ()  # of workloads that it is for; empty: all but OWN
     model: dict = field(default_factory=dict)  # keywords for ResNet19 and VGGSNN
     context: Callable[[], AbstractContextManager] = nullcontext  # of its forward passes
+    passes: Callable[[list[tuple[int, ...]], int], list[dict]] = mixed  # of one update, in the group "mixed"
+    apart: tuple[str, ...] = ()  # the transformations that it has outside of its stages: "sums", "repeats"
 
     def takes(self, workload) -> bool:
         """Whether it is meant to be measured there; only then is it missed, and a reason given."""
@@ -131,15 +149,33 @@ class Normed(nn.Module):
 
 
 class Within(nn.Sequential):
-    """Layers whose forward passes run in a context."""
+    """Layers whose forward passes run in a context; all get the options of the call."""
 
     def __init__(self, context: Callable[[], AbstractContextManager], *layers: nn.Module):
         super().__init__(*layers)
         self.context = context
 
-    def forward(self, x):
+    def forward(self, x, **options):
         with self.context():
-            return super().forward(x)
+            for layer in self:
+                x = layer(x, **options)
+        return x
+
+
+class Apart(nn.Module):
+    """A stage of a network, and transformations of its own around it: ``repeats`` before it convolves, ``sums`` of
+    spikes that its neurons have written."""
+
+    def __init__(self, stage: nn.Module, sums: bool, repeats: bool):
+        super().__init__()
+        self.stage, self.sums, self.repeats = stage, sums, repeats
+
+    def forward(self, x, steps, steps_out):
+        if self.repeats:
+            x = snnkern.ttm(x, steps)
+        if self.sums:
+            return snnkern.ttm(self.stage(x, steps), steps_out)
+        return self.stage(x, steps, steps_out=steps_out)
 
 
 def normed(neuron: Callable[[], nn.Module], channels: int) -> nn.Module:
@@ -307,12 +343,23 @@ def ours(backend: str) -> list[Contender]:
     def transformed(steps):
         return nn.Sequential(lif(), snnkern.nn.TTM(steps, backend=backend))
 
+    def norm_transformed(channels, steps):
+        return nn.Sequential(fused(channels), snnkern.nn.TTM(steps, backend=backend))
+
     makers = [
         Contender(name, lif),
         Contender(name, fused, groups=NORM),
         Contender(name, lambda steps: lif(steps_out=steps), groups=("sums",)),
         Contender(f"{name}, separate", partial(normed, lif), rounded=True, groups=NORM),
         Contender(f"{name}, separate", transformed, groups=("sums",)),
+        Contender(name, lambda channels, n: snnkern.nn.BNLIF(channels, lif(steps_out=n)), groups=("norm-sums",)),
+        Contender(f"{name}, separate", norm_transformed, groups=("norm-sums",)),
+        Contender(name, lif, groups=("mixed",)),
+        Contender(f"{name}, sums apart", lif, groups=("mixed",), apart=("sums",)),
+        Contender(f"{name}, repeats apart", lif, groups=("mixed",), apart=("repeats",)),
+        Contender(f"{name}, both apart", lif, groups=("mixed",), apart=("sums", "repeats")),
+        Contender(f"uniform, greatest T, {name}", lif, groups=("mixed",), passes=at_greatest),
+        Contender(f"uniform, mean T, {name}", lif, groups=("mixed",), passes=at_mean),
         Contender(f"{name}, separate batch norm", lif, groups=("twin",), model={"fused": False}),
     ]
     if packed := getattr(snnkern, "packed_spikes", None):

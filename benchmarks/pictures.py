@@ -28,6 +28,7 @@ COLOURS = {
     "sinabs": "#CC79A7",
     "EXODUS": "#56B4E9",
     "ReLU twin": "#F0E442",
+    "uniform": "#777777",
 }
 DASHES = ("-", "--", ":", "-.")
 SPREAD = "Medians, and thin lines from the least to the greatest of the rounds."
@@ -60,6 +61,7 @@ def draw(content: dict, path: Path) -> list[Path]:
         "kept": _kept,
         "twin": _twin,
         "peak-memory": _peak,
+        "mixed": _mixed,
         "models": _models,
     }
     drawn = []
@@ -286,6 +288,17 @@ def _twin(rows: list[dict]) -> Picture | None:
 def _peak(rows: list[dict]) -> Picture | None:
     rows = [row | {"MB": row["peak_bytes"] and row["peak_bytes"] / 1e6} for row in rows if row["group"] == "twin"]
     return _steps(rows, "MB", "peak memory of a step, MB")
+
+
+def _mixed(rows: list[dict]) -> Picture | None:
+    """The spread is that of the times, over the median of the first's."""
+    rows = [row for row in rows if row["group"] == "mixed"]
+    firsts = {size: some[0]["ms"] for size, some in split([row for row in rows if row["ms"]], "op", "dtype")}
+
+    def spread(row):
+        return [row[key] / firsts[row["op"], row["dtype"]] for key in ("ms_min", "ms_max")]
+
+    return _steps(rows, "over_ours", "times as long as mixed", spread)
 
 
 def _models(rows: list[dict]) -> Picture | None:

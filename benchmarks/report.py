@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from statistics import fmean
 
 VERSIONS = (
     "snnkern",
@@ -73,6 +74,21 @@ def _twin(rows: list[dict]) -> Iterator[str]:
         yield _markdown(lines, left=1)
 
 
+def _mixed(rows: list[dict]) -> Iterator[str]:
+    yield "Apart: spikes are written, then summed in a pass of its own; frames are repeated, then convolved"
+    for (op, steps, dtype, layout), chosen in split(rows, "op", "T", "dtype", "layout"):
+        head = ("passes", "mean T", "GMACs, forward", "ms", "times as long", "peak memory, MB", "kept for backward, MB")
+        timed = [row for row in chosen if row["mode"]]
+        lines = [head]
+        for row in timed:
+            sizes = (_megabytes(row[key]) for key in ("peak_bytes", "kept_bytes"))
+            figures = fmean(map(fmean, row["t"])), row["macs"] / 1e9, row["ms"], row["over_ours"]
+            lines.append((row["contender"], *map(number, figures), *sizes))
+        drawn = f", at {'; '.join(str(tuple(t)) for t in timed[0]['t'])}" if timed else ""
+        yield f"One update of {op}, T up to {steps}, batch {chosen[0]['shape'][0]}, {dtype}, {layout}{drawn}"
+        yield _markdown(lines, left=1)
+
+
 def _protocol(rows: list[dict]) -> Iterator[str]:
     yield "Linear(n, n) and LIF, batch 16, N = 16 n"
     for mode in ("forward", "backward"):
@@ -113,7 +129,7 @@ def _calls(rows: list[dict]) -> Iterator[str]:
 
 TABLES = {
     **{"models": _models, "overhead": _overhead, "protocol": _protocol},
-    **{"norm": _norm, "chain": _chain, "twin": _twin, "calls": _calls},
+    **{"norm": _norm, "chain": _chain, "twin": _twin, "mixed": _mixed, "calls": _calls},
 }
 
 

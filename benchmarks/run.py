@@ -1,5 +1,5 @@
 """``python -m benchmarks.run``: a LIF layer, alone, behind a linear one, behind batch norm, and whole models, beside
-their peers.
+their peers; updates of mixed time-step training beside plain ones.
 
 A contender that differs from the reference gets no time (``check.py``). In every round all contenders run one after the
 other; figures are medians over rounds, ratios medians of the rounds' ratios. Results go to ``FOLDER/NAME.json``, tables
@@ -45,7 +45,7 @@ BLANK = dict.fromkeys(
         *("group", "op", "contender", "backend", "mode", "T", "N", "shape", "dtype", "layout"),
         *("buffers", "rounds", "ms", "ms_min", "ms_max", "over_ours", "over_copy", "GB/s", "percent_of_copy"),
         *("steps_out", "over_twin", "per_second", "kept_bytes", "peak_bytes"),
-        *("spike_rate", "spikes_differ", "gradient_error", "reason"),
+        *("spike_rate", "spikes_differ", "gradient_error", "t", "macs", "reason"),
     )
 )
 
@@ -104,7 +104,7 @@ def measure(workload: Workload, able: list[Contender], device: str, rounds: int)
         else:
             found[contender.name] = told | facts, memory
             calls += its_calls
-    least = rounds if workload.group == "twin" else 3  # its ratios are the headline
+    least = rounds if workload.group in ("twin", "mixed") else 3  # their ratios are the headline
     times = interleave(calls, clock_for(workload, device), rounds, SHARE[device], least)
     ours = next((name for name in found if name.startswith("snnkern")), None)
     for (name, mode), got in times.items():

@@ -99,13 +99,27 @@ def sums(steps: int, steps_out: int, log2: int, dtype: str = "float32") -> Workl
     return Workload("sums", "lif+ttm", steps, shape, dtype, steps_out=steps_out)
 
 
+def norm_sums(steps: int, steps_out: int, dtype: str = "float32") -> Workload:
+    """The same behind batch norm: 2**18 neurons."""
+    return replace(norm(steps, 2, 128, dtype), group="norm-sums", op="bn+lif+ttm", steps_out=steps_out)
+
+
+def mixed(name: str, batch: int) -> Workload:
+    """An update of mixed time-step training, T from 1 to 6."""
+    return replace(model(name, 6, batch), group="mixed")
+
+
 def twin(batch: int, dtype: str = "float32", layout: str = "contiguous") -> Workload:
     """A training step of ResNet-19 and of the same network with ReLU in place of neurons."""
     return replace(model("ResNet19", 6, batch, dtype), group="twin", only=TWIN, layout=layout)
 
 
 TWIN = ("snnkern", "SpikingJelly", "ReLU twin")
-SAMPLES = {"ResNet19": (3, 32, 32), "VGGSNN": (2, 48, 48), "SpikingMLP": (70,)}
+SAMPLES = {
+    **{"ResNet19": (3, 32, 32), "VGGSNN": (2, 48, 48), "SpikingMLP": (70,)},
+    **{"ResNet18": (3, 32, 32), "CNN6": (1, 8, 8)},
+}
+SUMS = ((6, 3), (16, 4), (16, 1))
 BOTH = ("float32", "bfloat16")
 LAYOUTS = ("contiguous", "channels last")
 
@@ -129,9 +143,12 @@ CPU = [
     *(norm(4, 2, 128, dtype, compiled=True) for dtype in BOTH),
     *(norm(6, batch, channels, dtype) for batch, channels in ((2, 256), (2, 512), (8, 128)) for dtype in BOTH),
     *(norm(6, 8, 128, dtype, "channels last") for dtype in BOTH),
-    *(sums(steps, steps_out, 18, dtype) for steps, steps_out in ((6, 3), (16, 4), (16, 1)) for dtype in BOTH),
+    *(sums(steps, steps_out, 18, dtype) for steps, steps_out in SUMS for dtype in BOTH),
+    *(norm_sums(steps, steps_out, dtype) for steps, steps_out in SUMS for dtype in BOTH),
     chain(4),
     *(twin(4, dtype) for dtype in BOTH),
+    mixed("CNN6", 60),
+    mixed("ResNet18", 4),
 ]
 
 # The most important first: what the time does not reach is left out and named.

@@ -26,7 +26,7 @@ from benchmarks.run import BLANK
 from benchmarks.workloads import CPU, GPU, QUICK, Workload
 from examples import swap
 from snnkern.files import commit
-from snnkern.models import ResNet19
+from snnkern.models import ResNet19, layers
 from snnkern.surrogate import ATan, Triangle
 from snnkern.train.folder import RunError
 
@@ -35,6 +35,8 @@ LONGER = replace(TINY, group="long", steps=70, shape=(2, 32))
 NORM = Workload("norm", "bn+lif", 4, (2, 8, 4, 4))
 CHAIN = Workload("chain", "conv+bn+lif+conv", 4, (2, 8, 4, 4), "bfloat16")
 SUMS = Workload("sums", "lif+ttm", 6, (2, 32), steps_out=3)
+NORM_SUMS = Workload("norm-sums", "bn+lif+ttm", 6, (2, 8, 4, 4), steps_out=3)
+MIXED = Workload("mixed", "CNN6", 3, (4, 1, 8, 8))
 TWIN = Workload("twin", "ResNet19", 2, (2, 3, 8, 8))
 MODES = {"inference", "forward", "backward", "both"}
 KERNELS = {"kernel forward", "kernel backward"}
@@ -168,6 +170,43 @@ def test_sums_of_spikes_are_timed_in_every_mode(ours):
     assert case.streams["both"] == 4 and case.grads[0].shape == (3, 2, 32)
     other = Contender("other", lambda steps: snnkern.nn.LIF(**NEURON, threshold=1.1, steps_out=steps), groups=("sums",))
     assert "spikes differ" in measured(SUMS, other)[0]["reason"]
+
+
+def test_sums_of_spikes_behind_batch_norm_are_timed_in_every_mode(ours):
+    rows = measured(NORM_SUMS, *contenders("cpu")[0])
+    assert not [row["reason"] for row in rows if row["reason"]]
+    modes = {name: {row["mode"] for row in rows if row["contender"] == name} for name in (r["contender"] for r in rows)}
+    assert modes == {"Tensor.copy_": {"copy"}, ours.name: MODES | KERNELS, f"{ours.name}, separate": MODES}
+    assert CASES["bn+lif+ttm"](NORM_SUMS, "cpu").streams["both"] == 6.5
+
+    def other(channels, steps):
+        return snnkern.nn.BNLIF(channels, snnkern.nn.LIF(**NEURON, threshold=1.1, steps_out=steps))
+
+    assert "spikes differ" in measured(NORM_SUMS, Contender("other", other, groups=("norm-sums",)))[0]["reason"]
+
+
+def test_mixed_passes_are_timed_if_they_equal_the_plain_ones(tmp_path, ours, monkeypatch):
+    able = [contender for contender in contenders("cpu")[0] if contender.groups == ("mixed",)]
+    content = go(tmp_path / "mixed.json", MIXED, able=able)
+    assert json.loads((tmp_path / "mixed.json").read_text()) == content
+    mixed, sums, repeated, both, greatest, mean = rows = content["rows"]
+    assert not [row["reason"] for row in rows if row["reason"]] and mixed["contender"] == ours.name
+    assert all(row["mode"] == "step" and row["over_ours"] > 0 and row["kept_bytes"] for row in rows)
+    assert mixed["t"] == both["t"] and len({*map(tuple, mixed["t"])}) == len(mixed["t"]) == 3
+    assert greatest["t"] == [[3] * 6] * 3 and mean["t"] == [[2] * 6] * 3
+    assert mixed["macs"] == sums["macs"] < repeated["macs"] == both["macs"] < greatest["macs"]
+    assert greatest["macs"] - 3 * 4 * 64 * 16 * 9 == 3 * (mean["macs"] - 3 * 4 * 64 * 16 * 9) / 2  # but for the image
+    drawn = "; ".join(str(tuple(t)) for t in mixed["t"])
+    assert f"One update of CNN6, T up to 3, batch 4, float32, contiguous, at {drawn}" in report.tables(content)
+    assert [file.name for file in pictures.draw(content, tmp_path / "some.json")] == ["some-mixed.png"]
+
+    def wrong(y, steps):
+        return y if len(y) == steps else layers.ttm(y, steps).roll(1, 0)
+
+    monkeypatch.setattr(layers, "over_steps", wrong)
+    rows = {row["contender"]: row for row in measured(MIXED, able[0], able[3])}
+    assert "outputs differ" in rows[ours.name]["reason"] and rows[ours.name]["ms"] is None
+    assert rows[f"{ours.name}, both apart"]["ms"] > 0  # repeats elsewhere
 
 
 def test_the_twin_of_a_network_of_neurons(ours, small):
