@@ -32,7 +32,7 @@ def run(name: str, recipe: str, *overrides: str, steps: int = 6, epochs: int = 3
 
 
 SDT, LONG = run("SDT6", "digits-sdt"), run("SDT6x53", "digits-sdt", epochs=53)
-ALONE = {steps: run(f"SDT{steps}", "digits-sdt", steps=steps) for steps in T if steps < 6}
+ALONE = {steps: run(f"alone{steps}", "digits-sdt", steps=steps) for steps in T if steps < 6}
 TET = run("TET6", "digits-tet", loss="tet")
 GRAINS = (1, 2, 3, 6)  # stages that share a t; 6 is the whole network, which makes it NMT
 MIXED = {
@@ -290,7 +290,7 @@ SAMPLES = Protocol(
 # Flatness
 
 
-def flatness(work: Work) -> dict:
+def minima(work: Work) -> dict:
     found = {}
     for name, run in (("SDT", SDT), ("SDT, equal cost", LONG), ("MTT", MTT)):
         trained = work.train(run)
@@ -313,7 +313,7 @@ FLATNESS = Protocol(
     f"{PAPER}, A.10, figure 9",
     "The networks of E2.3; rise of L_SDT on the training set at T = 6, 0.25 and 0.5 filter norms away, mean over 5 "
     "random filter-normalised directions and both sides",
-    flatness,
+    minima,
     [
         Measure("rise at 0.25, MTT - SDT", lambda r: r["MTT"][0] - r["SDT"][0], ("<", 0)),
         Measure("rise at 0.5, MTT - SDT", lambda r: r["MTT"][1] - r["SDT"][1], ("<", 0)),
@@ -454,7 +454,7 @@ EARLY = {
 }
 
 
-def similarity(work: Work) -> dict:
+def agreement(work: Work) -> dict:
     result = {}
     for name, run in (*EARLY.items(), (30, SDT)):
         trained = work.train(run)
@@ -482,7 +482,7 @@ SIMILARITY = Protocol(
     f"{PAPER}, section 4.2, which does not say of which layers, how far into training and with which statistics",
     "CNN6 trained with SDT at T = 6 for 1, 3 and 8 epochs (Adam, constant 2e-3), and for 30 (falling); gradient of "
     "L_SDT over the training set in all convolution weights, running statistics and those of the set",
-    similarity,
+    agreement,
     [
         Measure("cosine after 1 epoch, running statistics", lambda r: r["1"]["running"], (">", 0.94)),
         Measure("cosine after 3 epochs, running statistics", lambda r: r["3"]["running"], (">", 0.94)),
@@ -678,7 +678,7 @@ def sequences(work: Work) -> dict:
 
 
 def draw_sequences(path: Path, results: list[dict]) -> Path:
-    groups = {"": {name: [r[name] for r in results] for name in SEQUENCES}}
+    groups = {"": {name.replace(", ", ",\n"): [r[name] for r in results] for name in SEQUENCES}}
     return pictures.dots(path, groups, TITLE[1], "Digits pixel by pixel, 64 steps, two layers of 64")
 
 

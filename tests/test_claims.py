@@ -21,7 +21,7 @@ pytest.importorskip("experiments", reason="the experiments are in the source che
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from experiments import claims, dspike
+from experiments import claims, dspike, mtt
 from experiments import tet as tet_claims
 from experiments.dspike import DSPIKE_TABLE
 from experiments.protocol import Measure, Run, Work, ran
@@ -156,7 +156,7 @@ def test_a_run_is_what_its_weights_and_metrics_say(tmp_path):
 
 def test_every_run_says_what_it_is():
     """The words that a run is held to are those of its recipe, whose epochs and losses a quick run cuts short."""
-    runs = {run for module in (tet_claims, dspike) for value in vars(module).values() for run in runs_in(value)}
+    runs = {run for module in (tet_claims, dspike, mtt) for value in vars(module).values() for run in runs_in(value)}
     assert len(runs) == len({run.name for run in runs}) > 20
     for run in runs:
         stages = load(run.recipe, run.overrides).stage
@@ -164,7 +164,13 @@ def test_every_run_says_what_it_is():
         for stage, wanted in zip(stages, run.wanted.split("; "), strict=True):
             starts = [loss.from_epoch for loss in stage.loss] + [stage.epochs + 1]
             losses = [f"{b - a} {loss.name}" for loss, (a, b) in zip(stage.loss, pairwise(starts), strict=True)]
-            assert f"T = {stage.steps}: {', '.join(losses)}, lr {stage.optimiser['lr']:g}" in wanted
+            assert f": {', '.join(losses)}, lr {stage.optimiser['lr']:g}" in wanted
+            assert f"T = {stage.steps}{',' if stage.mtt else ':'}" in wanted
+            assert ("passes" in wanted) == bool(stage.mtt)
+
+
+def test_results_of_one_name_are_of_one_function():
+    assert len({p.run for p in claims.PROTOCOLS.values()}) == len({p.key for p in claims.PROTOCOLS.values()})
 
 
 def runs_in(value) -> list[Run]:

@@ -371,7 +371,7 @@ class Noisy(Dataset):
 class Forgetful(nn.Module):
     """A network with dropout, for images or frames."""
 
-    def __init__(self, classes=10, steps=2):
+    def __init__(self, classes=10, steps=2, neuron=None):
         super().__init__()
         self.layer, self.head, self.steps = nn.Linear(64, 20), nn.Linear(20, classes), steps
 
