@@ -44,6 +44,7 @@ class Run:
 class Trained:
     folder: Path
     recipe: Recipe
+    quick: bool = False
 
     def lines(self, stage: int = -1) -> list[dict]:
         """Of metrics, one per epoch of the stage."""
@@ -58,7 +59,8 @@ class Trained:
         return restore(self.folder, stage).model
 
     def images(self, part: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
-        return getattr(self.recipe.load_data(), part).tensors
+        x, y = getattr(self.recipe.load_data(), part).tensors
+        return (x[:60], y[:60]) if self.quick else (x, y)
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Work:
             write_json(folder / "ran.json", about)
         claim(folder, recipe.settings())  # an error if it holds another
         self.used.append(run.name)
-        return Trained(folder, recipe)
+        return Trained(folder, recipe, self.quick)
 
     def path(self, name: str, suffix: str = "") -> Path:
         return self.folder / f"{name}-seed{self.seed}{'-quick' if self.quick else ''}{suffix}"

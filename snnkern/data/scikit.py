@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,23 @@ def digits(
 
 def pixels(seed: int, train: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
     """All images [1797, 1, 8, 8] in [0, 1] and y, permuted, and the generator that did it."""
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the digits need scikit-learn: pip install 'snnkern[train]'") from error
-    images, labels = load_digits(return_X_y=True)
+    images, labels = _read()
     available = len(labels) - TEST
     if not isinstance(train, int) or not 1 <= train <= available:
         raise ValueError(f"train must be a whole number between 1 and {available}, got {train!r}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    x = torch.from_numpy(images).float().view(-1, 1, 8, 8)[order] / 16
-    return x, torch.from_numpy(labels).long()[order], generator
+    return images[order], labels[order], generator
+
+
+@cache
+def _read() -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the digits need scikit-learn: pip install 'snnkern[train]'") from error
+    images, labels = load_digits(return_X_y=True)
+    return torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16, torch.from_numpy(labels).long()
 
 
 def split(x, y, train: int):
