@@ -62,6 +62,7 @@ class _Training:
         self.data, self.board, self.saved, self.state = recipe.load_data(), None, None, State()
         self.shown = self.kept = time.monotonic()
         self.whole = math.inf  # steps of an epoch
+        self.passes: list[tuple[dict, float]] = []  # over the last batch: how the model was called, seconds
 
     def run(self) -> nn.Module:
         self.recipe.check_backend(self.where.device.type)
