@@ -317,6 +317,7 @@ FLATNESS = Protocol(
     [
         Measure("rise at 0.25, MTT - SDT", lambda r: r["MTT"][0] - r["SDT"][0], ("<", 0)),
         Measure("rise at 0.5, MTT - SDT", lambda r: r["MTT"][1] - r["SDT"][1], ("<", 0)),
+        Measure("rise at 0.25, MTT - SDT at equal cost", lambda r: r["MTT"][0] - r["SDT, equal cost"][0], ("<", 0)),
         Measure("rise at 0.5, MTT - SDT at equal cost", lambda r: r["MTT"][1] - r["SDT, equal cost"][1], ("<", 0)),
     ],
     draw_flatness,
