@@ -90,7 +90,7 @@ def test_segments_guess_their_start_right(backend, device, force, monkeypatch, g
         return seams[-1]
 
     monkeypatch.setattr(Split, "scratch", recorded)
-    x = draw((1600, 200), device=device) * 0.4
+    x = draw((800, 200), device=device) * 0.4
     for warm in (warmup(gain, torch.float32), 0):
         force(400, warm)
         run(x, None, backend, draw(x.shape, device=device, seed=2), decay=gain)
