@@ -224,13 +224,13 @@ def test_every_protocol_runs_and_is_reported(trial):
 
 
 def test_finished_units_are_kept_and_others_added(tmp_path, capsys):
-    arguments = ["--quick", "--only", "E2.31", "--out", str(tmp_path / "c"), "--work", str(tmp_path / "w")]
+    arguments = ["--quick", "--only", "E2.26", "--out", str(tmp_path / "c"), "--work", str(tmp_path / "w")]
     claims.main([*arguments, "--seeds", "1", "--jobs", "1"])
-    kept = tmp_path / "w" / "samples-seed0-quick.json"
+    kept = tmp_path / "w" / "gap-seed0-quick.json"
     before = kept.stat().st_mtime_ns
     claims.main([*arguments, "--seeds", "2", "--jobs", "2"])
     assert kept.stat().st_mtime_ns == before and "seed 1: 2 of 2" in capsys.readouterr().out
-    units = json.loads((tmp_path / "c" / "results.json").read_text())["results"]["samples"]
+    units = json.loads((tmp_path / "c" / "results.json").read_text())["results"]["gap"]
     assert [unit["seed"] for unit in units] == [0, 1] and units[0]["result"] != units[1]["result"]
 
 
