@@ -24,6 +24,7 @@ import torch
 
 try:
     from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+    from pydantic_core import PydanticCustomError
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("training needs pydantic: pip install 'snnkern[train]'") from error
 
@@ -90,6 +91,12 @@ class Differences:
     eps: Positive = 0.1
 
 
+def _granularity(value):
+    if value != "network" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise PydanticCustomError("granularity", "Input should be a whole number from 1 up or 'network'")
+    return value
+
+
 @dataclass(frozen=True)
 class MTT:
     """Mixed time-step training: ``samples`` temporal configurations for every batch, with one update; the stage's
@@ -103,7 +110,7 @@ class MTT:
 
     samples: Count = 3
     low: Count = 1
-    granularity: Count | Literal["network"] = 1
+    granularity: Annotated[int | str, BeforeValidator(_granularity)] = 1
     monotone: Flag = False
     first_fixed: Flag = False
     calibration: Whole = 10
