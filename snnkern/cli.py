@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -200,7 +201,7 @@ def evaluate(
         _fail(f"--t and --steps ask for different things, got {t!r} and {steps!r}")
     if calibrate < 0:
         _fail(f"--calibrate must be at least 0, got {calibrate}")
-    timing = _configuration(t) if t else None
+    timing = _whole("--t", t) if t else None
     with _errors(path):
         runs = grouped([path])
         found = {
@@ -522,34 +523,27 @@ def _list() -> None:
 
 
 def _steps(text: str) -> list[int]:
-    try:
-        at = sorted({int(part) for part in text.split(",")})
-        if at[0] < 1:
-            raise ValueError
-    except ValueError:
-        _fail(f"--steps must be whole numbers from 1 up with commas between, got {text!r}")
-    return at
+    return sorted(set(_whole("--steps", text)))
+
+
+def _whole(option: str, text: str) -> tuple[int, ...]:
+    return _numbers(option, text, int, lambda value: value >= 1, "whole numbers from 1 up with commas between")
 
 
 def _thresholds(text: str) -> list[float]:
     """Empty for ``auto``."""
-    try:
-        at = [] if text == "auto" else sorted({float(part) for part in text.split(",")})
-        if not all(0 <= each <= 1 for each in at):
-            raise ValueError
-    except ValueError:
-        _fail(f"--exit must be auto or numbers from 0 to 1 with commas between, got {text!r}")
-    return at
+    wanted = "auto or numbers from 0 to 1 with commas between"
+    return [] if text == "auto" else sorted(set(_numbers("--exit", text, float, lambda value: 0 <= value <= 1, wanted)))
 
 
-def _configuration(text: str) -> tuple[int, ...]:
+def _numbers(option: str, text: str, kind: type, fits: Callable[[float], bool], wanted: str) -> tuple:
     try:
-        t = tuple(int(part) for part in text.split(","))
-        if min(t) < 1:
+        numbers = tuple(kind(part) for part in text.split(","))
+        if not all(map(fits, numbers)):
             raise ValueError
     except ValueError:
-        _fail(f"--t must be whole numbers from 1 up with commas between, got {text!r}")
-    return t
+        _fail(f"{option} must be {wanted}, got {text!r}")
+    return numbers
 
 
 def _table(header, lines: list[list[str]], title: str | None) -> Table:

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise, product
 from statistics import fmean
 
@@ -23,9 +24,7 @@ from snnkern.methods import mtt
 from snnkern.methods.mtt_search import Estimate, agreement, energy, fit, search
 from snnkern.models import CNN6, ResNet18
 from snnkern.nn import LIF
-from snnkern.train.processes import World
-from snnkern.train.recipe import load
-from snnkern.train.search import _Giver
+from snnkern.train.batches import Parts
 
 CIFAR100 = Estimate((0.93, 0.53, 0.59, 0.67, 1.22, 0.48, 1.36, 0.18), 67.11)
 CIFAR10 = Estimate((0.49, 0.28, 0.17, 0.37, 0.37, 0.04, 0.05, 0.17), 92.13)
@@ -257,10 +256,10 @@ def test_frames_of_events_are_given_time_first():
     frames, classes = torch.rand(6, 5, 2, 4, 4), torch.arange(6)
     events = TensorDataset(frames, classes)
     data = Data(events, events, 6, (5, 2, 4, 4), True, events)
-    give = _Giver(load("digits-mtt"), data, World(torch.device("cpu")), 3)
-    ((x, y),) = give.test(torch.tensor([4, 1]))
+    given = partial(Parts, data.test, device=torch.device("cpu"), steps=3, events=True)
+    ((x, y),) = given([torch.tensor([4, 1])])
     assert torch.equal(x, frames[[4, 1], :3].movedim(1, 0)) and y.tolist() == [4, 1]
-    assert torch.equal(give.some(torch.tensor([4, 1])), x)
+    assert torch.equal(torch.cat([each for each, _ in given([torch.tensor([4]), torch.tensor([1])])], dim=1), x)
 
 
 def test_a_network_trained_otherwise(run, tmp_path):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..nn.modes import evaluating
 from ..spec.arguments import positive
 
 __all__ = ["Evaluation", "accuracy_over_steps", "evaluate", "moments", "outputs"]
@@ -79,18 +79,6 @@ def outputs(
     with torch.no_grad(), evaluating(model):
         parts, steps = _parts(x, nobody, steps, batch)
         return torch.cat([scores.cpu() for scores, _ in _scored(model, parts, steps, t)], dim=1)
-
-
-@contextmanager
-def evaluating(model: nn.Module):
-    """Eval mode; afterwards every module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _parts(x: torch.Tensor, y: torch.Tensor, steps: int | None, batch: int) -> tuple[Parts, int | None]:

@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..nn import BNLIF, IAF, TdBatchNorm, fold
-from .accuracy import evaluating
+from ..nn.modes import evaluating
 
 __all__ = ["EventDriven", "Layer", "Response", "event_driven", "place", "respond", "row", "without_biases"]
 

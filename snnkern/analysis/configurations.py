@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..methods.mtt import calibrate
-from .accuracy import Parts, evaluating
+from ..nn.modes import evaluating, keeping_buffers
+from .accuracy import Parts, _scored
 from .energy import NEURONS, _count
 
 __all__ = ["accuracies", "right", "stage_rates"]
@@ -32,18 +33,13 @@ def right(model: nn.Module, t: Sequence[int], calibrations: Sequence[Parts], par
     """
     if not calibrations:
         raise ValueError("calibrations must be at least one, got none")
-    device = next(model.parameters()).device
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    shares = torch.zeros((), dtype=torch.float64)
-    try:
+    device, shares = next(model.parameters()).device, torch.zeros((), dtype=torch.float64)
+    with keeping_buffers(model):
         for batches in calibrations:
             calibrate(model, (x.to(device) for x, _ in batches), t=t)
             with torch.no_grad(), evaluating(model):
-                found = [model(x.to(device), t=t).float().mean(0).argmax(1).cpu() == y.cpu() for x, y in parts]
+                found = [(scores.float().mean(0).argmax(1) == y).cpu() for scores, y in _scored(model, parts, None, t)]
             shares = shares + torch.cat(found).double() / len(calibrations)
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
     return shares
 
 

@@ -26,8 +26,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..methods.dspike import cosine, probing
+from ..nn.modes import evaluating
 from ..spec.arguments import positive
-from .accuracy import _parts, evaluating
+from .accuracy import _parts
 from .landscape import Criterion
 
 __all__ = ["Lengths", "Similarity", "gradient_lengths", "gradient_similarity"]

@@ -16,7 +16,7 @@ from ..files import replacing, versions, write_json
 from ..methods.seenn import curve
 from ..spec.arguments import positive
 from . import pictures
-from .accuracy import accuracy_over_steps, moments, outputs
+from .accuracy import _parts, evaluate, outputs
 from .energy import NEURONS, Energy, Layer, accuracy_over_energy, energy
 from .gradients import gradient_lengths, gradient_similarity
 from .landscape import Criterion, Landscape, landscape, line, rise
@@ -86,12 +86,13 @@ def measure(
     batch = batch or max(1, min(256, at_once // max(6, longest)))
 
     starting("accuracy")
+    tested = evaluate(model, *_parts(x, y, longest, batch))
     found = {
         "versions": versions(),
         "steps": steps,
         "samples": len(y),
-        "accuracy_over_steps": accuracy_over_steps(model, x, y, longest, batch),
-        "moments": moments(model, x, y, longest, batch),
+        "accuracy_over_steps": tested.accuracy,
+        "moments": tested.moments,
     }
     if steps > 1:
         found["exits"] = [point._asdict() for point in curve(outputs(model, x, steps, batch), y)]

@@ -32,9 +32,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..nn import LIF
+from ..nn.modes import keeping_buffers, with_batch_statistics
 from ..ops.launch import go_back_by
 from ..surrogate import Dspike, Surrogate
 
@@ -173,18 +173,8 @@ def first_weight(model: nn.Module) -> nn.Parameter:
 @contextmanager
 def probing(model: nn.Module):
     """Batch norms use the statistics of the batch, dropout is off; modes and buffers are afterwards what they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        for module, _ in modes:
-            module.training = isinstance(module, _NormBase)
+    with keeping_buffers(model), with_batch_statistics(model):
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 def _neurons(model: nn.Module) -> list[LIF]:

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..nn.modes import keeping_buffers, with_batch_statistics
 from ..spec.arguments import positive
 
 __all__ = ["Sampler", "calibrate"]
@@ -96,24 +97,16 @@ def calibrate(
     if not norms:
         return
     options = {name: value for name, value in (("steps", steps), ("t", t)) if value is not None}
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    buffers = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum, norm.training = None, True  # None: the average over all batches
-        for x in parts:
-            model(x, **options)
-        if not norms[0].num_batches_tracked:
-            raise ValueError("parts must hold one batch at least, got none")
-    except BaseException:
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        raise
+        with keeping_buffers(model, only_on_error=True), with_batch_statistics(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the average over all batches
+            for x in parts:
+                model(x, **options)
+            if not norms[0].num_batches_tracked:
+                raise ValueError("parts must hold one batch at least, got none")
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, mode in modes:
-            module.training = mode

@@ -114,9 +114,7 @@ class Stage(ConvNorm):
         scale: float = 1.0,
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride, bias, scale)
-        self.neuron = neurons()
-        if neurons.fused and isinstance(self.neuron, LIF):
-            self.norm, self.neuron = BNLIF.from_modules(self.norm, self.neuron), nn.Identity()
+        self.norm, self.neuron = neurons.behind(self.norm)
         self.pool = nn.AvgPool2d(2) if pooled else nn.Identity()
 
     def forward(
@@ -166,6 +164,11 @@ class Neurons:
         if getattr(made, "step_mode", None) == "s":  # the default of SpikingJelly's nodes and of LIFNode
             made.step_mode = "m"
         return made
+
+    def behind(self, norm: TdBatchNorm) -> tuple[nn.Module, nn.Module]:
+        """The norm and the neurons behind it, or both in one and nothing behind."""
+        made = self()
+        return (BNLIF.from_modules(norm, made), nn.Identity()) if self.fused and isinstance(made, LIF) else (norm, made)
 
 
 def per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

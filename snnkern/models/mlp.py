@@ -58,13 +58,8 @@ class SpikingMLP(Staged):
         make = Neurons(neuron, backend, fused, decay=decay)
         layers = []
         for before, after in pairwise((inputs, *hidden)):
-            layers += nn.Linear(before, positive("hidden", after), bias=not norm), make()
-            if norm:
-                firing = layers.pop()
-                between = TdBatchNorm(after)
-                if fused and isinstance(firing, LIF):
-                    between, firing = BNLIF.from_modules(between, firing), nn.Identity()
-                layers += between, firing
+            layers.append(nn.Linear(before, positive("hidden", after), bias=not norm))
+            layers += make.behind(TdBatchNorm(after)) if norm else (make(),)
         self.per_stage = 3 if norm else 2
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(hidden[-1], positive("classes", classes))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-__all__ = ["Epoch", "fetch", "to_device"]
+__all__ = ["Epoch", "Parts", "fetch", "to_device"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,26 @@ def to_device(
         folded = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
         x = folded.unflatten(0, x.shape[:-3])
     return x, y
+
+
+@dataclass(frozen=True)
+class Parts:
+    """(x, y) of every batch of indices as models take them, on the device, anew each time that this is gone through.
+
+    The rest: see ``fetch`` and ``to_device``."""
+
+    dataset: Dataset
+    batches: Sequence[torch.Tensor]
+    device: torch.device
+    steps: int
+    events: bool
+    channels_last: bool = False
+    seeds: torch.Tensor | None = None
+    workers: int = 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for x, y in fetch(self.dataset, self.batches, self.seeds, self.workers):
+            yield to_device(x, y, self.device, self.steps, self.events, self.channels_last)
 
 
 class _Seeded(Dataset):

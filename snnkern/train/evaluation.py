@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -13,13 +13,14 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from ..analysis import accuracy, event_driven
-from ..analysis.accuracy import Evaluation, evaluating
+from ..analysis.accuracy import Evaluation
 from ..data import Data
 from ..methods import mtt, seenn
 from ..nn import fold
+from ..nn.modes import evaluating
 from . import folder as runs
 from . import recipe as recipes
-from .batches import Epoch, fetch, to_device
+from .batches import Epoch, Parts
 from .folder import RunError
 from .processes import World, working
 from .recipe import Recipe
@@ -58,9 +59,9 @@ def evaluate(
     mine = torch.arange(where.rank, len(dataset), where.size)
 
     def parts():
-        for x, y in fetch(dataset, mine.split(batch), workers=workers):
+        for part in Parts(dataset, mine.split(batch), device, steps, events, channels_last, workers=workers):
             check()
-            yield to_device(x, y, device, steps, events, channels_last)
+            yield part
 
     with where.autocast(amp):
         return accuracy.evaluate(model, parts(), None if events or t else steps, where.sum, t)
@@ -127,13 +128,20 @@ def calibrate(
 ) -> None:
     """``methods.mtt.calibrate`` from so many batches of training data, as the recipe has them; where the model is, in
     this process. Other seeds draw other batches."""
-    plan = Epoch.of((recipe.seed, "calibration", seed), len(data.train), recipe.batch)
-    parts = fetch(data.train, plan.batches[:batches], plan.sample_seeds, recipe.workers)
-    frames = data.shape[0] if data.events else 0
-    device, options = next(model.parameters()).device, (frames if t else steps or 0, data.events, recipe.channels_last)
+    device, frames = next(model.parameters()).device, data.shape[0] if data.events else 0
+    parts = training_parts(
+        recipe, data, device, frames if t else steps or 0, (recipe.seed, "calibration", seed), batches
+    )
     with torch.random.fork_rng([device] if device.type == "cuda" else []), World(device).autocast(recipe.amp):
-        xs = (to_device(x, y, device, *options)[0] for x, y in parts)
-        mtt.calibrate(model, xs, None if data.events or t else steps, t)
+        mtt.calibrate(model, (x for x, _ in parts), None if data.events or t else steps, t)
+
+
+def training_parts(recipe: Recipe, data: Data, device: torch.device, steps: int, key: tuple, batches: int) -> Parts:
+    """So many batches of training data that the key settles, in the parts in which training computes them."""
+    plan = Epoch.of(key, len(data.train), recipe.batch, recipe.accumulate)
+    parts = [part for batch in plan.batches[:batches] for part in batch.tensor_split(recipe.accumulate)]
+    options = steps, data.events, recipe.channels_last, plan.sample_seeds, recipe.workers
+    return Parts(data.train, parts, device, *options)
 
 
 ROUNDS = 3  # that each batch is timed
@@ -157,9 +165,9 @@ def early_exit(
         if where.size > 1:
             raise RunError(f"early exit is timed in one process, got {where.size}")
 
-        def parts(index: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for x, y in fetch(data.test, index.split(batch), workers=recipe.workers):
-                yield to_device(x, y, where.device, steps, data.events, recipe.channels_last)
+        def parts(index: torch.Tensor) -> Parts:
+            options = steps, data.events, recipe.channels_last
+            return Parts(data.test, index.split(batch), where.device, *options, workers=recipe.workers)
 
         def whole(x: torch.Tensor) -> torch.Tensor:
             return model(x) if data.events else model(x, steps)

@@ -139,7 +139,7 @@ class _Training:
             self._step(criterion, batch, len(plan.batches[step]), plan.step_seeds[step])
             state.step = step + 1
             self._pause()
-        self._finish(epoch, lr, criterion)
+        self._finish(epoch, plan, lr, criterion)
 
     def _plan(self, *key) -> Epoch:
         least = self.where.size * self.recipe.accumulate  # so that no process gets an empty part
@@ -236,7 +236,7 @@ class _Training:
                 numbers["passes"] = [(fmean(timing["t"]), seconds) for timing, seconds in self.passes]
             self.watch.step(self.recipe, state, self._cost(), numbers | {"memory": _memory(self.where.device)})
 
-    def _finish(self, epoch: int, lr: float, criterion) -> None:
+    def _finish(self, epoch: int, plan: Epoch, lr: float, criterion) -> None:
         state, stage, where = self.state, self.stage, self.where
         seconds = self.before + time.monotonic() - self.began
         loss, right, samples = where.sum(self.sums.clone()).tolist()
@@ -268,7 +268,7 @@ class _Training:
             "accuracy_over_steps": tested.accuracy,
             "moments": tested.moments,
             **state.found,
-            **self._drawn(epoch),
+            **self._drawn(plan),
             "images_per_second": samples / stage.passes / seconds,
             "seconds": seconds,
             "memory": _memory(where.device),
@@ -289,12 +289,12 @@ class _Training:
         self._save()
         self.watch.epoch(self.recipe, metrics, self._cost())
 
-    def _drawn(self, epoch: int) -> dict:
+    def _drawn(self, plan: Epoch) -> dict:
         """For the metrics of an epoch with mixed time steps: how many passes every batch had, the mean t_i, and the
         configurations of the first batch."""
         if self.stage.mtt is None:
             return {}
-        drawn = [timing["t"] for seed in self._plan(epoch).step_seeds for timing in self._timings(seed)]
+        drawn = [timing["t"] for seed in plan.step_seeds for timing in self._timings(seed)]
         passes = self.stage.passes
         return {"passes": passes, "mean_t": fmean(map(fmean, drawn)), "t": drawn[:passes]}
 

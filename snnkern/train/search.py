@@ -20,21 +20,19 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch.utils.data import Dataset
 
 from ..analysis import pictures
 from ..analysis.configurations import right, stage_rates
 from ..analysis.report import _table
-from ..data import Data
 from ..files import replacing, versions, write_json
 from ..methods import mtt_search
 from ..methods.mtt import Sampler
 from ..models import Staged
-from .batches import Epoch, fetch, to_device
-from .evaluation import restore
+from .batches import Parts
+from .evaluation import restore, training_parts
 from .folder import Interrupted, Request, RunError, writing
-from .processes import World, working
-from .recipe import Recipe, Stage, override
+from .processes import working
+from .recipe import Stage, override
 
 __all__ = ["HEADER", "rows", "search", "verdict"]
 
@@ -102,12 +100,19 @@ def search(
     kept = _Kept.open(folder / "measured.json", of)
     with Request() as asked, working(recipe.device, recipe.threads, recipe.deterministic) as where:
         model.to(where.device)
-        give = _Giver(recipe, data, where, trained.steps)
-        calibrations = [give.training((seed, i, "search"), of["calibration"]) for i in range(repeats)]
-        choosing, judging = give.test(order[:half]), give.test(order[half:])
+        seen = where.device, trained.steps
+        calibrations = [
+            training_parts(recipe, data, *seen, (seed, i, "search"), of["calibration"]) for i in range(repeats)
+        ]
+
+        def given(index: torch.Tensor) -> Parts:
+            options = data.events, recipe.channels_last
+            return Parts(data.test, index.split(BATCH), *seen, *options, workers=recipe.workers)
+
+        choosing, judging = given(order[:half]), given(order[half:])
         total, count = samples + fresh + 4, itertools.count(1)
 
-        def shares(t: tuple[int, ...], parts: _Parts) -> torch.Tensor:
+        def shares(t: tuple[int, ...], parts: Parts) -> torch.Tensor:
             if asked.stop:
                 raise Interrupted(f"the search, with {len(kept.accuracies)} configurations measured")
             with where.autocast(recipe.amp):
@@ -126,7 +131,8 @@ def search(
 
         accuracies = [measured(each) for each in t]
         with where.autocast(recipe.amp):
-            rates = stage_rates(model, give.some(order[:half][:RATED]), None if data.events else trained.steps)
+            some = torch.cat([x for x, _ in given(order[:half][:RATED])], dim=1 if data.events else 0)
+            rates = stage_rates(model, some, None if data.events else trained.steps)
         estimate = mtt_search.fit(t[:samples], accuracies[:samples])
         found = mtt_search.search(estimate, rates, budget, sampler.low, sampler.high, sampler.monotone)
         compared = {"best": found.t, "uniform": (budget,) * stages}
@@ -238,45 +244,6 @@ class _Kept:
         rows = [{"t": t, "accuracy": accuracy} for t, accuracy in self.accuracies.items()]
         with writing(self.path):
             write_json(self.path, {"of": self.of, "measured": rows})
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """(x, y) on the device, anew each time that they are gone through."""
-
-    dataset: Dataset
-    batches: list[torch.Tensor]
-    seeds: torch.Tensor | None
-    workers: int
-    form: tuple
-
-    def __iter__(self):
-        for x, y in fetch(self.dataset, self.batches, self.seeds, self.workers):
-            yield to_device(x, y, *self.form)
-
-
-@dataclass(frozen=True)
-class _Giver:
-    recipe: Recipe
-    data: Data
-    where: World
-    steps: int
-
-    @property
-    def _form(self) -> tuple:
-        return self.where.device, self.steps, self.data.events, self.recipe.channels_last
-
-    def training(self, key: tuple, count: int) -> _Parts:
-        """So many batches, of the parts in which training computes them."""
-        plan = Epoch.of(key, len(self.data.train), self.recipe.batch, self.recipe.accumulate)
-        parts = [part for batch in plan.batches[:count] for part in batch.tensor_split(self.recipe.accumulate)]
-        return _Parts(self.data.train, parts, plan.sample_seeds, self.recipe.workers, self._form)
-
-    def test(self, index: torch.Tensor) -> _Parts:
-        return _Parts(self.data.test, [*index.split(BATCH)], None, self.recipe.workers, self._form)
-
-    def some(self, index: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x for x, _ in self.test(index)], dim=1 if self.data.events else 0)
 
 
 HEADER = ("", "t", "estimated, %", "measured, %", "judged, %", "energy")
