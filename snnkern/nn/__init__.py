@@ -1,7 +1,8 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
+from .exchange import from_nir, to_nir
 from .layers import IAF, LIF, TTM, SmoothLIF, carried
 from .node import LIFNode
 from .norm import BNLIF, TdBatchNorm, fold
 
-__all__ = ["BNLIF", "IAF", "LIF", "TTM", "LIFNode", "SmoothLIF", "TdBatchNorm", "carried", "fold"]
+__all__ = ["BNLIF", "IAF", "LIF", "TTM", "LIFNode", "SmoothLIF", "TdBatchNorm", "carried", "fold", "from_nir", "to_nir"]
