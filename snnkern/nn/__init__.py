@@ -2,7 +2,35 @@
 
 from .exchange import from_nir, to_nir
 from .layers import IAF, LIF, TTM, SmoothLIF, carried
-from .node import LIFNode
+from .node import (
+    IFNode,
+    LIFNode,
+    MultiStepIFNode,
+    MultiStepLIFNode,
+    MultiStepParametricLIFNode,
+    ParametricLIFNode,
+    TernaryIFNode,
+    TernaryLIFNode,
+)
 from .norm import BNLIF, TdBatchNorm, fold
 
-__all__ = ["BNLIF", "IAF", "LIF", "TTM", "LIFNode", "SmoothLIF", "TdBatchNorm", "carried", "fold", "from_nir", "to_nir"]
+__all__ = [
+    "BNLIF",
+    "IAF",
+    "LIF",
+    "TTM",
+    "IFNode",
+    "LIFNode",
+    "MultiStepIFNode",
+    "MultiStepLIFNode",
+    "MultiStepParametricLIFNode",
+    "ParametricLIFNode",
+    "SmoothLIF",
+    "TdBatchNorm",
+    "TernaryIFNode",
+    "TernaryLIFNode",
+    "carried",
+    "fold",
+    "from_nir",
+    "to_nir",
+]
