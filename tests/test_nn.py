@@ -235,7 +235,7 @@ def test_attributes_changed_at_run_time_take_effect_at_the_next_forward(backend,
     [
         ({"tau": 0.0}, ValueError, "tau"),
         ({"tau": None}, TypeError, "tau"),
-        ({"v_threshold": torch.tensor(1.0)}, TypeError, "v_threshold"),
+        ({"v_threshold": "1"}, TypeError, "v_threshold"),
         ({"v_reset": "0"}, TypeError, "v_reset"),
         ({"surrogate_function": torch.sigmoid}, TypeError, "surrogate_function"),
         ({"detach_reset": None}, TypeError, "detach_reset"),
