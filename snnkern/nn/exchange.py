@@ -32,14 +32,14 @@ from torch.overrides import TorchFunctionMode
 from ..spec.arguments import number
 from ..surrogate import Surrogate, Triangle
 from .layers import IAF, LIF, TTM, SmoothLIF
-from .node import LIFNode
+from .node import BaseNode
 from .norm import fold
 
 __all__ = ["from_nir", "to_nir"]
 
 # What NIR does not say of a neuron, in its metadata: that it is computed in the decay form, and fires at the threshold.
 DECAY, AT_THRESHOLD = "snnkern_decay", "snnkern_fire_at_threshold"
-_NEURONS = LIF, LIFNode, IAF, SmoothLIF
+_NEURONS = LIF, BaseNode, IAF, SmoothLIF
 _LEAVES = (*_NEURONS, TTM, nn.Linear, nn.modules.conv._ConvNd, _NormBase, nn.AvgPool2d)
 # Functions that only move the boundary between time and batch, or change nothing in eval mode.
 _PASS = {"unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "detach", "dropout", "feature_dropout"}
@@ -78,7 +78,7 @@ def to_nir(model: nn.Module, x: torch.Tensor, dt: float = 1e-4):
         model = copy.deepcopy(model).eval()
     trace = _Trace(nir, dt)
     for path, module in model.named_modules():
-        if isinstance(module, LIFNode):
+        if isinstance(module, BaseNode):
             module.reset()
         if isinstance(module, _LEAVES) or (not [*module.children()] and "pool" in type(module).__name__.lower()):
             module.register_forward_pre_hook(trace.enter)
@@ -168,7 +168,7 @@ class _Trace(TorchFunctionMode):
         nir, kind = self.nir, type(module)
         if isinstance(module, _NormBase):
             raise ValueError("NIR has no batch norm, and nn.fold found no layer right in front of this one")
-        if isinstance(module, (LIF, LIFNode)):
+        if isinstance(module, (LIF, BaseNode)):
             if getattr(module, "step_mode", "m") != "m":
                 raise ValueError("step_mode must be 'm', got 's'")
             return self.neuron(module.settings if isinstance(module, LIF) else module._neuron(), features)
