@@ -1,4 +1,4 @@
-"""The command line: ``snnkern doctor | train | compare | eval | plot | report | search | export | bench``."""
+"""The command line: ``snnkern doctor | train | compare | eval | plot | report | search | export | run | bench``."""
 
 from __future__ import annotations
 
@@ -507,6 +507,29 @@ def bench(context: typer.Context) -> None:
     except ModuleNotFoundError as error:
         _fail(f"{error}; `pip install 'snnkern[bench]'` brings what the benchmarks need", 1)
     suite(["--help" if part == "-h" else part for part in context.args], prog_name="snnkern bench")
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT.py", show_default=False)],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGUMENT ...]", show_default=False)] = None,
+) -> None:
+    """Run a training script written for SpikingJelly, unchanged, with snnkern's neurons in place of its own.
+
+    SpikingJelly need not be installed. Under torchrun: torchrun --no-python snnkern run SCRIPT.py.
+    """
+    if not script.is_file():
+        _fail(f"SCRIPT.py must be a file, got {script}")
+    from .hook import run
+
+    try:
+        run(str(script), arguments or [])
+    except (
+        Exception,
+        KeyboardInterrupt,
+    ) as error:  # typer would make other codes of some, and hide where they are from
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ FLOORS = (
     {"backend"},
     {"ops"},
     {"nn"},
-    {"models", "data", "methods"},
+    {"models", "data", "methods", "hook"},
     {"losses"},
     {"analysis"},
     {"train"},
