@@ -159,11 +159,9 @@ def _outcome(module: nn.Module, rules: Rules, backend: str | None) -> nn.Module 
         if own:
             return f"it defines {', '.join(sorted(own))} where {base.__name__} has its own"
         try:
-            new = make(module, backend)
+            return make(module, backend)
         except (TypeError, ValueError) as error:
             return str(error)
-        _keep(module, new)
-        return new
     if any(base in rules for base in classes):
         return f"rules name a class that it is a subclass of; name {type(module).__name__} too"
     known = any(_NEURONS.match(f"{base.__module__}.{base.__name__}") for base in classes)
@@ -177,35 +175,29 @@ def _ruled(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> 
         return "its rule leaves it"
     if not isinstance(new, nn.Module):
         raise TypeError(f"{name} must return a module or None, got {new!r}")
-    _keep(module, new)
     if new.state_dict().keys() != keys:
         wanted, got = ([*each] for each in (keys, new.state_dict().keys()))
         raise ValueError(f"{name} must return a module whose state_dict has the keys {wanted}, got {got}")
     return new
 
 
-def _keep(module: nn.Module, new: nn.Module) -> None:
-    """Gives ``new`` all that a module has and its own class does not set: the same objects, not copies."""
-    old = vars(module)
+def _become(module: nn.Module, new: nn.Module) -> None:
+    """Makes a module one of the class of ``new``, whose contents it shares from then on, so that all who hold the module
+    hold that. Hooks, mode, parameters and buffers are its own: the same objects, not copies."""
+    old, contents, parts = vars(module), vars(new), dict(new.named_modules())
     for name in vars(nn.Module()):
         if "hook" in name:
-            if isinstance(old[name], dict):  # stays the same one: the handles of hooks know it
-                old[name].update(vars(new)[name])
-            vars(new)[name] = old[name]
-    for name in ("_parameters", "_buffers"):
-        vars(new)[name].update(old[name])
-    new._non_persistent_buffers_set |= module._non_persistent_buffers_set
-    for name, child in module._modules.items():
-        new._modules.setdefault(name, child)
-    for name, value in old.items():
-        vars(new).setdefault(name, value)
+            if isinstance(old[name], dict):
+                old[name].update(contents[name])  # stays the same dict: hooks' handles know it
+            contents[name] = old[name]
+    for kind, tensors in (("_parameters", module.named_parameters()), ("_buffers", module.named_buffers())):
+        for path, tensor in list(tensors):
+            parent, _, name = path.rpartition(".")
+            if parent in parts and name in vars(parts[parent])[kind]:
+                vars(parts[parent])[kind][name] = tensor
     new.train(module.training)
-
-
-def _become(module: nn.Module, new: nn.Module) -> None:
-    """Makes a module one of the class of ``new``, whose contents it shares from now on: whoever holds it holds that."""
     object.__setattr__(module, "__class__", type(new))
-    object.__setattr__(module, "__dict__", vars(new))
+    object.__setattr__(module, "__dict__", contents)
 
 
 def _name(module: nn.Module) -> str:
