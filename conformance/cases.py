@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from snnkern.nn import LIF, MultiStepLIFNode
-from snnkern.surrogate import Dspike, Integer, Triangle
+from snnkern.surrogate import ATan, Dspike, Integer, Triangle
 
 from . import stand_ins
 
@@ -182,6 +184,9 @@ def spikegpt():
 
     model.RUN_CUDA = wkv
     made = model.GPT(model.GPTConfig(50, 32, model_type="RWKV", n_layer=3, n_embd=64))
+    for name, weight in made.named_parameters():
+        if name.endswith(("output.weight", "value.weight")):  # at its own initial values nothing fires
+            nn.init.normal_(weight, std=0.5)
     tokens = torch.randint(50, (2, 33), generator=torch.Generator().manual_seed(1))
     return made, (tokens[:, :-1], tokens[:, 1:])
 
@@ -190,7 +195,8 @@ def spikegpt_rules():
     from src.spikingjelly.clock_driven import neuron
 
     def node(m: nn.Module) -> MultiStepLIFNode:
-        return MultiStepLIFNode(m.tau, m.decay_input, m.v_threshold, m.v_reset, m.surrogate_function, m.detach_reset)
+        surrogate = ATan(m.surrogate_function.alpha)  # a copy of SpikingJelly's under a name of its own
+        return MultiStepLIFNode(m.tau, m.decay_input, m.v_threshold, m.v_reset, surrogate, m.detach_reset)
 
     return {neuron.MultiStepLIFNode: node}
 
@@ -203,6 +209,7 @@ def spikegpt_cupy() -> str:
 
 
 def spikeyolo():
+    os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp()  # it writes settings at its import
     from ultralytics.nn.tasks import DetectionModel
 
     return DetectionModel("ultralytics/cfg/models/v8/snn_yolov8n.yaml", verbose=False), (images(1, 3, 64, 64),)
@@ -236,11 +243,12 @@ def zoo(module: str, name: str, *args, shape=(4, 2, 3, 64, 64), **options):
     return build
 
 
-TRANSFORMER = (stand_ins.cupy, stand_ins.vision, stand_ins.timm)
-YOLO = stand_ins.imported("cv2", "torchinfo", "thop", "psutil", "pandas", "seaborn", "PIL", "yaml")
+TRANSFORMER = (stand_ins.cupy, stand_ins.timm)
+VISION = stand_ins.imported("torchvision")
+YOLO = stand_ins.imported("torchvision", "cv2", "torchinfo", "thop", "psutil", "pandas", "seaborn", "PIL", "requests")
 
 CASES = (
-    Case("spikingjelly", "Spiking ResNet-18", zoo("spiking_resnet", "spiking_resnet18")),
+    Case("spikingjelly", "Spiking ResNet-18", zoo("spiking_resnet", "spiking_resnet18"), stand_ins=(VISION,)),
     Case("temporal_efficient_training", "VGGSNN", tet_vgg, tet_rules),
     Case("temporal_efficient_training", "ResNet-19", tet_resnet, tet_rules),
     Case("temporal_flexibility_in_SNN", "ResNet-18, mixed time steps", mtt_resnet, mtt_rules, "train-time-stepped"),
@@ -264,5 +272,5 @@ CASES = (
         )
     ),
     Case("SpikeGPT", "3 layers of 64", spikegpt, spikegpt_rules, stand_ins=(spikegpt_cupy,)),
-    Case("SpikeYOLO", "n", spikeyolo, spikeyolo_rules, spikingjelly=True, stand_ins=(*TRANSFORMER, YOLO)),
+    Case("SpikeYOLO", "n", spikeyolo, spikeyolo_rules, spikingjelly=True, stand_ins=(*TRANSFORMER, stand_ins.cuda, YOLO)),
 )  # fmt: skip

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.abc import Loader, MetaPathFinder
+from importlib.util import spec_from_loader
 from types import ModuleType
 
 import torch
 from torch import nn
 
 
-def module(name: str, **contents) -> None:
+def module(name: str, **contents) -> ModuleType:
     made = ModuleType(name)
     made.__dict__.update(contents)
     made.__path__ = []
@@ -19,6 +21,7 @@ def module(name: str, **contents) -> None:
     parent, _, own = name.rpartition(".")
     if parent in sys.modules:
         setattr(sys.modules[parent], own, made)
+    return made
 
 
 def timm() -> str:
@@ -52,6 +55,14 @@ def cupy() -> str:
     return "CuPy: backend torch"
 
 
+def cuda() -> str:
+    """Without a GPU, ``.cuda()`` leaves things where they are."""
+    if torch.cuda.is_available():
+        return ""
+    nn.Module.cuda = torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    return ".cuda(): the CPU"
+
+
 def cext() -> str:
     """The nodes of SpikingJelly's compiled extension are those of ``clock_driven`` with ATan."""
     neuron = importlib.import_module("spikingjelly.clock_driven.neuron")
@@ -70,39 +81,45 @@ def cext() -> str:
     return "spikingjelly.cext: clock_driven's nodes with ATan"
 
 
-def vision() -> str:
-    """torchvision's Python describes an operator to PyTorch that its compiled part defines."""
-    torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    importlib.import_module("torchvision")
-    return "torchvision: its Python alone"
-
-
 class _Anything(ModuleType):
-    """Whatever is asked of it exists, and fails when it is called."""
+    """Whatever is asked of it, and of what it is called with, is one more."""
+
+    __path__ = ()
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        made = _Anything(f"{self.__name__}.{name}")
-        setattr(self, name, made)
+        setattr(self, name, made := _Anything(f"{self.__name__}.{name}"))
         return made
 
     def __call__(self, *args, **kwargs):
-        raise ModuleNotFoundError(f"{self.__name__} is not installed")
+        return _Anything(f"{self.__name__}()")
 
     def __mro_entries__(self, bases):
         return (object,)
 
 
-def imported(*names: str):
-    """Modules that are imported and not called in a forward."""
+class _Finder(MetaPathFinder, Loader):
+    def __init__(self, roots: list[str]) -> None:
+        self.roots = roots
+
+    def find_spec(self, name, path=None, target=None):
+        return spec_from_loader(name, self, is_package=True) if name.partition(".")[0] in self.roots else None
+
+    def create_module(self, spec):
+        return _Anything(spec.name)
+
+    def exec_module(self, module) -> None:
+        pass
+
+
+def imported(*names: str) -> Callable[[], str]:
+    """Stands in for modules that are imported, but have no part in a forward."""
 
     def stand_in() -> str:
         missing = [name for name in names if not _importable(name)]
-        for name in missing:
-            sys.modules[name] = made = _Anything(name)
-            made.__path__ = []
-        return f"{', '.join(missing)}: imported, not called" if missing else ""
+        sys.meta_path.insert(0, _Finder(missing))
+        return f"{', '.join(missing)}: imported, no part of the network" if missing else ""
 
     return stand_in
 
@@ -117,7 +134,7 @@ def _importable(name: str) -> bool:
     return True
 
 
-NEEDED = {"timm": "timm.models.layers", "vision": "torchvision", "cext": "spikingjelly.cext.neuron", "cupy": "cupy"}
+NEEDED = {"timm": "timm.models.layers", "cext": "spikingjelly.cext.neuron", "cupy": "cupy"}
 
 
 def put(stand_ins) -> Iterator[str]:
