@@ -1,8 +1,9 @@
 """Runs the official models of published code before and after ``snnkern.convert`` and prints a table: equal or not.
 
-Nothing of that code is here and nothing is fetched: give the checkouts, in one folder under their repositories' names or
-one by one. Every model runs in a process of its own, with stand-ins for what it imports and this machine lacks; the
-table names them. Exit status 1: something differs, or a model did not run.
+Nothing of that code is here and nothing is fetched: give the checkouts, in one folder under their repositories' names
+or one by one. Every model runs in a process of its own, with stand-ins for what it imports and this machine lacks; the
+table names them. Exit status 1: something differs, or a model did not run; not where ``convert`` refused, which is a
+row with its reason.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("folder", nargs="?", type=Path, help="holds checkouts, under their repositories' names")
     for name, address in CHECKOUTS.items():
         parser.add_argument(f"--{name}", dest=name, type=Path, metavar="PATH", help=f"a checkout of {address}")
-    parser.add_argument("--spikingjelly-12", type=Path, metavar="PATH", help="folder that holds SpikingJelly 0.0.0.0.12, "
-                        "as `pip install --no-deps --target PATH spikingjelly==0.0.0.0.12` makes it")  # fmt: skip
-    parser.add_argument("--packages", type=Path, action="append", default=[], metavar="PATH",
-                        help="folder of further packages that the checkouts import; may be given several times")  # fmt: skip
+    how = "folder made by `pip install --no-deps --target PATH spikingjelly==0.0.0.0.12`"
+    parser.add_argument("--spikingjelly-12", type=Path, metavar="PATH", help=how)
+    how = "folder of further packages that the checkouts import; may be given several times"
+    parser.add_argument("--packages", type=Path, action="append", default=[], metavar="PATH", help=how)
     parser.add_argument("--only", metavar="TEXT", help="models of which the table's first two columns contain it")
     parser.add_argument("--rounds", type=int, default=5, help="of timing, both ways in each; 0: none. Default: 5")
     parser.add_argument("--tests", nargs="*", metavar="PATH", help="SpikingJelly's own tests too: those files, or all")
@@ -71,18 +72,18 @@ def main(words: list[str] | None = None) -> int:
         found["tests"] = {"commit": commit(checkout), **compare_tests(checkout, options.tests or ["test"])}
     if not rows and "tests" not in found:
         parser.error("no checkout was found: give a folder that holds some, or the path of one")
-    table = Table(*HEADER, box=SIMPLE)
+    table = Table(*HEADER[:-1], box=SIMPLE)
     for row in rows:
-        table.add_row(*cells(row))
-    Console().print(table)
-    for line in tests(found):
-        print(line)
+        table.add_row(*cells(row)[:-1])
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    notes = [f"{row['code']}, {row['model']}: {cells(row)[-1]}" for row in rows if cells(row)[-1]]
+    print("\n".join([*notes, *tests(found)]))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         write_json(options.out / "conformance.json", found)
         with replacing(options.out / "conformance.md") as file:
             file.write(markdown(found).encode())
-    return int(not all(map(equal, rows)))
+    return int(not all(equal(row) or "refused" in row for row in rows))
 
 
 def one(number: int, case: Case, checkout: Path, options: argparse.Namespace) -> dict:
@@ -119,7 +120,7 @@ def _installed(name: str) -> bool:
 def equal(row: dict) -> bool:
     """Every bit of spikes and outputs, gradients up to rounding; and something fired."""
     return (
-        "reason" not in row
+        "rate" in row
         and not row["unchanged"]
         and row["rate"] > 0
         and not row["spikes_differ"]
@@ -130,8 +131,9 @@ def equal(row: dict) -> bool:
 
 
 def cells(row: dict) -> list[str]:
-    if "reason" in row:
-        return [row["code"], row["model"], *["-"] * (len(HEADER) - 3), row["reason"]]
+    if "rate" not in row:
+        why = row["reason"] if "reason" in row else f"refused: {row['refused']}"
+        return [row["code"], row["model"], *["-"] * (len(HEADER) - 3), why]
     neurons = ", ".join(f"{count} {name.rpartition('.')[2]}" for name, count in row["neurons"].items())
     spikes = "equal" if not row["spikes_differ"] else f"differ from {row['spikes_differ'][0]} on"
     outputs = "equal" if row["outputs_equal"] else f"differ by {row['output_difference']:.1e}"

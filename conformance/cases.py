@@ -141,7 +141,7 @@ def spike_driven(spike_mode: str):
 
         sizes = {"img_size_h": 32, "img_size_w": 32, "patch_size": 4, "in_channels": 3, "num_classes": 10, "T": 4}
         options = {"num_heads": 8, "mlp_ratios": 4, "depths": 2, "pooling_stat": "0011", "spike_mode": spike_mode}
-        return sdt(**sizes, embed_dims=256, **options), (images(2, 3, 32, 32),)
+        return drawn(sdt(**sizes, embed_dims=256, **options)), (images(2, 3, 32, 32),)
 
     return build
 
@@ -161,7 +161,7 @@ def spiking_resnet():
 def sew_dvs():
     from smodels import SEWResNet
 
-    return SEWResNet("ADD"), (2 * images(1, 4, 2, 128, 128),)
+    return drawn(SEWResNet("ADD")), (2 * images(1, 4, 2, 128, 128),)
 
 
 def spikegpt():
@@ -226,21 +226,39 @@ def spikeyolo_rules():
     return {code.mem_update: ilif}
 
 
-def zoo(module: str, name: str, *args, shape=(4, 2, 3, 64, 64), **options):
+def zoo(module: str, name: str, size: int = 32, neuron: str | None = None, **options):
     """Of SpikingJelly's own models, in multi-step mode."""
 
     def build():
         import importlib
 
-        from spikingjelly.activation_based import functional, neuron, surrogate
+        from spikingjelly.activation_based import functional, surrogate
+        from spikingjelly.activation_based import neuron as nodes
 
-        node = {"spiking_neuron": neuron.LIFNode, "surrogate_function": surrogate.ATan(), "detach_reset": True}
-        made = getattr(importlib.import_module(f"spikingjelly.activation_based.model.{module}"), name)
-        model = made(*args, **(options or node))
-        functional.set_step_mode(model, "m")
-        return model, (images(*shape),)
+        if neuron:
+            surrogates = {"surrogate_function": surrogate.ATan(), "detach_reset": True}
+            options.update(spiking_neuron=getattr(nodes, neuron), **surrogates)
+        made = getattr(importlib.import_module(f"spikingjelly.activation_based.model.{module}"), name)(**options)
+        functional.set_step_mode(made, "m")
+        return drawn(made), (images(4, 2, 3, size, size),)
 
     return build
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    """Parametric neurons, whose time constants all begin at 2, with others."""
+    for module in model.modules():
+        if "ParametricLIF" in type(module).__name__:
+            nn.init.uniform_(module.w, -1.0, 1.0)
+    return model
+
+
+def chip():
+    """The published network for event-driven chips: no leak, a lower bound, one spike a step."""
+    from models.snn_speck import MembraneReset, SingleSpike, dvs_gesture_snn
+
+    made = dvs_gesture_snn(batch_size=2, reset_fn=MembraneReset(), spike_fn=SingleSpike)
+    return made, ((8 * images(2, 5, 2, 128, 128)).floor(),)
 
 
 TRANSFORMER = (stand_ins.cupy, stand_ins.timm)
@@ -248,11 +266,21 @@ VISION = stand_ins.imported("torchvision")
 YOLO = stand_ins.imported("torchvision", "cv2", "torchinfo", "thop", "psutil", "pandas", "seaborn", "PIL", "requests")
 
 CASES = (
-    Case("spikingjelly", "Spiking ResNet-18", zoo("spiking_resnet", "spiking_resnet18"), stand_ins=(VISION,)),
+    *(
+        Case("spikingjelly", title, build, stand_ins=(VISION,))
+        for title, build in (
+            ("Spiking ResNet-18, LIF", zoo("spiking_resnet", "spiking_resnet18", 64, "LIFNode")),
+            ("SEW-ResNet-18, IF", zoo("sew_resnet", "sew_resnet18", 64, "IFNode", cnf="ADD")),
+            ("VGG-11, LIF", zoo("spiking_vgg", "spiking_vgg11_bn", 32, "LIFNode", num_classes=10)),
+            ("PLIF's for CIFAR-10", zoo("parametric_lif_net", "CIFAR10Net", 32, "ParametricLIFNode", channels=64)),
+            ("Spikformer-Ti", zoo("spikformer", "spikformer_ti", 64, img_size_h=64, img_size_w=64)),
+        )
+    ),
     Case("temporal_efficient_training", "VGGSNN", tet_vgg, tet_rules),
     Case("temporal_efficient_training", "ResNet-19", tet_resnet, tet_rules),
     Case("temporal_flexibility_in_SNN", "ResNet-18, mixed time steps", mtt_resnet, mtt_rules, "train-time-stepped"),
     Case("temporal_flexibility_in_SNN", "VGG-14, mixed time steps", mtt_vgg, mtt_rules, "train-time-stepped"),
+    Case("temporal_flexibility_in_SNN", "network for chips", chip, folder="train-event-driven"),
     Case("SEENN", "ResNet-19, half its width", seenn_resnet, seenn_rules),
     Case("SEENN", "VGG-16, a quarter of its width", seenn_vgg, seenn_rules),
     Case("spikformer", "CIFAR-10", spikformer, folder="cifar10", spikingjelly=True, stand_ins=TRANSFORMER),
@@ -272,5 +300,5 @@ CASES = (
         )
     ),
     Case("SpikeGPT", "3 layers of 64", spikegpt, spikegpt_rules, stand_ins=(spikegpt_cupy,)),
-    Case("SpikeYOLO", "n", spikeyolo, spikeyolo_rules, spikingjelly=True, stand_ins=(*TRANSFORMER, stand_ins.cuda, YOLO)),
+    Case("SpikeYOLO", "n", spikeyolo, spikeyolo_rules, "", True, (*TRANSFORMER, stand_ins.cuda, YOLO)),
 )  # fmt: skip

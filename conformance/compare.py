@@ -38,7 +38,9 @@ def compare(case: Case, rounds: int) -> dict:
     report = convert(after, rules=case.rules())
     paths = [path for row in report.swapped for path in row.path.split(", ")]
     if not paths:
-        raise ValueError(f"no neuron was swapped: {report!r}")
+        if not report:
+            raise ValueError("no neuron was found")
+        return {"refused": "; ".join(sorted({f"{row.was}: {row.why}" for row in report}))}
     with recording(before, paths) as spikes, recording(after, paths) as ours:
         passes = [run(model, inputs) for model in (before, after)]
     differ = [path for path in {**spikes, **ours} if not _equal(spikes.get(path), ours.get(path))]
@@ -72,8 +74,9 @@ def run(model: nn.Module, inputs: tuple) -> Pass:
     torch.manual_seed(2)
     model.zero_grad(set_to_none=True)
     for module in model.modules():
-        if callable(getattr(module, "reset", None)):
-            module.reset()
+        for name in ("reset", "reset_states"):  # SpikingJelly, sinabs
+            if callable(getattr(module, name, None)):
+                getattr(module, name)()
     out = model(*tree_map(lambda x: x.clone(), inputs))
     outputs = [each for each in tree_leaves(out) if isinstance(each, torch.Tensor) and each.is_floating_point()]
     generator = torch.Generator().manual_seed(3)

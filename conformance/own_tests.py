@@ -1,4 +1,4 @@
-"""SpikingJelly's own tests, with its nodes and with ours under their names; as a plugin of pytest, what puts ours there.
+"""SpikingJelly's own tests, with its nodes and with ours; as a plugin of pytest, what puts ours there.
 
 The processes that its tests start are without ours.
 """
