@@ -62,6 +62,7 @@ class BaseNode(nn.Module):
 
     _printed = ()  # attributes that say how a class charges
     _fire_at_threshold = True
+    lava_s_cale = 1 << 6  # for SpikingJelly's lava_exchange
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -385,7 +386,8 @@ class ILIFNode(LIFNode):
         v = h - v_threshold*s
 
     This is SpikingJelly's multi-step mode bit for bit; its single steps compute ``v - v/tau + x``, which is rounded
-    otherwise. ``tau``: at least 1. ``surrogate_function``: ``surrogate.Integer(levels)`` or SpikingJelly's MultiLevelSpikeCount.
+    otherwise. ``tau``: at least 1. ``surrogate_function``: ``surrogate.Integer(levels)`` or SpikingJelly's
+    MultiLevelSpikeCount.
 
     Source: Luo et al., "Integer-Valued Training and Spike-Driven Inference Spiking Neural Network for High-performance
     and Energy-efficient Object Detection", ECCV 2024.
