@@ -72,8 +72,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         parent = sys.modules.get(name.rpartition(".")[0])
         if isinstance(parent, _StandIn):
             raise ModuleNotFoundError(
-                f"{name} needs SpikingJelly: {parent.__name__} is not installed, and snnkern stands in for it with "
-                f"{', '.join(sorted(_CONTENTS))} alone",
+                f"{name} needs SpikingJelly: {parent.__name__} is not installed, and of its stand-in by snnkern there "
+                f"are {', '.join(sorted(each for each in _CONTENTS if each not in _PACKAGES))} alone",
                 name=name,
             )
         return None
