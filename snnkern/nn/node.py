@@ -103,10 +103,11 @@ class BaseNode(nn.Module):
         """x [T, N, ...] -> spikes [T, N, ...], whatever ``step_mode`` says."""
         if not self._store_v_seq:
             return self._advance(x_seq)
-        v = self._fit(self.v, x_seq)
-        spikes, self.v_seq = lif(x_seq, v, **self._neuron(), return_v="sequence")
+        spikes, self.v_seq = lif(x_seq, self._fit(self.v, x_seq), **self._neuron(), return_v="sequence")
         if len(x_seq):
             self.v = self.v_seq[-1].clone()  # users write into v
+        else:
+            (self.v,) = self.materialize_states((x_seq,), (self.v,), "m")
         return spikes
 
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
