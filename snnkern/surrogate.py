@@ -214,6 +214,11 @@ class Dspike(Surrogate):
     temperature: float = 1.0
     width: float = 1.0
 
+    @classmethod
+    def in_region(cls, region: float, temp: float) -> Dspike:
+        """``DSPIKE(region)(x, temp)`` of SEENN's published code, whose neurons fire at the threshold."""
+        return cls(2 * temp * region, 2 * region)
+
     def _peak(self) -> float:
         return self.temperature / (2 * self.width * math.tanh(self.temperature / 2))
 
