@@ -1,8 +1,8 @@
 """Scripts written for SpikingJelly, unchanged: ``import snnkern.hook`` before their imports, or ``snnkern run``.
 
 From then on ``spikingjelly.clock_driven.neuron`` (0.0.0.0.12) and ``spikingjelly.activation_based.neuron`` (0.0.0.0.14,
-2.0) give the nodes of ``snnkern.nn`` under the names in ``NODES``. All else stays SpikingJelly's; so does a class that a
-script derives from one of these to charge, fire or reset by itself. Where it, or one of the two packages, is not
+2.0) give the nodes of ``snnkern.nn`` under the names in ``NODES``. All else stays SpikingJelly's; so does a class that
+a script derives from one of these to charge, fire or reset by itself. Where it, or one of the two packages, is not
 installed, a stand-in has these nodes, the functions and containers that published training scripts call around them
 (``functional``, ``layer``), and its surrogate functions. What the stand-in does not have raises ImportError or
 AttributeError. A line on stderr says for each of the two what was done.
