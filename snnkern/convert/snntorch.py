@@ -63,7 +63,9 @@ def _surrogate(module: nn.Module) -> Surrogate:
 def _new(module: nn.Module, backend: str | None) -> nn.Module:
     mechanism = module.state_function.__func__
     if mechanism is snntorch.Leaky._base_sub:
-        raise ValueError("its reset_mechanism 'subtract' takes the threshold a step late, undecayed; 'zero' has an equal")
+        raise ValueError(
+            "its reset_mechanism 'subtract' takes the threshold a step late, undecayed; 'zero' has an equal"
+        )
     if mechanism is not snntorch.Leaky._base_zero or module.reset_mechanism != "zero":
         raise ValueError(f"its reset_mechanism is {module.reset_mechanism!r}; 'zero' has an equal")
     for name in ("inhibition", "state_quant"):
