@@ -16,7 +16,7 @@ from snnkern.nn import LIF
 
 
 def current(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2
 
 
 def outputs_and_gradients(run, model, x):
@@ -234,17 +234,20 @@ def test_leaky_of_snntorch(hidden, prompt):
 
     def run(model, x):
         linear, first, last = model
-        outputs, mem = [], None if hidden else [first.reset_mem(), last.reset_mem()]
-        for x_t in x:
-            if hidden:
-                outputs += last(first(linear(x_t)))
-            else:
-                spikes, mem[0] = first(linear(x_t), mem[0])
-                spikes, mem[1] = last(spikes, mem[1])
-                outputs += [spikes, *mem]
+        fired, outputs = [], []
+        mem = [() if hidden else (layer.reset_mem(),) for layer in (first, last)]
+        for x_t in 2 * linear(x):
+            spikes = first(x_t, *mem[0])
+            if not hidden:
+                spikes, *mem[0] = spikes
+                outputs += mem[0]
+            spikes, state = last(spikes, *mem[1])
+            mem[1] = () if hidden else (state,)
+            fired.append(spikes)
+            outputs.append(state)
         if hidden:
             snntorch.Leaky.detach_hidden()
-        return outputs[::-1]
+        return [torch.stack(fired), *outputs]
 
     before = len(snntorch.Leaky.instances)
     try:
@@ -272,23 +275,32 @@ def test_cells_of_norse(method):
     parameters = {"method": method, "alpha": torch.tensor(2.0), "v_th": torch.tensor([0.2, 0.1, 0.3, 0.2, 0.1])}
     soft = {"reset_method": reset_subtract, "tau_mem_inv": torch.tensor([100.0, 200, 300, 500, 900])}
 
-    class Net(norse.SequentialState):
-        def __init__(self):
-            torch.manual_seed(0)
-            super().__init__(
-                norse.Lift(nn.Linear(6, 5)),
-                norse.Lift(norse.LIFBoxCell(norse.LIFBoxParameters(**parameters))),
-                norse.Lift(norse.LIFBoxCell(norse.LIFBoxParameters(**parameters | soft), dt=2e-3)),
-                norse.Lift(norse.IAFCell(norse.IAFParameters(method=method, alpha=torch.tensor(2.0)))),
-                norse.IAF(norse.IAFParameters(v_reset=torch.tensor(-0.5), method=method, alpha=torch.tensor(2.0))),
-            )
+    def net():
+        torch.manual_seed(0)
+        integrator = norse.IAFParameters(v_reset=torch.tensor(-0.5), method=method, alpha=torch.tensor(2.0))
+        last = norse.IAF(integrator)
+        last.record_states = True
+        lifted = norse.Lift(norse.LIFBoxCell(norse.LIFBoxParameters(**parameters | soft), dt=2e-3))
+        cell = norse.LIFBoxCell(norse.LIFBoxParameters(**parameters))
+        return nn.ModuleList([nn.Linear(6, 5), cell, lifted, norse.IAFCell(integrator), last])
 
     def run(model, x):
-        first, states = model(x[:5])
-        second, states = model(x[5:], states)
-        return [second, first, *(state.v for state in states[1:])]
+        linear, cell, lifted, integrator, integrators = model
+        states, outputs = [None] * 4, []
+        for steps in (x[:5], x[5:]):
+            spikes = []
+            for x_t in linear(steps):
+                first, states[0] = cell(x_t, states[0])
+                second, states[2] = integrator(first + x_t, states[2])
+                spikes.append(first + second)
+            third, states[1] = lifted((torch.stack(spikes), states[1]))
+            fourth, recorded = integrators(third + linear(steps), states[3])
+            states[3] = type(recorded)(recorded.v[-1])
+            outputs += [fourth, third, recorded.v]
+        return [*outputs, *(state.v for state in states)]
 
-    assert_converts(Net, run, 5 * current(12, 4, 6))
+    ours = assert_converts(net, run, 2 * current(12, 4, 6))
+    assert isinstance(ours[2].lifted_module, norse.LIFBoxCell)
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -303,9 +315,9 @@ def test_layers_of_sinabs(trained):
         return nn.Sequential(
             nn.Linear(6, 5),
             layers.LIF(tau, **one, norm_input=False, reset_fn=MembraneReset(), record_states=True),
-            layers.LIF(3.0, **one, train_alphas=trained, spike_threshold=torch.tensor(0.2)),
+            layers.LIF(tau + 1, **one, train_alphas=trained, spike_threshold=torch.tensor(0.2)),
             nn.Flatten(0, 1),
-            layers.LIFSqueeze(batch_size=4, tau_mem=9.0, **one, norm_input=False, surrogate_grad_fn=Gaussian()),
+            layers.LIFSqueeze(batch_size=4, tau_mem=tau, **one, norm_input=False, surrogate_grad_fn=Gaussian()),
             layers.IAFSqueeze(num_timesteps=7, **one),
             nn.Unflatten(0, (4, 7)),
             layers.IAF(**one),

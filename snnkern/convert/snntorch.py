@@ -43,7 +43,7 @@ class Leaky(snntorch.Leaky):
         both = both.view(2, *[1] * (x.dim() - threshold.dim()), *threshold.shape)
         v = v.masked_fill(v > threshold, 0.0).expand(2, *x.shape)
         spikes, v = self._lif(x.expand(1, 2, *x.shape), v, both, detach_reset=True)
-        return spikes[0, 0], v[1]
+        return spikes[0, 0], v[1].clone()  # snnTorch detaches it in place, as no view can be
 
     def _lif(self, x, v, threshold, detach_reset):
         surrogate, backend = _surrogate(self), self.backend
