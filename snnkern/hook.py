@@ -82,6 +82,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__file__ = __file__  # in messages about names that it does not have
         vars(module).update(_CONTENTS[module.__name__])
 
 

@@ -3,6 +3,7 @@
 from .layers import IAF, LIF, TTM, SmoothLIF, carried
 from .node import (
     IFNode,
+    ILIFNode,
     LIFNode,
     MultiStepIFNode,
     MultiStepLIFNode,
@@ -19,6 +20,7 @@ __all__ = [
     "LIF",
     "TTM",
     "IFNode",
+    "ILIFNode",
     "LIFNode",
     "MultiStepIFNode",
     "MultiStepLIFNode",

@@ -15,8 +15,8 @@ from ..backend import ORDER
 from ..ops.lif import lif
 from ..spec.arguments import check_alive, number
 from ..spec.layout import state_dtype
-from ..spec.neuron import new_spec
-from ..surrogate import Sigmoid, Surrogate, from_spikingjelly
+from ..spec.neuron import GIVEN, new_spec
+from ..surrogate import Integer, Sigmoid, Surrogate, from_spikingjelly
 from .imports import after_import
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
@@ -38,7 +38,7 @@ class BaseNode(nn.Module):
         step_mode: "s" or "m".
         backend: a backend of ``snnkern.lif``, or None for the fastest that can run. SpikingJelly's "torch", "cupy" and
             "inductor" mean None. A bool in this place is ``store_v_seq``, SpikingJelly 2.0's order of arguments.
-        store_v_seq: keep the potential after every step in ``v_seq``. For monitoring: the steps then run one by one.
+        store_v_seq: keep the potential after every step in ``v_seq``.
 
     All are attributes, and a change holds from the next forward on.
 
@@ -61,6 +61,8 @@ class BaseNode(nn.Module):
     """
 
     _printed = ()  # attributes that say how a class charges
+    _fire_at_threshold = True
+    lava_s_cale = 1 << 6  # for SpikingJelly's lava_exchange
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -101,12 +103,11 @@ class BaseNode(nn.Module):
         """x [T, N, ...] -> spikes [T, N, ...], whatever ``step_mode`` says."""
         if not self._store_v_seq:
             return self._advance(x_seq)
-        spikes, potentials = [], []
-        for x in x_seq.split(1):  # no steps at all come as one piece [0, N, ...]
-            spikes.append(self._advance(x))
-            potentials.append(self.v.expand(x.shape))
-        self.v_seq = torch.cat(potentials)
-        return torch.cat(spikes)
+        v = self._fit(self.v, x_seq)
+        spikes, self.v_seq = lif(x_seq, v, **self._neuron(), return_v="sequence")
+        if len(x_seq):
+            self.v = self.v_seq[-1].clone()  # users write into v
+        return spikes
 
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, ...] -> spikes [N, ...], whatever ``step_mode`` says."""
@@ -161,7 +162,7 @@ class BaseNode(nn.Module):
             "reset": self.v_reset,
             "surrogate": self.surrogate_function,
             "detach_reset": self.detach_reset,
-            "fire_at_threshold": True,
+            "fire_at_threshold": self._fire_at_threshold,
             "backend": _BACKENDS[self._backend],
         }
 
@@ -248,6 +249,8 @@ class BaseNode(nn.Module):
 
     def __getattr__(self, name: str):
         memories = self.__dict__.get("_memories", ())
+        if name == "v_seq":  # monitors of SpikingJelly 0.0.0.0.14 ask here
+            return BaseNode.v_seq.fget(self)
         return memories[name] if name in memories else nn.Module.__getattr__(self, name)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -303,9 +306,9 @@ class LIFNode(BaseNode):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: float | torch.Tensor = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -351,7 +354,7 @@ class ParametricLIFNode(BaseNode):
         self,
         init_tau: float = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -371,6 +374,47 @@ class ParametricLIFNode(BaseNode):
 
     def extra_repr(self) -> str:
         return f"tau={1 / self.w.detach().sigmoid()}, {super().extra_repr()}"
+
+
+class ILIFNode(LIFNode):
+    """SpikingJelly's ILIFNode: integer spikes, as many as thresholds fit into the potential, ``levels`` at most.
+
+    ::
+
+        h = (1 - 1/tau) * v + x
+        s = round(clamp(h / v_threshold, 0, levels))        ties to even
+        v = h - v_threshold*s
+
+    This is SpikingJelly's multi-step mode bit for bit; its single steps compute ``v - v/tau + x``, which is rounded
+    otherwise. ``tau``: at least 1. ``surrogate_function``: ``surrogate.Integer(levels)`` or SpikingJelly's
+    MultiLevelSpikeCount.
+
+    Source: Luo et al., "Integer-Valued Training and Spike-Driven Inference Spiking Neural Network for High-performance
+    and Energy-efficient Object Detection", ECCV 2024.
+    """
+
+    _fire_at_threshold = False
+
+    def __init__(
+        self,
+        tau: float | torch.Tensor = 4 / 3,
+        v_threshold: float | torch.Tensor = 1.0,
+        surrogate_function: Integer | nn.Module = Integer(4),
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        backend: str | None = None,
+        store_v_seq: bool = False,
+    ):
+        if not isinstance(tau, torch.Tensor) and number("tau", tau) < 1:
+            raise ValueError(f"tau must be at least 1, got {tau!r}")
+        if not isinstance(from_spikingjelly(surrogate_function), Integer):
+            raise TypeError(f"surrogate_function must count spikes, as surrogate.Integer, got {surrogate_function!r}")
+        super().__init__(
+            tau, False, v_threshold, None, surrogate_function, detach_reset, step_mode, backend, store_v_seq
+        )
+
+    def _neuron(self) -> dict:
+        return {"decay": 1 - 1 / self.tau, **BaseNode._neuron(self)}
 
 
 class TernaryIFNode(BaseNode):
@@ -394,9 +438,9 @@ class TernaryLIFNode(BaseNode):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: float | torch.Tensor = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -424,9 +468,9 @@ class MultiStepLIFNode(_MultiStep, LIFNode):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: float | torch.Tensor = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -442,7 +486,7 @@ class MultiStepIFNode(_MultiStep, IFNode):
 
     def __init__(
         self,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -460,7 +504,7 @@ class MultiStepParametricLIFNode(_MultiStep, ParametricLIFNode):
         self,
         init_tau: float = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -491,6 +535,7 @@ class _Missing:
 
 _NODES = (
     LIFNode,
+    ILIFNode,
     IFNode,
     ParametricLIFNode,
     TernaryIFNode,
@@ -509,10 +554,10 @@ def _parameter(name: str, value: object) -> object:
 
 def _check(neuron: dict) -> None:
     """Raises for keywords that ``lif`` would not take."""
-    leak = {"decay": None, "tau": None, "decay_input": True, **neuron}
-    leak["surrogate"] = from_spikingjelly(leak["surrogate"])
-    if not {"inverse_tau", "ternary"} & leak.keys():
-        new_spec(**{name: value for name, value in leak.items() if name != "backend"})
+    numbers = {name: GIVEN if isinstance(value, torch.Tensor) else value for name, value in neuron.items()}
+    numbers["surrogate"] = from_spikingjelly(numbers["surrogate"])
+    numbers.pop("backend")
+    new_spec(**{"decay": None, "tau": None, "decay_input": True, **numbers})
 
 
 def _converted(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
