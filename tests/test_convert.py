@@ -85,11 +85,12 @@ def test_a_network_of_spikingjelly(neuron, step_mode):
     assert len(pickle.loads(pickle.dumps(ours)).state_dict()) == len(copy.deepcopy(ours).state_dict()) == 7
 
 
-def test_ternary_nodes(neuron):
+def test_spikes_of_more_than_one_bit(neuron):
     def net():
-        return nn.Sequential(neuron.TernaryIFNode(step_mode="m"), neuron.TernaryLIFNode(v_threshold=0.4, step_mode="m"))
+        last = neuron.TernaryLIFNode(v_threshold=0.4, step_mode="m")
+        return nn.Sequential(neuron.ILIFNode(1.7, 0.3, step_mode="m"), neuron.TernaryIFNode(step_mode="m"), last)
 
-    assert_converts(net, lambda model, x: [model(x), model[0].v], current(6, 4, 6))
+    assert_converts(net, lambda model, x: [model(x), *(node.v for node in model)], current(6, 4, 6))
 
 
 def test_what_a_module_holds_is_kept(neuron):
@@ -134,7 +135,7 @@ def test_an_optimizer_goes_on_with_the_same_parameters(neuron):
 def test_a_model_that_is_a_neuron(neuron):
     from spikingjelly.activation_based import surrogate
 
-    node = neuron.LIFNode(surrogate_function=surrogate.LeakyKReLU(), step_mode="m")
+    node = neuron.LIFNode(surrogate_function=surrogate.QPseudoSpike(), step_mode="m")
     report = snnkern.convert(node, backend="reference")
     assert type(node) is snnkern.nn.LIFNode and node.backend == "reference"
     assert report[0][:3] == ("", "spikingjelly.LIFNode", "snnkern.nn.node.LIFNode")
@@ -161,17 +162,18 @@ def test_neurons_without_an_equal_are_left_with_the_reason(neuron):
         "defines neuronal_charge": Scaled(),
         "defines forward": patched,
         "compiled": compiled,
+        "rounded otherwise": neuron.ILIFNode(),
         "does not spike": neuron.IFNode(surrogate_function=surrogate.Sigmoid(spiking=False)),
         "surrogate_function does not": neuron.IFNode(surrogate_function=lambda x: x.round().clamp(0, 4)),
     }
     net = nn.Sequential(*left.values(), Renamed())
     classes = [type(module) for module in net]
     report = snnkern.convert(net)
-    assert [row.now for row in report] == [None] * 6 + ["snnkern.nn.node.LIFNode"] and net[6].tau == 3.0
+    assert [row.now for row in report] == [None] * 7 + ["snnkern.nn.node.LIFNode"] and net[7].tau == 3.0
     for reason, row in zip(left, report, strict=False):
         assert reason in row.note
-    assert [type(module) for module in net][:6] == classes[:6] and report.unchanged == report[:6]
-    assert str(report).splitlines()[-1] == "1 of 7 neurons swapped"
+    assert [type(module) for module in net][:7] == classes[:7] and report.unchanged == report[:7]
+    assert str(report).splitlines()[-1] == "1 of 8 neurons swapped"
 
 
 class Early(nn.Module):
@@ -356,7 +358,11 @@ def test_layers_of_sinabs(trained):
         ("sinabs.layers", lambda s: single(s.LIF, 9.0, tau_syn=3.0), "tau_syn"),
         ("sinabs.layers", lambda s: single(s.IAF, min_v_mem=-1.0), "min_v_mem"),
         ("sinabs.layers", lambda s: single(s.IAF, reset_fn=activation("MembraneReset", 0.1)), "reset_fn"),
-        ("sinabs.layers", lambda s: single(s.IAF, surrogate_grad_fn=activation("Heaviside")), "cannot be sampled"),
+        (
+            "sinabs.layers",
+            lambda s: single(s.IAF, surrogate_grad_fn=activation("PeriodicExponential")),
+            "cannot be sampled",
+        ),
         ("sinabs.layers", lambda s: single(s.LIFRecurrent, 9.0, nn.Identity()), "defines"),
     ],
 )

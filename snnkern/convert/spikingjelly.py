@@ -46,17 +46,16 @@ class MultiStepParametricLIFNode(_Folded, ours.MultiStepParametricLIFNode):
 
 
 _FOLDED = {cls.__name__: cls for cls in _Folded.__subclasses__()}
-_NAMES = (*_FOLDED, "IFNode", "MultiStepIFNode", "TernaryIFNode", "TernaryLIFNode")
+_NAMES = (*_FOLDED, "IFNode", "MultiStepIFNode", "TernaryIFNode", "TernaryLIFNode", "ILIFNode")
 
 
 def _new(module: nn.Module, backend: str | None) -> nn.Module:
     """Raises ValueError or TypeError with the reason where no node here is the same."""
     theirs = next(cls for cls in type(module).__mro__ if cls.__name__ in NEURONS)
-    x = torch.linspace(-2, 2, 17)
-    with torch.no_grad():
-        spikes = module.surrogate_function(x)
-    if not torch.equal(spikes, (x >= 0).to(x)):
-        raise ValueError("its surrogate_function does not spike, 1 from the threshold on and 0 below")
+    if theirs.__name__ != "ILIFNode":
+        _check_spikes(module.surrogate_function)
+    elif module.step_mode == "s":
+        raise ValueError("its single steps are rounded otherwise than the steps of multi-step mode")
     if getattr(module, "backend", None) == "lava" or getattr(module, "_neuron_precision", None) is not None:
         raise ValueError("it has numbers of its own: backend 'lava' or a precision that was set")
     before_2 = theirs.__module__.endswith(".neuron")  # a package in 2.0
@@ -79,6 +78,14 @@ def _new(module: nn.Module, backend: str | None) -> nn.Module:
     for kind in ("_parameters", "_buffers"):
         vars(node)[kind].update(vars(module)[kind])
     return node
+
+
+def _check_spikes(surrogate_function) -> None:
+    x = torch.linspace(-2, 2, 17)
+    with torch.no_grad():
+        spikes = surrogate_function(x)
+    if not torch.equal(spikes, (x >= 0).to(x)):
+        raise ValueError("its surrogate_function does not spike, 1 from the threshold on and 0 below")
 
 
 NEURONS.update(dict.fromkeys(_NAMES, _new))
