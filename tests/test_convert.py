@@ -101,12 +101,19 @@ def test_what_a_module_holds_is_kept(neuron):
     node.name = "first"
     handle = node.register_forward_hook(lambda *_: seen.append("forward"))
     node.register_full_backward_hook(lambda *_: seen.append("backward"))
+    net[2:6](current(4, 2, 8).double())
     before = net[:2](x)
-    v = node.v
+    v, v_seq = node.v, net[5].v_seq
     report = snnkern.convert(net)
     assert report[0].path == "1, 6, again" and len(report) == 3
     assert net[1] is net[6] is net.again is net.listed[0] is node and type(node) is snnkern.nn.LIFNode
-    assert node.v is v and node.name == "first" and not node.training
+    assert (
+        node.v is v
+        and v_seq.shape == (4, 2, 5)
+        and net[5].v_seq is v_seq
+        and node.name == "first"
+        and not node.training
+    )
     net[:2](x.requires_grad_()).sum().backward()
     assert seen == ["forward", "forward", "backward"]
     handle.remove()
@@ -152,6 +159,7 @@ def test_neurons_without_an_equal_are_left_with_the_reason(neuron):
     class Renamed(neuron.LIFNode):
         def __init__(self):
             super().__init__(tau=3.0)
+            self.register_buffer("seen", torch.zeros(1))
 
     patched = neuron.LIFNode()
     patched.forward = lambda x: x
@@ -170,6 +178,7 @@ def test_neurons_without_an_equal_are_left_with_the_reason(neuron):
     classes = [type(module) for module in net]
     report = snnkern.convert(net)
     assert [row.now for row in report] == [None] * 7 + ["snnkern.nn.node.LIFNode"] and net[7].tau == 3.0
+    assert [*net.state_dict()] == ["0.weight", "0.bias", "7.seen"]
     for reason, row in zip(left, report, strict=False):
         assert reason in row.note
     assert [type(module) for module in net][:7] == classes[:7] and report.unchanged == report[:7]
@@ -177,7 +186,8 @@ def test_neurons_without_an_equal_are_left_with_the_reason(neuron):
 
 
 class Early(nn.Module):
-    """LIFNode as SpikingJelly 0.0.0.0.12 computes it: its leak is folded where the rest is 0."""
+    """LIFNode as SpikingJelly 0.0.0.0.12 computes it, which folds its leak where the rest is 0, and as 0.0.0.0.14 does,
+    which does not in eval mode."""
 
     def __init__(self, tau, v_reset):
         super().__init__()
@@ -191,15 +201,18 @@ class Early(nn.Module):
         return memories[name] if name in memories else super().__getattr__(name)
 
     def forward(self, x):
-        h = self.v * (1 - 1 / self.tau) + x
+        folded = self.training or self.v_reset is None or "clock" in type(self).__module__
+        h = self.v * (1 - 1 / self.tau) + x if folded else self.v - self.v / self.tau + x
         spikes = self.surrogate_function(h - 0.5)
         self._memories["v"] = h - spikes * 0.5 if self.v_reset is None else (1 - spikes) * h
         return spikes
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("v_reset", [0.0, None])
-def test_nodes_before_2_fold_their_leak(v_reset):
-    cls = type("LIFNode", (Early,), {"__module__": "spikingjelly.clock_driven.neuron"})
+@pytest.mark.parametrize("module", ["clock_driven", "activation_based"])
+def test_nodes_before_2_fold_their_leak(module, v_reset, training):
+    cls = type("LIFNode", (Early,), {"__module__": f"spikingjelly.{module}.neuron"})
 
     def run(model, x):
         spikes = torch.stack([*map(model, x)])
@@ -207,7 +220,7 @@ def test_nodes_before_2_fold_their_leak(v_reset):
 
     theirs, ours = nn.Sequential(cls(3.7, v_reset)), nn.Sequential(cls(3.7, v_reset))
     for net in (theirs, ours):
-        net(current(4, 6))
+        net.train(training)(current(4, 6))
     assert snnkern.convert(ours).swapped
     wanted, got = (outputs_and_gradients(run, model, current(20, 4, 6)) for model in (theirs, ours))
     assert all(map(torch.equal, got[0], wanted[0]))
