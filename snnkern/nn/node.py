@@ -16,6 +16,7 @@ from ..spec.arguments import check_alive, number
 from ..spec.layout import state_dtype
 from ..spec.neuron import new_spec
 from ..surrogate import Sigmoid, Surrogate, from_spikingjelly
+from .recompute import repeatable
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
 _BACKENDS = {None: None, "torch": None, "cupy": None, "inductor": None, **{name: name for name in ORDER}}
@@ -61,8 +62,9 @@ class LIFNode(nn.Module):
     on the CPU; otherwise gradients differ in rounding, Sigmoid's in any case. x edited in place before backward, and
     second derivatives, raise; see ``snnkern.lif``.
 
-    ``torch.utils.checkpoint`` runs a forward twice, which would advance the state twice: checkpoint ``snnkern.lif``
-    instead, whose state goes in and comes out.
+    ``torch.utils.checkpoint`` runs a forward twice and the state advances once; gradients and state are those without
+    it, bit for bit. Where that cannot be, it raises: a gradient through the state from one checkpointed part to another
+    needs ``use_reentrant=False``, and a checkpoint within another is not known.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value; the message names it.
@@ -119,6 +121,7 @@ class LIFNode(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.multi_step_forward(x) if self._step_mode == "m" else self.single_step_forward(x)
 
+    @repeatable
     def multi_step_forward(self, x_seq: torch.Tensor) -> torch.Tensor:
         """x [T, N, ...] -> spikes [T, N, ...], whatever ``step_mode`` says."""
         if not self._store_v_seq:
@@ -130,6 +133,7 @@ class LIFNode(nn.Module):
         self.v_seq = torch.cat(potentials)
         return torch.cat(spikes)
 
+    @repeatable
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, ...] -> spikes [N, ...], whatever ``step_mode`` says."""
         spikes = self._advance(x.unsqueeze(0)).squeeze(0)

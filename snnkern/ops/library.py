@@ -60,7 +60,9 @@ def _spec(neuron: str) -> LIFSpec:
 
 @torch.compiler.assume_constant_result
 def name_for(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
-    """The name of the backend that ``choose`` chooses."""
+    """The name of the backend that ``choose`` chooses; ONNX has none of its own, but the operations of the reference."""
+    if torch.onnx.is_in_onnx_export():
+        return "reference"
     return name_of(choose(device_type, dtype, backend))
 
 
@@ -89,8 +91,6 @@ def _call(name: str, *arguments):
     """The registered op, as whoever looks on can bear it."""
     if torch.compiler.is_compiling():
         return getattr(torch.ops.snnkern, name)(*arguments)
-    if torch.onnx.is_in_onnx_export():
-        raise RuntimeError(f"ONNX has no {name}: export with backend='reference', whose loop over time is unrolled")
     tensors = [t for t in arguments if isinstance(t, torch.Tensor)]
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         _refuse_tangents(name)
