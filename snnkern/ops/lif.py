@@ -11,6 +11,7 @@ from ..spec.neuron import make_spec, new_spec
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .launch import Kept, Op, lif_backward, lif_forward
 from .pack import note
+from .sharded import is_sharded, on_shards
 from .ttm import ttm
 
 
@@ -113,6 +114,10 @@ def _registered(x, v, neuron, steps_out, time_dim, return_v, backend):
     from . import library
 
     check_dense(x=x, v=v)
+    if is_sharded(x):
+        check_x(x, time_dim)
+        rest = neuron, steps_out, time_dim, return_v, backend
+        return on_shards(lambda x, v: _registered(x, v, *rest), x, v, time_dim)
     spec = new_spec(*neuron)
     given = steps_out
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
