@@ -20,9 +20,10 @@ using namespace snnkern;
 namespace {
 
 LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshold, bool hard, double reset,
-                  double v_start, bool detach_reset, int surrogate, double a, double b, double c) {
-  return {Leak(form), leak,    threshold,    fire_at_threshold,    hard,
-          reset,      v_start, detach_reset, Surrogate(surrogate), {a, b, c}};
+                  double v_start, bool detach_reset, bool ternary, bool bounded, double v_min, int surrogate, double a,
+                  double b, double c) {
+  return {Leak(form), leak,    threshold, fire_at_threshold,    hard,     reset, v_start, detach_reset,
+          ternary,    bounded, v_min,     Surrogate(surrogate), {a, b, c}};
 }
 
 void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
@@ -56,6 +57,20 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Norm>(m, "Norm").def(py::init([](int64_t channels, int64_t period, intptr_t table, intptr_t residual) {
     return Norm{channels, period, pointer(table), pointer(residual)};
   }));
+  py::class_<More>(m, "More")
+      .def(py::init([] { return More{}; }))
+      .def(py::init([](intptr_t leak, int64_t leak_channels, int64_t leak_period, intptr_t threshold,
+                       int64_t threshold_channels, int64_t threshold_period, intptr_t fire_above, intptr_t table,
+                       intptr_t v_seq, intptr_t grad_v_seq, intptr_t grad_leak, intptr_t grad_threshold) {
+        return More{{pointer(leak), leak_channels, leak_period},
+                    {pointer(threshold), threshold_channels, threshold_period},
+                    pointer(fire_above),
+                    pointer(table),
+                    pointer(v_seq),
+                    pointer(grad_v_seq),
+                    pointer(grad_leak),
+                    pointer(grad_threshold)};
+      }));
   py::class_<NormPlan>(m, "NormPlan")
       .def(py::init(
           [](int dtype, int64_t channels, int64_t parts, double count, double unbiased, double momentum, double eps,
@@ -66,15 +81,16 @@ PYBIND11_MODULE(_C, m) {
       }));
   py::class_<LIFForward>(m, "LIFForward")
       .def(py::init([](intptr_t x, intptr_t v, intptr_t spikes, intptr_t v_last, intptr_t saved, intptr_t scratch,
-                       const Norm& norm) {
-             return LIFForward{pointer(x),       pointer(v), pointer(spikes), pointer(v_last), pointer(saved),
-                               pointer(scratch), norm};
+                       const Norm& norm, const More& more) {
+             return LIFForward{
+                 pointer(x), pointer(v), pointer(spikes), pointer(v_last), pointer(saved), pointer(scratch),
+                 norm,       more};
            }),
-           "x"_a, "v"_a, "spikes"_a, "v_last"_a, "saved"_a, "scratch"_a, "norm"_a);
+           "x"_a, "v"_a, "spikes"_a, "v_last"_a, "saved"_a, "scratch"_a, "norm"_a, "more"_a);
   py::class_<LIFBackward>(m, "LIFBackward")
       .def(py::init([](intptr_t x, intptr_t v, intptr_t saved, intptr_t grad_spikes, intptr_t grad_v_last,
                        intptr_t grad_x, intptr_t grad_v, intptr_t scratch, const Norm& norm, intptr_t pull_push,
-                       intptr_t grad_residual) {
+                       intptr_t grad_residual, const More& more) {
              return LIFBackward{pointer(x),
                                 pointer(v),
                                 pointer(saved),
@@ -85,10 +101,11 @@ PYBIND11_MODULE(_C, m) {
                                 pointer(scratch),
                                 norm,
                                 pointer(pull_push),
-                                pointer(grad_residual)};
+                                pointer(grad_residual),
+                                more};
            }),
            "x"_a, "v"_a, "saved"_a, "grad_spikes"_a, "grad_v_last"_a, "grad_x"_a, "grad_v"_a, "scratch"_a, "norm"_a,
-           "pull_push"_a, "grad_residual"_a);
+           "pull_push"_a, "grad_residual"_a, "more"_a);
 
   m.def("lif_forward_cpu", &lif_forward_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("lif_backward_cpu", &lif_backward_cpu, py::call_guard<py::gil_scoped_release>());

@@ -20,6 +20,9 @@ struct LIFSpec {
   double reset;    // read if hard
   double v_start;  // where the state starts when no v is given
   bool detach_reset;
+  bool ternary;
+  bool bounded;
+  double v_min;  // read if bounded
   Surrogate surrogate;
   double constants[3];
 };
@@ -55,6 +58,25 @@ struct Norm {
   const void* residual;  // null: none
 };
 
+// A leak or a threshold that is a tensor: neuron n of [outer * inner] has number n / period % channels.
+struct Parameter {
+  const void* data;  // [channels] in the dtype of the state; null: that of the spec
+  int64_t channels, period;
+};
+
+// What only some neurons have. Null: there is none; of gradients, zero where it is read, not wanted where it is
+// written.
+struct More {
+  Parameter leak, threshold;
+  const void* fire_above;            // as the threshold's data: a neuron fires where h > fire_above
+  const void* table;                 // [cells, 2] in the dtype of the state: surrogate.h's Table
+  void* v_seq;                       // [outer, steps, inner] in the dtype of the state: the potential after every step
+  const void* grad_v_seq;            // its gradient
+  void *grad_leak, *grad_threshold;  // [outer, inner] in the dtype of the state: see neuron.h
+
+  SNN_HOST_DEVICE bool any() const { return leak.data || threshold.data || table || v_seq || grad_v_seq; }
+};
+
 struct LIFForward {
   const void* x;
   const void* v;  // null: start from v_start
@@ -63,6 +85,7 @@ struct LIFForward {
   void* saved;   // null: inference, nothing is kept
   void* scratch;
   Norm norm;
+  More more;
 };
 
 struct LIFBackward {
@@ -78,6 +101,7 @@ struct LIFBackward {
   // With a norm, and g the gradient of what the neurons receive: grad_x = scale * g - (pull + (x - mean) * push).
   void* pull_push;      // [2, channels] in the dtype of the state; null: zero. norm_backward fills it
   void* grad_residual;  // g; null: not wanted
+  More more;
 };
 
 void lif_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, int threads);

@@ -3,9 +3,12 @@
 //   charge   h = decay*v + x                  Leak::decay      (leak = decay)
 //            h = v + (x - (v - rest)) / tau   Leak::tau_input  (leak = tau)
 //            h = v - (v - rest) / tau + x     Leak::tau        (leak = tau)
+//   bound    h = max(h, v_min)                if there is one
 //   fire     s = [h > fire_above]
+//            s = [h > fire_above] - [-h > fire_above]           ternary
+//            s = round(clamp(h / threshold, 0, levels))         integer, ties to even
 //   reset    v = s ? reset : h                hard
-//            v = s ? h - threshold : h        soft
+//            v = h - threshold * s            soft
 //
 // The order of operations is part of the contract: with contraction off, spikes equal those of the plain loop bit for
 // bit. Dividing by a power of two, tau = 2 above all, is multiplying by its inverse, as both round the same number
@@ -19,29 +22,52 @@
 namespace snnkern {
 namespace {  // every object file its own copy: the CPU kernels are compiled for several instruction sets
 
+// Of a neuron: what kernels may know when they are compiled.
+struct Kind {
+  bool hard, ternary, integer, bounded, detached;
+  SNN_HOST_DEVICE bool plain() const { return !(ternary || integer || bounded); }
+};
+
 #ifndef __CUDACC_RTC__
 template <class S>
 Leak form_of(Leak form, S leak) {
   int exponent;
-  if (form == Leak::decay || std::frexp(leak, &exponent) != S(0.5) || !std::isnormal(S(1) / leak)) return form;
+  if (form != Leak::tau && form != Leak::tau_input) return form;
+  if (std::frexp(leak, &exponent) != S(0.5) || !std::isnormal(S(1) / leak)) return form;
   return form == Leak::tau ? Leak::tau_inverse : Leak::tau_input_inverse;
 }
 #endif
 
+// dh/dx and dh/dv[t-1].
+template <class L>
+SNN_HD L gain_of_input(Leak form, L leak) {
+  return form == Leak::tau_input ? 1 / leak : form == Leak::tau_input_inverse ? leak : leak * 0 + 1;
+}
+template <class L>
+SNN_HD L gain_of_state(Leak form, L leak) {
+  if (form == Leak::decay) return leak;
+  return form == Leak::tau_input || form == Leak::tau ? 1 - 1 / leak : 1 - leak;
+}
+
 template <class S>
 struct Neuron {
   Leak form;
-  bool hard;
+  bool hard, ternary, bounded, detached;  // see kind()
   Surrogate surrogate;
-  S leak, rest, threshold, fire_above, reset, v_start;
+  S leak, rest, threshold, fire_above, reset, v_start, v_min;
   // Adjoint: dv/dh = (s ? kept : 1) + (pull - push*h) * surrogate'; dx/dh = input_gain, dv[t-1]/dh = state_gain.
   S kept, pull, push, input_gain, state_gain;
   Constants<S> k;
+
+  SNN_HOST_DEVICE Kind kind() const { return {hard, ternary, surrogate == Surrogate::Integer, bounded, detached}; }
 
 #ifndef __CUDACC_RTC__  // made on the host
   explicit Neuron(const LIFSpec& p)
       : form(form_of(p.form, S(p.leak))),
         hard(p.hard),
+        ternary(p.ternary),
+        bounded(p.bounded),
+        detached(p.detach_reset),
         surrogate(p.surrogate),
         leak(form == p.form ? S(p.leak) : S(1) / S(p.leak)),
         rest(S(p.hard ? p.reset : 0)),
@@ -50,29 +76,98 @@ struct Neuron {
                                        : S(p.threshold)),
         reset(S(p.reset)),
         v_start(S(p.v_start)),
+        v_min(S(p.v_min)),
         kept(p.hard ? S(0) : S(1)),
         pull(p.detach_reset ? S(0) : S(p.hard ? p.reset : -p.threshold)),
         push(p.detach_reset || !p.hard ? S(0) : S(1)),
-        input_gain(p.form == Leak::tau_input ? S(1 / p.leak) : S(1)),
-        state_gain(p.form == Leak::decay ? S(p.leak) : S(1 - 1 / p.leak)),
-        k{S(p.constants[0]), S(p.constants[1]), S(p.constants[2])} {}
+        input_gain(gain_of_input(p.form, p.leak)),
+        state_gain(gain_of_state(p.form, p.leak)),
+        k{S(p.constants[0]), S(p.constants[1]), S(p.constants[2]), nullptr} {}
 #endif
 };
 
+SNN_HOST_DEVICE constexpr bool of_input(Leak form) {
+  return form == Leak::tau_input || form == Leak::tau_input_inverse;
+}
+SNN_HOST_DEVICE constexpr bool divides(Leak form) { return form == Leak::tau_input || form == Leak::tau; }
+
+template <class V, class S, class L>
+SNN_HD V charge(Leak form, const Neuron<S>& n, L leak, V v, V x) {
+  if (form == Leak::decay) return leak * v + x;
+  const V above_rest = v - n.rest, drive = of_input(form) ? x - above_rest : above_rest;
+  const V change = divides(form) ? drive / leak : drive * leak;
+  return of_input(form) ? v + change : v - change + x;
+}
 template <class V, class S>
 SNN_HD V charge(Leak form, const Neuron<S>& n, V v, V x) {
-  if (form == Leak::decay) return n.leak * v + x;
-  const V above_rest = v - n.rest;
-  const bool of_input = form == Leak::tau_input || form == Leak::tau_input_inverse;
-  const V drive = of_input ? x - above_rest : above_rest;
-  const V change = form == Leak::tau_input || form == Leak::tau ? drive / n.leak : drive * n.leak;
-  return of_input ? v + change : v - change + x;
+  return charge(form, n, n.leak, v, x);
 }
 
 template <class V, class S>
 SNN_HD V reset(bool hard, const Neuron<S>& n, V h) {
   if (hard) return h > n.fire_above ? n.reset : h;
   return h > n.fire_above ? h - n.threshold : h;
+}
+
+// --- of any kind, and with a threshold P that is n's or each lane's ---
+
+template <class V, class S>
+SNN_HD V bound(const Neuron<S>& n, V h) {
+  return h <= n.v_min ? n.v_min + V{} : h;
+}
+
+template <class V, class S, class P>
+SNN_HD V spike(Kind kind, const Neuron<S>& n, P threshold, P fire_above, V h) {
+  if (kind.integer) {
+    const S to_integer = sizeof(S) == 4 ? S(12582912) : S(6755399441055744);  // 1.5 * 2^23 or 2^52: rounds when added
+    const V u = h / threshold, from = u > S(0) ? u : V{};                     // a NaN does not fire
+    return ((from < n.k.a ? from : n.k.a + V{}) + to_integer) - to_integer;
+  }
+  const V up = h > fire_above ? S(1) + V{} : V{};
+  return kind.ternary ? up - (-h > fire_above ? S(1) + V{} : V{}) : up;
+}
+
+template <class V, class S, class P>
+SNN_HD V reset(Kind kind, const Neuron<S>& n, P threshold, V h, V s) {
+  return kind.hard ? (s != S(0) ? n.reset + V{} : h) : h - threshold * s;
+}
+
+// What comes back through a step to h, before its bound, and to the threshold, from dL/ds and dL/dv. Curve is of h -
+// threshold and, of ternary spikes, of -h - threshold; of integer ones, of h / threshold.
+//
+//   dL/dx = dL/dh * dh/dx, dL/dv[t-1] = dL/dh * dh/dv; see gain_of_...
+//   dL/dleak = the sum over time of dL/dh * drive, times -1/leak^2 where charge divides (the caller's to do),
+//              drive = v[t-1], x - (v[t-1] - rest) (of_input) or -(v[t-1] - rest)
+template <class V>
+struct Pulled {
+  V h, threshold;
+};
+template <class Curve, class V, class S, class P>
+SNN_HD Pulled<V> pulled(Kind kind, const Neuron<S>& n, P threshold, P fire_above, V h, V grad_s, V grad_v) {
+  const V s = spike(kind, n, threshold, fire_above, h);
+  V rise, fall{}, by_threshold;  // ds/dh at either threshold; -ds/dthreshold
+  if (kind.integer) {
+    const V u = h / threshold;
+    rise = Curve::grad(u, n.k) / threshold;
+    by_threshold = rise != S(0) ? rise * u : V{};
+  } else {
+    rise = Curve::grad(h - threshold, n.k);
+    if (kind.ternary) fall = Curve::grad(-h - threshold, n.k);
+    by_threshold = rise - fall;
+  }
+  // An infinite h has slope 0; the selects keep inf * 0 out.
+  const V event = kind.hard ? rise - fall : rise + fall;  // of what resets: |s|, s
+  const V event_by = kind.hard && kind.ternary ? rise + fall : by_threshold;
+  const V change = kind.hard ? n.reset - h : V{} - threshold;  // of v, at an event
+  V through = kind.hard ? (s != S(0) ? V{} : S(1) + V{}) : S(1) + V{};
+  V to_threshold = kind.hard ? V{} : -s;
+  if (!kind.detached) {
+    through = through + (event != S(0) ? change * event : V{});
+    to_threshold = to_threshold - (event_by != S(0) ? change * event_by : V{});
+  }
+  Pulled<V> to{grad_s * (rise + fall) + grad_v * through, grad_v * to_threshold - grad_s * by_threshold};
+  if (kind.bounded) to.h = h <= n.v_min ? V{} : to.h;
+  return to;
 }
 
 #ifndef __CUDACC_RTC__  // cuda/lif.cuh has its own, of what is known when it is compiled

@@ -16,6 +16,7 @@ namespace {  // every object file its own copy: the CPU kernels are compiled for
 template <class S>
 struct Constants {
   S a, b, c;
+  const S* table;  // of Table
 };
 
 // What follows is written for V = S, a number, and V = a vector of S (GCC's vector extension), in which ?: chooses lane
@@ -102,7 +103,8 @@ struct SoftSign {  // a / (1 + b|x|)^2
   }
 };
 struct SuperSpike : SoftSign {};  // the same curve in other parameters
-struct Erf {                      // a exp(-(b x)^2)
+struct FastSigmoid : SoftSign {};
+struct Erf {  // a exp(-(b x)^2)
   template <class V, class S>
   static SNN_HD V grad(V x, Constants<S> k) {
     const V y = k.b * x;
@@ -110,8 +112,31 @@ struct Erf {                      // a exp(-(b x)^2)
   }
 };
 
-#define SNN_SURROGATES(X) \
-  X(Triangle) X(Rectangle) X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(Erf)
+struct Integer {  // of x = h / threshold: 1 where 0 <= x <= a
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    const V inside = x <= k.a ? S(1) + V{} : V{};
+    return x >= S(0) ? inside : V{};
+  }
+};
+// A straight line through cell (x + a) b of the table's c, each of which has its value at the start and its slope.
+template <class S>
+SNN_HD S interpolate(S at, Constants<S> k) {
+  const int last = int(k.c) - 1, cell = int(at) < last ? int(at) : last;
+  return multiply_add(at - S(cell), k.table[2 * cell + 1], k.table[2 * cell]);
+}
+struct Table {
+  template <class V, class S>
+  static SNN_HD V grad(V x, Constants<S> k) {
+    const V at = (x + k.a) * k.b, from = at > S(0) ? at : V{};  // a NaN is at 0
+    return interpolate(from < k.c ? from : k.c + V{}, k);
+  }
+};
+
+#define SNN_SURROGATES(X)                                                                                             \
+  X(Triangle)                                                                                                         \
+  X(Rectangle) X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(FastSigmoid) X(Erf) X(Integer) \
+      X(Table)
 
 }  // namespace
 enum class Surrogate : int {

@@ -1,20 +1,28 @@
 """Surrogate derivatives of the spike ``s = H(h - threshold)``.
 
-Each class holds, side by side: the formula in PyTorch (``grad``, the specification that every kernel is tested
-against), its antiderivative (``primitive``, with which the reference becomes smooth and can be checked by
+Each class but the last two holds, side by side: the formula in PyTorch (``grad``, the specification that every kernel
+is tested against), its antiderivative (``primitive``, with which the reference becomes smooth and can be checked by
 ``gradcheck``), the three constants that kernels take (``constants``) and the Triton twin (``_triton``). The C++ twin is
 the struct of the same name in ``csrc/surrogate.h``. Instances are
 immutable, comparable, hashable and printable; ``surrogate(x)`` is a spike whose gradient is the surrogate, for use
 outside the fused ops.
 
+``Table`` stands for any other function: kernels interpolate its samples. ``Integer`` makes integers of spikes.
+
+A parameter may be a tensor of one number, on the CPU: its value counts when a forward begins, and may change between
+two of them (a schedule) without anything being compiled anew.
+
 To add one: a class here and its name in ``__all__``, a struct there. One of your own, elsewhere, runs on the
-``reference`` backend; a subclass of those here that changes none of the formulas runs wherever they do.
+``reference`` backend, and as ``Table(it)`` on all; a subclass of those here that changes none of the formulas runs
+wherever they do.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from numbers import Real
 
 import torch
@@ -26,24 +34,39 @@ __all__ = [
     "Dspike",
     "Erf",
     "Exponential",
+    "FastSigmoid",
+    "Integer",
     "Rectangle",
     "Sigmoid",
     "SoftSign",
     "SuperSpike",
     "Surrogate",
+    "Table",
     "Triangle",
+    "fast_sigmoid",
     "from_spikingjelly",
 ]
 
 
 class Surrogate:
-    """Base class. Parameters are positive finite floats; ``x`` is ``h - threshold``, any shape."""
+    """Base class. Parameters are positive finite numbers; ``x`` is ``h - threshold``, any shape."""
 
     text = None  # of what no kernel knows
+    live = False  # whether a parameter is a tensor
+    spiking = True  # False: the output is ``primitive``, a smooth spike; on the reference alone
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                if value.numel() != 1 or not value.is_floating_point() or value.device.type != "cpu":
+                    got = f"{value.dtype} {tuple(value.shape)} on {value.device}"
+                    raise TypeError(
+                        f"{type(self).__name__}: {field.name} must be a float, or a floating tensor of one number on "
+                        f"the CPU, got {got}"
+                    )
+                object.__setattr__(self, "live", True)
+                continue
             if not isinstance(value, Real) or isinstance(value, bool):
                 raise TypeError(f"{type(self).__name__}: {field.name} must be a float, got {value!r}")
             if not 0 < value < math.inf:
@@ -52,8 +75,19 @@ class Surrogate:
         # A plain string that `parse` reads back: torch.compile can carry it where it could not carry the object.
         twin = self._twin()
         if twin is not None:
-            values = ", ".join(repr(getattr(self, field.name)) for field in fields(twin))
+            values = "" if self.live else ", ".join(repr(getattr(self, field.name)) for field in fields(twin))
             object.__setattr__(self, "text", f"{twin.__name__}({values})")
+
+    def now(self) -> Surrogate:
+        """This one, with the values that its tensors have now for parameters."""
+        return type(self)(*(float(getattr(self, field.name)) for field in fields(self))) if self.live else self
+
+    def values(self) -> torch.Tensor | None:
+        """What ``text`` does not say: the parameters, float64, if they may change."""
+        if not self.live:
+            return None
+        given = [getattr(self, field.name) for field in fields(self)]
+        return torch.stack([torch.as_tensor(value, dtype=torch.float64).detach().reshape(()) for value in given])
 
     @classmethod
     def _twin(cls) -> type[Surrogate] | None:
@@ -128,6 +162,8 @@ class Triangle(Surrogate):
     peak: float | None = None
 
     def __post_init__(self) -> None:
+        if self.peak is None and isinstance(self.gamma, torch.Tensor):
+            raise TypeError("Triangle: peak must be given where gamma is a tensor: it would not follow it")
         if self.peak is None and isinstance(self.gamma, Real) and self.gamma > 0:
             object.__setattr__(self, "peak", 1 / self.gamma)
         super().__post_init__()
@@ -324,13 +360,231 @@ class Erf(Surrogate):
         return a * tl.exp2(-y * y)
 
 
-_KNOWN = {cls.__name__: cls for cls in Surrogate.__subclasses__()}  # those above, before anyone adds to them
+@dataclass(frozen=True)
+class FastSigmoid(Surrogate):
+    """``1 / (1 + slope |x|)^2``: snnTorch's ``fast_sigmoid``, whose peak is 1. Source: Zenke and Ganguli 2018."""
+
+    slope: float = 25.0
+
+    def grad(self, x):
+        return 1 / (1 + self.slope * x.abs()) ** 2
+
+    def primitive(self, x):
+        return 0.5 + x / (1 + self.slope * x.abs())
+
+    def constants(self):
+        return 1.0, self.slope, 0.0
+
+    _triton = SoftSign._triton
 
 
-def parse(text: str) -> Surrogate:
-    """The surrogate whose ``text`` this is."""
-    name, _, values = text.removesuffix(")").partition("(")
-    return _KNOWN[name](*map(float, values.split(", ")))
+fast_sigmoid = FastSigmoid
+
+
+@dataclass(frozen=True)
+class Integer(Surrogate):
+    """Integer spikes: ``s = round(clamp(h / threshold, 0, levels))``, ties to even; the reset takes s thresholds.
+
+    The derivative of s is ``1/threshold`` where ``0 <= h <= levels threshold``. At inference, a weight applied to s is
+    one applied to ``levels`` binary steps of which s fire. ``lif`` wants a positive threshold with it, ``reset=None``,
+    and neither ``ternary`` nor ``fire_at_threshold``, which it has no use for.
+
+    Source: Luo et al., "Integer-Valued Training and Spike-Driven Inference Spiking Neural Network for High-performance
+    and Energy-efficient Object Detection", ECCV 2024 (I-LIF, levels = 4).
+    """
+
+    levels: int = 4
+
+    def __post_init__(self) -> None:
+        if (
+            isinstance(self.levels, bool)
+            or not isinstance(self.levels, (int, float))
+            or self.levels != int(self.levels)
+        ):
+            raise TypeError(f"Integer: levels must be an int, got {self.levels!r}")
+        if not 1 <= self.levels <= 256:  # which 16-bit floats can count
+            raise ValueError(f"Integer: levels must be in 1 to 256, got {self.levels!r}")
+        object.__setattr__(self, "levels", int(self.levels))
+        object.__setattr__(self, "text", f"Integer({self.levels})")
+
+    def grad(self, x):
+        """Of ``x = h / threshold``."""
+        return ((x >= 0) & (x <= self.levels)).to(x.dtype)
+
+    def primitive(self, x):
+        return x.clamp(0, self.levels)
+
+    def constants(self):
+        return float(self.levels), 0.0, 0.0
+
+    def __call__(self, x, fired=None):
+        """Spikes for ``x = h / threshold``."""
+        return _Spike.apply(x, torch.where(x > 0, x.clamp(max=self.levels), 0.0).round(), self)
+
+    _triton = None  # its derivative is no function of h - threshold: the kernels have it
+
+
+class Table(Surrogate):
+    """Any derivative, sampled: kernels interpolate between ``cells + 1`` samples, evenly spaced; ends go on for ever.
+
+    Args:
+        function: of a tensor x = h - threshold, element by element. Either a spike, 1 where x > 0 (or >= 0) and else
+            0, with the surrogate as what autograd takes for its derivative: an ``autograd.Function``'s ``apply``,
+            another library's surrogate object; or the derivative itself: a lambda, a ``Surrogate`` of one's own.
+        half_width: samples are of [-half_width, half_width]. None: the smallest power of two (1 to 64) beyond which
+            the derivative stays within a thousandth of its peak.
+        cells: between samples.
+
+    ``error`` is the largest difference from ``function``, as a share of its peak, found between the samples and up to
+    twice the width: about that of a straight line through a curve, and large in the cell of a jump.
+    """
+
+    def __init__(self, function: Callable, half_width: float | None = None, cells: int = 2048) -> None:
+        if not callable(function):
+            raise TypeError(f"Table: function must be callable, got {function!r}")
+        if half_width is not None and not (isinstance(half_width, Real) and 0 < half_width < math.inf):
+            raise ValueError(f"Table: half_width must be positive and finite, got {half_width!r}")
+        if not isinstance(cells, int) or not 1 <= cells <= 1 << 16:
+            raise ValueError(f"Table: cells must be an int in 1 to {1 << 16}, got {cells!r}")
+        derivative = _derivative_of(function)
+        if half_width is None:
+            half_width = _half_width_of(derivative)
+        samples = derivative(torch.linspace(-half_width, half_width, cells + 1, dtype=torch.float64, device="cpu"))
+        if not samples.isfinite().all():
+            raise ValueError(f"Table: function must have a finite derivative, got {function!r}")
+        self._fill(samples, float(half_width), getattr(function, "__name__", None) or repr(function))
+        between = torch.linspace(-2 * half_width, 2 * half_width, 8 * cells + 7, dtype=torch.float64, device="cpu")
+        error, peak = (self.grad(between) - derivative(between)).abs().max().item(), samples.abs().max().item()
+        self.error = error / peak if peak else error
+
+    @classmethod
+    def of(cls, samples: torch.Tensor, half_width: float) -> Table:
+        """Of samples that are there: float64 [cells + 1], on the CPU."""
+        table = cls.__new__(cls)
+        table._fill(samples, half_width, "samples")
+        return table
+
+    def _fill(self, samples, half_width, name):
+        self.samples, self.half_width, self.name = samples.detach(), half_width, name
+        self.cells = len(samples) - 1
+        self.text = f"Table({half_width!r})"
+        self._held = {}
+
+    def held(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """[cells, 2] where and as kernels want it: value and slope, per cell, at the start of each cell."""
+        key = device, dtype
+        if key not in self._held:
+            pairs = torch.stack([self.samples[:-1], self.samples.diff()], 1)
+            self._held[key] = pairs.to(device, dtype)
+        return self._held[key]
+
+    def values(self):
+        return self.samples
+
+    def twin(self):
+        return Table
+
+    def grad(self, x):
+        at = ((x + self.half_width) * (self.cells / (2 * self.half_width))).nan_to_num(0.0).clamp(0, self.cells)
+        cell = at.detach().long().clamp(max=self.cells - 1)
+        value, slope = self.held(x.device, x.dtype)[cell].unbind(-1)
+        return value + (at - cell) * slope
+
+    def primitive(self, x):
+        at = (x + self.half_width) * (self.cells / (2 * self.half_width))
+        within = at.clamp(0, self.cells)
+        cell = within.detach().long().clamp(max=self.cells - 1)
+        pairs = self.held(x.device, x.dtype)
+        value, slope = pairs[cell].unbind(-1)
+        areas = (pairs[:, 0] + pairs[:, 1] / 2).cumsum(0)
+        part = within - cell
+        area = torch.where(cell > 0, areas[cell - 1], 0) + part * (value + part * slope / 2)
+        middle = areas[self.cells // 2 - 1] if self.cells > 1 else areas[0] / 2
+        ends = torch.where(at < within, self.samples[0], self.samples[-1]).to(x.dtype)
+        return 0.5 + (area - middle + (at - within) * ends) * (2 * self.half_width / self.cells)
+
+    def constants(self):
+        return self.half_width, self.cells / (2 * self.half_width), float(self.cells)
+
+    def __repr__(self) -> str:
+        told = f", error={self.error:.1g}" if "error" in vars(self) else ""
+        return f"Table({self.name}, half_width={self.half_width!r}, cells={self.cells}{told})"
+
+    def __reduce__(self):
+        return _table, (
+            self.samples,
+            self.half_width,
+            {key: vars(self)[key] for key in ("name", "error") & vars(self).keys()},
+        )
+
+    _triton = None  # its kernels take the samples
+
+
+def _table(samples, half_width, told):
+    table = Table.of(samples, half_width)
+    vars(table).update(told)
+    return table
+
+
+def _derivative_of(function: Callable) -> Callable:
+    """The derivative that a Table of ``function`` samples: float64 in and out, without a graph."""
+    if isinstance(function, Surrogate):
+        return lambda x: function.grad(x).detach()
+
+    def called(x):
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            y = function(x)
+        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+            got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+            raise TypeError(f"Table: function must return a tensor of the shape of x, {tuple(x.shape)}, got {got}")
+        return x, y
+
+    def of_spike(x):
+        x, y = called(x)
+        return torch.autograd.grad(y.sum(), x)[0].to(torch.float64)
+
+    beside = torch.tensor([-8.0, -1.0, -0.3, -1e-3, 1e-3, 0.3, 1.0, 8.0], dtype=torch.float64, device="cpu")
+    _, y = called(beside)
+    if torch.equal(y.detach().to(torch.float64), (beside > 0).double()):
+        if not y.requires_grad:
+            raise TypeError(f"Table: function is a step without a derivative: {function!r}")
+        return of_spike
+    return lambda x: called(x)[1].detach().to(torch.float64)
+
+
+def _half_width_of(derivative: Callable) -> float:
+    x = torch.linspace(-128, 128, 1 << 15, dtype=torch.float64, device="cpu")
+    y = derivative(x)
+    bound = 1e-3 * y.abs().max().item()
+    for half_width in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
+        below, above = y[x <= -half_width], y[x >= half_width]
+        if all((part - part[i]).abs().max() <= bound for part, i in ((below, -1), (above, 0))):
+            return half_width
+    return 64.0
+
+
+class _Smooth(Surrogate):
+    """Another library's smooth spike, ``spiking=False`` there."""
+
+    spiking = False
+
+    def __init__(self, function: Callable) -> None:
+        self.primitive = function
+
+    def __repr__(self) -> str:
+        return f"{self.primitive!r}"
+
+
+_KNOWN = {cls.__name__: cls for cls in Surrogate.__subclasses__() if not cls.__name__.startswith("_")}  # before others
+
+
+def parse(text: str, values: torch.Tensor | None = None) -> Surrogate:
+    """The surrogate whose ``text`` and ``values()`` these are."""
+    name, _, told = text.removesuffix(")").partition("(")
+    if name == "Table":
+        return Table.of(values, float(told))
+    return _KNOWN[name](*(map(float, told.split(", ")) if values is None else values.tolist()))
 
 
 # SpikingJelly's classes, by name, in ours; `a` is their alpha.
@@ -348,24 +602,44 @@ _SPIKINGJELLY = {
 
 
 def from_spikingjelly(surrogate: object) -> Surrogate:
-    """The surrogate of ours that equals an instance of SpikingJelly's ``surrogate_function`` classes.
+    """The surrogate of ours that equals an instance of SpikingJelly's ``surrogate_function`` classes, or any callable.
 
     ``Surrogate`` objects pass through. A subclass counts as its base only while it overrides none of the mathematics.
+    What kernels have no formula for becomes a ``Table``; with ``spiking=False``, a smooth spike on the reference.
 
     Raises:
-        TypeError: for anything else (``spiking=False`` included), listing what is accepted.
+        TypeError: for what is no function of a tensor, and what ``Table`` refuses.
     """
     if isinstance(surrogate, Surrogate):
         return surrogate
+    if not callable(surrogate):
+        raise TypeError(
+            f"surrogate_function must be a snnkern.surrogate object ({', '.join(_KNOWN)}), one of SpikingJelly's "
+            f"({', '.join(_SPIKINGJELLY)} and others) or a function for surrogate.Table, got {surrogate!r}"
+        )
+    if getattr(surrogate, "spiking", True) is not True:
+        return _Smooth(surrogate)
     for cls in type(surrogate).__mro__:
-        if cls.__module__.startswith("spikingjelly.") and cls.__name__ in _SPIKINGJELLY:
-            if getattr(surrogate, "spiking", True) is not True:
-                raise TypeError(f"surrogate_function must emit spikes, got {surrogate!r} with spiking=False")
-            return _SPIKINGJELLY[cls.__name__](float(surrogate.alpha))
-        overridden = {"forward", "spiking_function", "primitive_function", "backward"} & vars(cls).keys()
-        if overridden:
+        if cls.__module__.startswith("spikingjelly."):
+            if cls.__name__ in _SPIKINGJELLY:
+                return _SPIKINGJELLY[cls.__name__](float(surrogate.alpha))
+            if cls.__name__ == "MultiLevelSpikeCount":
+                return _integer(surrogate)
+        if {"forward", "spiking_function", "primitive_function", "backward"} & vars(cls).keys():
             break
-    raise TypeError(
-        f"surrogate_function must be a snnkern.surrogate object ({', '.join(_KNOWN)}) or one of SpikingJelly's "
-        f"{', '.join(_SPIKINGJELLY)}; got {surrogate!r}"
-    )
+    numbers = tuple((k, v) for k, v in getattr(surrogate, "__dict__", {}).items() if isinstance(v, (Real, str)))
+    return _table_of(surrogate, numbers)
+
+
+@lru_cache(maxsize=64)
+def _table_of(function: Callable, numbers: tuple) -> Table:
+    """Sampled once, while its ``numbers`` are these."""
+    return Table(function)
+
+
+def _integer(counts) -> Integer:
+    """SpikingJelly's MultiLevelSpikeCount."""
+    levels = counts.max_spike_count
+    if (counts.grad_min, counts.grad_max) != (0, levels):
+        raise TypeError(f"surrogate_function must have its gradient within 0 and {levels}, got {counts!r}")
+    return Integer(levels)

@@ -339,7 +339,7 @@ def test_library_ops_keep_their_contract(backend):
     spec = library.neuron(make_spec(0.5, None, True, 1.0, 0.0, ATan(), False, False))
     weight, bias, mean, var = norm_of(y)
     norm = library.batch(Batch(True, 0.1, 1e-5, 1.0, None))
-    tensors = y, weight.requires_grad_(), bias.requires_grad_(), mean, var, None, None
+    tensors = y, weight.requires_grad_(), bias.requires_grad_(), mean, var, None, None, None
     torch.library.opcheck(torch.ops.snnkern.bn_lif.default, (*tensors, spec, norm, 0, 7, False, backend))
 
 

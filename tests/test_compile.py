@@ -1,7 +1,5 @@
 """``lif`` inside ``torch.compile``: one graph, the same numbers, a library op as PyTorch wants it."""
 
-import importlib
-
 import pytest
 import torch
 from conftest import assert_gradients_close
@@ -32,8 +30,11 @@ def test_compiles_into_one_graph_with_the_same_results(backend, device, options)
 
 
 def test_the_library_op_passes_opcheck(backend, device):
-    importlib.import_module("snnkern.ops.library")
+    from snnkern.ops import library
+    from snnkern.spec.neuron import make_spec
+
     x, v = draw((20, 12), device=device).requires_grad_(), draw((12,), device=device).requires_grad_()
-    neuron = "decay;0.5;1.0;0.0;False;False;" + Triangle().text
-    for state, return_v in ((None, False), (v, True)):
-        torch.library.opcheck(torch.ops.snnkern.lif.default, (x, state, neuron, 0, 20, return_v, backend))
+    neuron = library.neuron(make_spec(0.5, None, True, 1.0, 0.0, Triangle(), False, False))
+    for state, return_v in ((None, "False"), (v, "True")):
+        arguments = x, state, None, None, None, neuron, 0, 20, return_v, backend
+        torch.library.opcheck(torch.ops.snnkern.lif.default, arguments)

@@ -24,7 +24,7 @@ from snnkern.surrogate import (
     Triangle,
 )
 
-ALL = [cls() for cls in Surrogate.__subclasses__()]
+ALL = [cls() for cls in Surrogate.__subclasses__() if getattr(cls, "_triton", None)]
 ALL += [
     Triangle(0.4),
     Triangle(0.5, 1.0),
@@ -112,6 +112,7 @@ def test_objects_are_values(s):
 
 def test_all_are_public_and_have_a_kernel():
     names = [cls.__name__ for cls in Surrogate.__subclasses__() if cls.__module__ == surrogate.__name__]
+    names.remove("_Smooth")  # which has none
     assert set(names) <= set(surrogate.__all__)
     assert set(names) == set(snnkern._C.surrogates)
 
@@ -126,7 +127,7 @@ def test_parameters_must_be_positive_and_finite(value):
         ATan(value)
 
 
-@pytest.mark.parametrize("value", ["1", None, True, np.True_, torch.tensor(1.0), np.array(1.0), [1.0]], ids=repr)
+@pytest.mark.parametrize("value", ["1", None, True, np.True_, np.array(1.0), [1.0]], ids=repr)
 def test_parameters_must_be_floats(value):
     with pytest.raises(TypeError, match="gamma must be a float"):
         Triangle(value)

@@ -206,5 +206,24 @@ inline DoubleV exp_nonpositive(DoubleV x) {
   return y;
 }
 
+// surrogate.h's Table, for each lane.
+template <class V, class K>
+inline V interpolate_lanes(V at, K k) {
+  V y;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(at[0]); ++i) {
+    const int last = int(k.c) - 1, cell = int(at[i]) < last ? int(at[i]) : last;
+    y[i] = (at[i] - cell) * k.table[2 * cell + 1] + k.table[2 * cell];
+  }
+  return y;
+}
+template <class K>
+inline FloatV interpolate(FloatV at, K k) {
+  return interpolate_lanes(at, k);
+}
+template <class K>
+inline DoubleV interpolate(DoubleV at, K k) {
+  return interpolate_lanes(at, k);
+}
+
 }  // namespace
 }  // namespace snnkern

@@ -29,7 +29,7 @@ except ImportError as error:
     _missing = _why(error, Path(__file__).parents[1])
 
 
-_no_norm = _C and _C.Norm(1, 1, 0, 0)
+_no_norm, _no_more = _C and _C.Norm(1, 1, 0, 0), _C and _C.More()
 
 
 def missing() -> str | None:
@@ -47,13 +47,16 @@ def neuron_of(spec):
     if made is None:
         made = spec.__dict__["_made"] = _C.LIFSpec(
             FORMS.index(spec.form),
-            spec.leak,
-            spec.threshold,
+            1.0 if spec.leak is None else spec.leak,
+            1.0 if spec.threshold is None else spec.threshold,
             spec.fire_at_threshold,
             spec.reset is not None,
             spec.rest,
             spec.v_start,
             spec.detach_reset,
+            spec.ternary,
+            spec.v_min is not None,
+            spec.v_min or 0.0,
             _C.surrogates[spec.surrogate.twin().__name__],
             *spec.surrogate.constants(),
         )
@@ -66,14 +69,15 @@ def shape_of(layout, split, x):
 
 def forward_of(call, scratch=None):
     """LIFForward, for a ``spec.neuron.Forward``."""
-    *tensors, norm = call
-    return _C.LIFForward(*addresses(*tensors, scratch), norm_of(norm))
+    *tensors, norm, more = call
+    return _C.LIFForward(*addresses(*tensors, scratch), norm_of(norm), more_of(more))
 
 
 def backward_of(call, scratch=None):
     """LIFBackward, for a ``spec.neuron.Backward``."""
-    *tensors, norm, pull_push, grad_residual = call
-    return _C.LIFBackward(*addresses(*tensors, scratch), norm_of(norm), *addresses(pull_push, grad_residual))
+    *tensors, norm, pull_push, grad_residual, more = call
+    of_norm = *addresses(pull_push, grad_residual), more_of(more)
+    return _C.LIFBackward(*addresses(*tensors, scratch), norm_of(norm), *of_norm)
 
 
 def norm_of(norm):
@@ -81,6 +85,19 @@ def norm_of(norm):
     if norm is None:
         return _no_norm
     return _C.Norm(norm.channels, norm.period, *addresses(norm.table, norm.residual))
+
+
+def more_of(more):
+    """More; None: nothing of it."""
+    return _no_more if more is None else _C.More(*words_of(more))
+
+
+def words_of(more) -> list[int]:
+    """What csrc/lif.h's More is made of."""
+    words = []
+    for p in more[:2]:
+        words += (0, 1, 1) if p is None else (*addresses(p.data), p.channels, p.period)
+    return words + addresses(*more[2:])
 
 
 def parameters_of(parameters):

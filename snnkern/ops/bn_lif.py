@@ -12,6 +12,7 @@ from ..spec.neuron import make_spec, new_spec
 from ..spec.norm import Batch, Parameters
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .launch import Kept, Op, Wanted, bn_backward, bn_forward
+from .lif import smooth_backend
 from .pack import note
 from .ttm import ttm
 
@@ -38,6 +39,9 @@ def bn_lif(
     surrogate: Surrogate = Triangle(),
     detach_reset: bool = False,
     fire_at_threshold: bool = False,
+    inverse_tau: float | None = None,
+    ternary: bool = False,
+    v_min: float | None = None,
     steps_out: int | None = None,
     time_dim: int = 0,
     return_v: bool = True,
@@ -66,8 +70,9 @@ def bn_lif(
         scale: a constant beside weight; ``alpha * threshold`` makes it tdBN.
         residual: added to what the neurons receive, such as a block's shortcut; shape, dtype and device of y.
         process_group: processes whose y together make the statistics, forward and backward. None: this process alone.
-        decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold, steps_out, time_dim,
-            return_v, backend: those of ``lif``.
+        decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold, inverse_tau, ternary,
+            v_min, steps_out, time_dim, return_v, backend: those of ``lif``, but that no parameter is a tensor, and
+            there is no sequence of potentials.
 
     Returns: ``spikes`` and ``v_last``, as ``lif``.
 
@@ -88,12 +93,17 @@ def bn_lif(
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = from_spikingjelly(surrogate)
-    neuron = decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold
+    flags = detach_reset, fire_at_threshold
+    neuron = decay, tau, decay_input, threshold, reset, surrogate, *flags, inverse_tau, ternary, v_min
+    if not isinstance(return_v, bool):
+        raise TypeError(f"return_v must be True or False, got {return_v!r}")
     plain = is_plain(y, v, residual, weight, bias, running_mean, running_var)
     if not plain:
         check_dense(
             y=y, v=v, residual=residual, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var
         )
+    if plain and surrogate.live:
+        neuron = *neuron[:5], surrogate.now(), *neuron[6:]
     try:
         spec = make_spec(*neuron) if plain else new_spec(*neuron)
     except TypeError:  # also of what cannot be hashed, which is named here
@@ -112,11 +122,12 @@ def bn_lif(
         steps = None if given is None or repeat else steps_out
         spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps, return_v, backend)
     else:
-        kernels = choose(y.device.type, y.dtype, backend)
+        smooth = not surrogate.spiking
+        kernels = choose(y.device.type, y.dtype, smooth_backend(surrogate, backend) if smooth else backend)
         op, parameters = Op(spec, time_dim, steps_out, kernels, return_v), Parameters(weight, bias, *running)
         if kernels.differentiable:
-            spikes, v_last = kernels.bn_lif(y, parameters, v, residual, norm, spec, time_dim, steps_out)
-            if steps_out == y.shape[time_dim]:
+            spikes, v_last = kernels.bn_lif(y, parameters, v, residual, norm, spec, time_dim, steps_out, smooth)
+            if steps_out == y.shape[time_dim] and spec.binary and not smooth:
                 note(spikes)
         elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, weight, bias, v, residual)):
             spikes, v_last = _BNLIF.apply(y, weight, bias, v, residual, running, norm, op)

@@ -3,6 +3,7 @@ nothing this only allocates, which is what tracing needs (``library.py``)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import ModuleType
 from typing import NamedTuple
@@ -11,10 +12,10 @@ import torch
 
 from ..backend.reference.bn_lif import gather
 from ..spec.layout import Layout, arrange, state_dtype
-from ..spec.neuron import Backward, Forward, LIFSpec
+from ..spec.neuron import Backward, Forward, LIFSpec, More, Parameter
 from ..spec.norm import ROWS, Batch, Norm, Parameters, Plan
 from ..spec.split import CHUNK
-from ..surrogate import Surrogate
+from ..surrogate import Integer, Surrogate, Table
 from .pack import note
 
 
@@ -28,7 +29,7 @@ class Op(NamedTuple):
     time_dim: int
     steps_out: int
     kernels: ModuleType
-    return_v: bool = True
+    return_v: bool | str = True
 
 
 def go_back_by(surrogate: Surrogate, node) -> int:
@@ -42,7 +43,10 @@ def go_back_by(surrogate: Surrogate, node) -> int:
         seen.add(node)
         left += (behind for behind, _ in node.next_functions)
         if isinstance(getattr(node, "op", None), Op):
-            node.op = node.op._replace(spec=replace(node.op.spec, surrogate=surrogate))
+            spec = node.op.spec
+            if isinstance(spec.surrogate, Integer) or isinstance(surrogate, Integer):
+                raise ValueError(f"surrogate must not be or replace one of integer spikes, got {surrogate!r}")
+            node.op = node.op._replace(spec=replace(spec, surrogate=surrogate))
             found += 1
         elif isinstance(getattr(node, "surrogate", None), Surrogate):  # of the reference
             node.surrogate = surrogate
@@ -58,23 +62,94 @@ class Kept(NamedTuple):
     saved: torch.Tensor | None
     table: torch.Tensor | None = None
     residual: torch.Tensor | None = None
+    leak: torch.Tensor | None = None  # as given, in the dtype of the state
+    threshold: torch.Tensor | None = None
 
 
-def lif_forward(op: Op, x, v, keep: bool):
-    """Returns spikes, v_last, what is kept, and the layout of x."""
+def lif_forward(op: Op, x, v, keep: bool, leak=None, threshold=None):
+    """Returns spikes, v_last (or the sequence), what is kept, and the layout of x."""
     x, layout = arrange(x, op.time_dim, op.steps_out)
     if v is not None:
         v = layout.arrange(v, without=op.time_dim)
-    call = Forward(x, v, *_outputs(op, x, layout, keep))
+    outputs, more = _outputs(op, x, layout, keep), None
+    if leak is not None or threshold is not None or op.return_v == "sequence":
+        more = _parameters(op, layout, x, leak, threshold)
+        if op.return_v == "sequence":
+            more = more._replace(v_seq=layout.empty(x.shape, state_dtype(x.dtype), x.device))
+    call = Forward(x, v, *outputs, more=more)
     op.kernels.lif_forward(op.spec, layout, call)
-    return call.spikes, call.v_last, Kept(x, v, call.saved), layout
+    v_last = more.v_seq if op.return_v == "sequence" else call.v_last
+    return call.spikes, v_last, Kept(x, v, call.saved, leak=leak, threshold=threshold), layout
 
 
-def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, want_v: bool):
-    """The adjoint: gradients of x and, if wanted, of v."""
-    call = _backward(op, layout, kept, grad_spikes, grad_v_last, want_v)
+def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v, want_v: bool, want_leak=False,
+                 want_threshold=False):  # fmt: skip
+    """The adjoint, from the gradients of spikes and of v_last (or the sequence): gradients of x and, if wanted, of v,
+    of the leak and of the threshold.
+
+    Of neuron n, kernels write the sums over time
+
+        grad_leak       dL/dh[t] * drive[t],    drive = v[t-1]   decay
+                                                      = x[t] - (v[t-1] - rest)   tau_input, and its inverse
+                                                      = -(v[t-1] - rest)         tau, and its inverse
+        grad_threshold  dL/dthreshold through h[t] > threshold and the reset of step t
+    """
+    sequence = grad_v if op.return_v == "sequence" else None
+    call = _backward(op, layout, kept, grad_spikes, None if op.return_v == "sequence" else grad_v, want_v)
+    leak, threshold = kept.leak, kept.threshold
+    if leak is not None or threshold is not None or sequence is not None:
+        more = _parameters(op, layout, kept.x, leak, threshold)
+        sums = [
+            layout.empty(_without_time(op, kept.x), state_dtype(kept.x.dtype), kept.x.device, without=op.time_dim)
+            if wanted
+            else None
+            for wanted in (want_leak, want_threshold)
+        ]
+        grad_v_seq = None if sequence is None else layout.arrange(sequence)
+        rest = {"grad_v_seq": grad_v_seq, "grad_leak": sums[0], "grad_threshold": sums[1]}
+        call = call._replace(more=more._replace(table=_table(op, kept.x), **rest))
     op.kernels.lif_backward(op.spec, layout, call)
-    return call.grad_x, call.grad_v
+    grad_leak, grad_threshold = (None, None) if call.more is None else call.more[-2:]
+    if grad_leak is not None:
+        grad_leak = grad_leak.sum_to_size(leak.shape)
+        if op.spec.form in ("tau_input", "tau"):
+            grad_leak = -grad_leak / (leak * leak)
+    if grad_threshold is not None:
+        grad_threshold = grad_threshold.sum_to_size(threshold.shape)
+    return call.grad_x, call.grad_v, grad_leak, grad_threshold
+
+
+def _without_time(op: Op, x) -> torch.Size:
+    return x.shape[: op.time_dim] + x.shape[op.time_dim + 1 :]
+
+
+def _parameters(op: Op, layout: Layout, x, leak, threshold) -> More:
+    fire_above, shape = None, _without_time(op, x)
+    if leak is not None:
+        leak = _parameter(layout, leak, shape, op.time_dim)
+    if threshold is not None:
+        threshold = _parameter(layout, threshold, shape, op.time_dim)
+        fire_above = threshold.data
+        if op.spec.fire_at_threshold:
+            fire_above = torch.nextafter(fire_above, torch.full_like(fire_above, -math.inf))
+    return More(leak, threshold, fire_above)
+
+
+def _parameter(layout: Layout, p: torch.Tensor, shape: torch.Size, time_dim: int) -> Parameter:
+    """p, which broadcasts to ``shape``, that of x without time: as it is where one period will do, else expanded."""
+    order = layout._order(time_dim) or range(len(shape))
+    p = p.detach()[(None,) * (len(shape) - p.dim())].permute(*order)
+    shape = [shape[i] for i in order]
+    own = [i for i, size in enumerate(p.shape) if size != 1]
+    first, last = (own[0], own[-1] + 1) if own else (0, 0)
+    if list(p.shape[first:last]) != shape[first:last]:
+        p, first, last = p.expand(shape), 0, len(shape)
+    return Parameter(p.contiguous(), math.prod(shape[first:last]), max(1, math.prod(shape[last if own else 0 :])))
+
+
+def _table(op: Op, x) -> torch.Tensor | None:
+    surrogate = op.spec.surrogate
+    return surrogate.held(x.device, state_dtype(x.dtype)) if isinstance(surrogate, Table) else None
 
 
 def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, keep: bool):
@@ -167,10 +242,10 @@ def _outputs(op: Op, x, layout: Layout, keep: bool):
     time_dim, v_last = op.time_dim, None
     before, after = x.shape[:time_dim], x.shape[time_dim + 1 :]
     spikes = layout.empty(torch.Size((*before, layout.steps_out, *after)), x.dtype, x.device)
-    if layout.steps_out == layout.steps:  # not sums of them
+    if layout.steps_out == layout.steps and op.spec.binary:  # not sums of them
         note(spikes)
     state = state_dtype(x.dtype)
-    if op.return_v:
+    if op.return_v is True:
         v_last = layout.empty(before + after, state, x.device, without=time_dim)
     saved = None
     if keep and has_chunks(layout.steps):
@@ -197,7 +272,8 @@ def _backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, want
         shape = x.shape[:time_dim] + x.shape[time_dim + 1 :]
         grad_v = layout.empty(shape, state_dtype(x.dtype), x.device, without=time_dim)
     grad_x = layout.empty(x.shape, x.dtype, x.device)
-    return Backward(x, kept.v, kept.saved, grad_spikes, grad_v_last, grad_x, grad_v)
+    more = More(table=_table(op, x)) if isinstance(op.spec.surrogate, Table) else None
+    return Backward(x, kept.v, kept.saved, grad_spikes, grad_v_last, grad_x, grad_v, more=more)
 
 
 def _of_all(moments: torch.Tensor, seen: float, count: float, group):

@@ -3,7 +3,8 @@ modes and ``torch.jit.trace`` can take hold of, what gets a tensor with its sign
 Plain tensors do without in eager mode: an ``autograd.Function`` around the same calls costs half as much per call (see
 ``ops/lif.py``).
 
-The neuron's parameters travel as one string, so that the compiled graph holds everything it needs.
+The neuron's parameters travel as one string, so that the compiled graph holds everything it needs; what may change
+without compiling anew, as tensors: ``curve`` has the numbers of a surrogate that its text does not say.
 """
 
 from __future__ import annotations
@@ -23,39 +24,42 @@ from . import launch
 from .launch import Kept, Op, Wanted
 
 _library = torch.library.Library("snnkern", "DEF")
+_parameters = "Tensor? leak, Tensor? threshold, Tensor? curve"
 _library.define(
-    "lif(Tensor x, Tensor? v, str neuron, int time_dim, SymInt? steps_out, bool return_v, str backend) -> "
-    "(Tensor spikes, Tensor v_last, Tensor saved)"
+    f"lif(Tensor x, Tensor? v, {_parameters}, str neuron, int time_dim, SymInt? steps_out, str return_v, str backend) "
+    "-> (Tensor spikes, Tensor v_last, Tensor saved)"
 )
 _library.define(
-    "lif_backward(Tensor x, Tensor? v, Tensor saved, Tensor? grad_spikes, Tensor? grad_v_last, str neuron, "
-    "int time_dim, SymInt? steps_out, str backend) -> (Tensor grad_x, Tensor grad_v)"
+    f"lif_backward(Tensor x, Tensor? v, Tensor saved, {_parameters}, Tensor? grad_spikes, Tensor? grad_v_last, "
+    "str neuron, int time_dim, SymInt? steps_out, str return_v, str backend) -> "
+    "(Tensor grad_x, Tensor grad_v, Tensor grad_leak, Tensor grad_threshold)"
 )
-_norm = "Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? v, Tensor? residual"
+_norm = (
+    "Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? v, Tensor? residual, "
+    "Tensor? curve"
+)
 _library.define(
     f"bn_lif(Tensor y, {_norm}, str neuron, str norm, int time_dim, SymInt? steps_out, bool return_v, str backend) -> "
     "(Tensor spikes, Tensor v_last, Tensor saved, Tensor table, Tensor running_mean, Tensor running_var)"
 )
 _library.define(
-    "bn_lif_backward(Tensor y, Tensor? v, Tensor saved, Tensor table, Tensor? residual, Tensor? grad_spikes, "
-    "Tensor? grad_v_last, str neuron, str norm, int time_dim, SymInt? steps_out, str backend) -> "
+    "bn_lif_backward(Tensor y, Tensor? v, Tensor saved, Tensor table, Tensor? residual, Tensor? curve, "
+    "Tensor? grad_spikes, Tensor? grad_v_last, str neuron, str norm, int time_dim, SymInt? steps_out, str backend) -> "
     "(Tensor grad_y, Tensor affine, Tensor grad_v, Tensor grad_residual)"
 )
 _library.define("ttm(Tensor x, SymInt steps, int time_dim, str backend) -> Tensor")
 
 
+def _spec(neuron: str, curve: torch.Tensor | None) -> LIFSpec:
+    return _spec_of(neuron) if curve is None else _spec_of.__wrapped__(neuron, curve)
+
+
 @lru_cache(maxsize=512)
-def _spec(neuron: str) -> LIFSpec:
-    form, leak, threshold, reset, detach_reset, fire_at_threshold, surrogate = neuron.split(";")
-    return LIFSpec(
-        form,
-        float(leak),
-        float(threshold),
-        None if reset == "None" else float(reset),
-        surrogates.parse(surrogate),
-        detach_reset == "True",
-        fire_at_threshold == "True",
-    )
+def _spec_of(neuron: str, curve: torch.Tensor | None = None) -> LIFSpec:
+    form, *numbers, surrogate, detach_reset, fire_at_threshold, ternary, v_min, v_start = neuron.split(";")
+    numbers = [None if number == "None" else float(number) for number in (*numbers, v_min, v_start)]
+    flags = [flag == "True" for flag in (detach_reset, fire_at_threshold, ternary)]
+    return LIFSpec(form, *numbers[:3], surrogates.parse(surrogate, curve), *flags, *numbers[3:])
 
 
 @torch.compiler.assume_constant_result
@@ -70,17 +74,20 @@ def name_of(kernels) -> str:
     return kernels.__name__.rpartition(".")[2]
 
 
-def lif(x, v, spec: LIFSpec, time_dim: int, steps_out: int | None, return_v: bool, backend: str):
+def lif(x, v, leak, threshold, spec: LIFSpec, time_dim: int, steps_out: int | None, return_v: bool | str, backend: str):
     """``snnkern.lif`` of checked arguments, as one node of the graph. ``steps_out`` None: as many as x has."""
-    spikes, v_last, _ = _call("lif", x, v, neuron(spec), time_dim, steps_out, return_v, backend)
+    curve = spec.surrogate.values()
+    rest = neuron(spec), time_dim, steps_out, str(return_v), backend
+    spikes, v_last, _ = _call("lif", x, v, leak, threshold, curve, *rest)
     return spikes, v_last
 
 
 def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last):
     """``launch.lif_backward``, of what a plain forward kept and gradients that are not plain."""
     x, v, saved = _as_given(op, layout, kept)
-    rest = neuron(op.spec), op.time_dim, op.steps_out, name_of(op.kernels)
-    return _call("lif_backward", x, v, saved, grad_spikes, grad_v_last, *rest)
+    parameters = kept.leak, kept.threshold, op.spec.surrogate.values()
+    rest = neuron(op.spec), op.time_dim, op.steps_out, str(op.return_v), name_of(op.kernels)
+    return _call("lif_backward", x, v, saved, *parameters, grad_spikes, grad_v_last, *rest)
 
 
 def ttm(x, steps: int, time_dim: int, backend: str):
@@ -108,10 +115,9 @@ def _as_given(op: Op, layout: Layout, kept: Kept):
 def neuron(spec: LIFSpec) -> str:
     if spec.surrogate.text is None:
         spec.surrogate.twin()  # raises
-    return (
-        f"{spec.form};{spec.leak};{spec.threshold};{spec.reset};{spec.detach_reset};{spec.fire_at_threshold};"
-        f"{spec.surrogate.text}"
-    )
+    numbers = f"{spec.form};{spec.leak};{spec.threshold};{spec.reset};{spec.surrogate.text}"
+    flags = f"{spec.detach_reset};{spec.fire_at_threshold};{spec.ternary}"
+    return f"{numbers};{flags};{spec.v_min};{spec.v_start}"
 
 
 def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, return_v: bool, backend: str | None):
@@ -124,7 +130,7 @@ def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, r
         parameters = Parameters(weight, bias, *running)
         return *bn_reference(y, parameters, v, residual, norm, spec, time_dim, steps_out), *running
     rest = neuron(spec), batch(norm), time_dim, steps_out, return_v, name
-    spikes, v_last, _, _, *running = _call("bn_lif", *tensors, *rest)
+    spikes, v_last, _, _, *running = _call("bn_lif", *tensors, spec.surrogate.values(), *rest)
     return spikes, v_last, *running
 
 
@@ -133,8 +139,9 @@ def bn_lif_backward(op: Op, layout: Layout, norm: Batch, kept: Kept, grad_spikes
     _refuse_group(norm)
     y, v, saved = _as_given(op, layout, kept)
     residual = None if kept.residual is None else layout.restore(kept.residual)
-    rest = neuron(op.spec), batch(norm), op.time_dim, op.steps_out, name_of(op.kernels)
-    gradients = _call("bn_lif_backward", y, v, saved, kept.table, residual, grad_spikes, grad_v_last, *rest)
+    curve, rest = op.spec.surrogate.values(), (op.time_dim, op.steps_out, name_of(op.kernels))
+    rest = curve, grad_spikes, grad_v_last, neuron(op.spec), batch(norm), *rest
+    gradients = _call("bn_lif_backward", y, v, saved, kept.table, residual, *rest)
     return _wanted(wanted, *gradients)
 
 
@@ -170,26 +177,34 @@ class _Nothing:
     lif_backward = ttm = bn_moments = bn_prepare = bn_sums = bn_gradients = lif_forward
 
 
-def _op(kernels, x, neuron, time_dim, steps_out, return_v) -> Op:
+def _op(kernels, x, curve, neuron, time_dim, steps_out, return_v) -> Op:
     if steps_out is not None and steps_out > x.shape[time_dim]:
         raise ValueError(f"this call was recorded for {steps_out} steps or more, got shape {tuple(x.shape)}")
-    return Op(_spec(neuron), time_dim, steps_out, kernels, return_v)
+    return Op(_spec(neuron, curve), time_dim, steps_out, kernels, return_v)
 
 
-def _forward(kernels, x, v, neuron, time_dim, steps_out, return_v):
-    op = _op(kernels, x, neuron, time_dim, steps_out, return_v)
-    spikes, v_last, kept, _ = launch.lif_forward(op, x, v, keep=True)
+# What an op's ``return_v`` stands for.
+_RETURNED = {"True": True, "False": False, "sequence": "sequence"}
+
+
+def _forward(kernels, x, v, leak, threshold, curve, neuron, time_dim, steps_out, return_v):
+    op = _op(kernels, x, curve, neuron, time_dim, steps_out, _RETURNED[return_v])
+    spikes, v_last, kept, _ = launch.lif_forward(op, x, v, True, leak, threshold)
     return spikes, *(_or_empty(t, x, state_dtype(x.dtype), n) for t, n in ((v_last, 0), (kept.saved, launch.LEAST)))
 
 
-def _backward(kernels, x, v, saved, grad_spikes, grad_v_last, neuron, time_dim, steps_out):
-    op = Op(_spec(neuron), time_dim, steps_out, kernels)
+def _backward(kernels, x, v, saved, leak, threshold, curve, grad_spikes, grad_v_last, neuron, time_dim, steps_out,
+              return_v):  # fmt: skip
+    op = Op(_spec(neuron, curve), time_dim, steps_out, kernels, _RETURNED[return_v])
     kept, layout = _kept(op, x, v, saved)
-    return launch.lif_backward(op, layout, kept, grad_spikes, grad_v_last, want_v=True)
+    kept = kept._replace(leak=leak, threshold=threshold)
+    wanted = True, leak is not None, threshold is not None
+    gradients = launch.lif_backward(op, layout, kept, grad_spikes, grad_v_last, *wanted)
+    return *gradients[:2], *(_or_empty(t, x, state_dtype(x.dtype)) for t in gradients[2:])
 
 
-def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual, neuron, norm, *rest):
-    op = _op(kernels, y, neuron, *rest)
+def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual, curve, neuron, norm, *rest):
+    op = _op(kernels, y, curve, neuron, *rest)
     running = [None if r is None else r.clone() for r in (running_mean, running_var)]
     parameters = Parameters(weight, bias, *running)
     spikes, v_last, kept, *_ = launch.bn_forward(op, _batch(norm), parameters, y, v, residual, keep=True)
@@ -197,8 +212,9 @@ def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual
     return spikes, *(_or_empty(t, y, state_dtype(y.dtype), n) for t, n in tensors)
 
 
-def _bn_backward(kernels, y, v, saved, table, residual, grad_spikes, grad_v_last, neuron, norm, time_dim, steps_out):
-    op = Op(_spec(neuron), time_dim, steps_out, kernels)
+def _bn_backward(kernels, y, v, saved, table, residual, curve, grad_spikes, grad_v_last, neuron, norm, time_dim,
+                 steps_out):  # fmt: skip
+    op = Op(_spec(neuron, curve), time_dim, steps_out, kernels)
     kept, layout = _kept(op, y, v, saved)
     kept = kept._replace(table=table, residual=None if residual is None else layout.arrange(residual))
     count, period = y.numel() / max(y.shape[2], 1), layout.period(y.shape, 2, time_dim)
@@ -217,30 +233,32 @@ def _or_empty(t, like, dtype=None, size=0):
 
 
 def _setup(ctx, inputs, output):
-    x, v, *ctx.rest, ctx.returned_v, ctx.backend = inputs
-    ctx.save_for_backward(x, v, output[2])
+    x, v, leak, threshold, curve, *ctx.rest, ctx.returned_v, ctx.backend = inputs
+    ctx.save_for_backward(x, v, output[2], leak, threshold, curve)
     ctx.set_materialize_grads(False)
 
 
 def _grad(ctx, grad_spikes, grad_v_last, _):
-    x, v, saved = ctx.saved_tensors
-    grad_v_last = grad_v_last if ctx.returned_v else None  # of nothing
-    grad_x, grad_v = _once("lif", x, v, saved, grad_spikes, grad_v_last, *ctx.rest, ctx.backend)
-    return grad_x, None if v is None else grad_v, *(None,) * 5
+    grad_v_last = grad_v_last if ctx.returned_v != "False" else None  # of nothing
+    rest = grad_spikes, grad_v_last, *ctx.rest, ctx.returned_v, ctx.backend
+    gradients = _once("lif", *ctx.saved_tensors, *rest)
+    _, v, _, leak, threshold, _ = ctx.saved_tensors
+    given = True, v is not None, leak is not None, threshold is not None
+    return *(grad if wanted else None for grad, wanted in zip(gradients, given, strict=True)), *(None,) * 6
 
 
 def _setup_bn(ctx, inputs, output):
-    y, _, _, _, _, v, residual, *ctx.rest, ctx.returned_v, ctx.backend = inputs
-    ctx.save_for_backward(y, v, output[2], output[3], residual)
+    y, _, _, _, _, v, residual, curve, *ctx.rest, ctx.returned_v, ctx.backend = inputs
+    ctx.save_for_backward(y, v, output[2], output[3], residual, curve)
     ctx.set_materialize_grads(False)
 
 
 def _grad_bn(ctx, grad_spikes, grad_v_last, *_):
     grad_v_last = grad_v_last if ctx.returned_v else None
     gradients = _once("bn_lif", *ctx.saved_tensors, grad_spikes, grad_v_last, *ctx.rest, ctx.backend)
-    y, weight, bias, _, _, v, residual = ctx.needs_input_grad[:7]
+    y, weight, bias, _, _, v, residual, *_ = ctx.needs_input_grad
     grad_y, grad_weight, grad_bias, *rest = _wanted((y, weight, bias, v, residual), *gradients)
-    return grad_y, grad_weight, grad_bias, None, None, *rest, *(None,) * 6
+    return grad_y, grad_weight, grad_bias, None, None, *rest, *(None,) * 7
 
 
 def _setup_ttm(ctx, inputs, output):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+
 import torch
 
 from ..backend import choose
-from ..spec.arguments import check_dense, check_state, check_x, plan_steps
-from ..spec.layout import are_plain_gradients, is_plain
-from ..spec.neuron import make_spec, new_spec
+from ..spec.arguments import check_dense, check_parameter, check_state, check_x, plan_steps
+from ..spec.layout import are_plain_gradients, is_plain, state_dtype
+from ..spec.neuron import GIVEN, make_spec, new_spec
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .launch import Kept, Op, lif_backward, lif_forward
 from .pack import note
@@ -19,17 +22,20 @@ def lif(
     x: torch.Tensor,
     v: torch.Tensor | None = None,
     *,
-    decay: float | None = None,
-    tau: float | None = None,
+    decay: float | torch.Tensor | None = None,
+    tau: float | torch.Tensor | None = None,
     decay_input: bool = True,
-    threshold: float = 1.0,
+    threshold: float | torch.Tensor = 1.0,
     reset: float | None = 0.0,
     surrogate: Surrogate = Triangle(),
     detach_reset: bool = False,
     fire_at_threshold: bool = False,
+    inverse_tau: float | torch.Tensor | None = None,
+    ternary: bool = False,
+    v_min: float | None = None,
     steps_out: int | None = None,
     time_dim: int = 0,
-    return_v: bool = True,
+    return_v: bool | str = True,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Leaky integrate-and-fire over time, fused.
@@ -39,30 +45,40 @@ def lif(
         h[t] = decay*v[t-1] + x[t]                       decay (the default, 0.5)
              = v[t-1] + (x[t] - (v[t-1] - rest)) / tau   tau, decay_input=True
              = v[t-1] - (v[t-1] - rest) / tau + x[t]     tau, decay_input=False
+        h[t] = max(h[t], v_min)                          if there is one
         s[t] = h[t] > threshold                          >= with fire_at_threshold
         v[t] = reset if s[t] else h[t]                   hard reset
              = h[t] - threshold*s[t]                     soft reset, reset=None
 
-    ``rest`` is ``reset`` (0 if None). float32 spikes are those of this loop bit for bit, on every backend.
+    ``rest`` is ``reset`` (0 if None). float32 spikes are those of this loop bit for bit, on every backend. Ternary
+    spikes are ``s = (h > threshold) - (-h > threshold)``, and both reset; integer ones are those of
+    ``surrogate.Integer``.
 
     Args:
         x: input current, ``time_dim`` among its dimensions; float32, float64 (``cpu`` and ``reference`` backends),
             float16 or bfloat16; any strides.
         v: potential before the first step, the shape of x without time; float32 for 16-bit x, else x.dtype.
             Default: 0, or ``rest`` in the ``tau`` form.
-        decay: factor in [0, 1] kept of the potential per step. At most one of ``decay`` and ``tau``; neither: 0.5.
-        tau: membrane time constant in steps, > 0; SpikingJelly's parametrisation.
+        decay: factor in [0, 1] kept of the potential per step. At most one of ``decay``, ``tau`` and ``inverse_tau``;
+            none of them: 0.5.
+        tau: membrane time constant in steps, > 0; SpikingJelly's parametrisation. ``math.inf``, with
+            ``decay_input=False``: no leak, an integrate-and-fire neuron.
         decay_input: with ``tau``, whether the input is divided by tau too.
         threshold: potential above which a neuron fires.
         reset: potential after a spike (hard reset), or None to subtract the threshold (soft reset).
-        surrogate: stands for ds/dh in backward; see ``snnkern.surrogate``. SpikingJelly's objects are accepted, and on
-            the ``reference`` backend formulas of one's own.
+        surrogate: stands for ds/dh in backward; see ``snnkern.surrogate``. Other libraries' objects and functions of
+            one's own are accepted: what has no formula here is sampled, see ``surrogate.Table``.
         detach_reset: leave the reset's dependence on the spike out of the gradient.
         fire_at_threshold: fire at ``h >= threshold`` instead of above it.
+        inverse_tau: 1/tau, as a factor: SpikingJelly's parametric LIF multiplies by it. At least 0.
+        ternary: spikes of -1 too, where ``-h`` is above the threshold. Their derivative is the surrogate at both
+            thresholds; hard reset then differentiates ``|s|``.
+        v_min: lower bound of the potential; where it holds, no gradient passes.
         steps_out: time steps of the spikes returned, which are then ``ttm(spikes, steps_out)``: sums over groups of
             steps, in one pass that writes nothing else, or each spike repeated. None: as many as x has.
         time_dim: the dimension of x that is time.
-        return_v: False: v_last is None, and not written.
+        return_v: False: v_last is None, and not written. ``"sequence"``: the potential after every step is returned
+            in its place, shape of x, dtype of the state.
         backend: ``cuda``, ``triton``, ``cpu`` or ``reference``; default: the environment's ``SNNKERN_BACKEND``, else
             the fastest that can run.
 
@@ -70,10 +86,14 @@ def lif(
         ``spikes``, 0 and 1 (with ``steps_out``, sums of them) in x.dtype, shape of x but for ``steps_out``; ``v_last``,
         the potential after the last step, dtype of the state.
 
-    Gradient: to x and v, from spikes and v_last, through the reset unless ``detach_reset``. Kept for backward: x, and
-    the potential of every 16th step; as everywhere in PyTorch, backward raises if x or v was edited in place in
-    between. Once differentiable: a second derivative (``create_graph=True``) and forward mode (``jvp``) raise, except
-    on the ``reference`` backend, which has both.
+    ``decay``, ``tau``, ``inverse_tau`` and ``threshold`` may be tensors of floats on x's device that broadcast to x
+    without time: a scalar, [C, 1, 1], [C, H, W], ...; their values are the caller's to keep in range. Time is then not
+    split (see ``backend/cuda``), nor is it with ``return_v="sequence"``.
+
+    Gradient: to x, v and parameters that are tensors, from spikes and potentials, through the reset unless
+    ``detach_reset``. Kept for backward: x, and the potential of every 16th step; as everywhere in PyTorch, backward
+    raises if x or v was edited in place in between. Once differentiable: a second derivative (``create_graph=True``)
+    and forward mode (``jvp``) raise, except on the ``reference`` backend, which has both.
 
     Not-a-number inputs never fire; an infinite potential fires, and under hard reset the neuron then recovers (a soft
     reset takes a finite threshold from an infinite potential).
@@ -88,48 +108,91 @@ def lif(
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = from_spikingjelly(surrogate)
-    neuron = decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold
-    if not is_plain(x, v):
-        return _registered(x, v, neuron, steps_out, time_dim, return_v, backend)
+    leaks, leak, thresholds = (decay, tau, inverse_tau), None, None
+    tensor = torch.Tensor
+    if isinstance(decay, tensor) or isinstance(tau, tensor) or isinstance(inverse_tau, tensor):
+        leak = next(each for each in leaks if isinstance(each, tensor))
+        leaks = [GIVEN if isinstance(each, tensor) else each for each in leaks]
+    if isinstance(threshold, tensor):
+        thresholds, threshold = threshold, GIVEN
+    decay, tau, inverse_tau = leaks
+    flags = detach_reset, fire_at_threshold
+    neuron = decay, tau, decay_input, threshold, reset, surrogate, *flags, inverse_tau, ternary, v_min
+    if return_v is not True and return_v is not False and return_v != "sequence":
+        raise ValueError(f"return_v must be True, False or 'sequence', got {return_v!r}")
+    if not is_plain(x, v, leak, thresholds):
+        return _registered(x, v, leak, thresholds, neuron, steps_out, time_dim, return_v, backend)
+    if surrogate.live:
+        neuron = *neuron[:5], surrogate.now(), *neuron[6:]
     try:
         spec = make_spec(*neuron)
     except TypeError:  # also of what cannot be hashed, which is named here
         spec = new_spec(*neuron)
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
-    kernels = choose(x.device.type, x.dtype, backend)
+    leak, thresholds = _check_parameters(x, time_dim, leak, thresholds)
+    kernels = choose(x.device.type, x.dtype, backend if surrogate.spiking else smooth_backend(surrogate, backend))
+    if _until_kernels_know(spec, leak, thresholds, return_v):
+        kernels = choose(x.device.type, x.dtype, "reference")
     op = Op(spec, time_dim, steps_out, kernels, return_v)
     if kernels.differentiable:
-        spikes, v_last = kernels.lif(x, v, spec, time_dim, steps_out)
-        if steps_out == x.shape[time_dim]:
+        smooth, sequence = not surrogate.spiking, return_v == "sequence"
+        spikes, v_last = kernels.lif(x, v, spec, time_dim, steps_out, smooth, leak, thresholds, sequence)
+        if steps_out == x.shape[time_dim] and spec.binary and not smooth:
             note(spikes)
-    elif torch.is_grad_enabled() and (x.requires_grad or (v is not None and v.requires_grad)):
-        spikes, v_last = _LIF.apply(x, v, op)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v, leak, thresholds)):
+        spikes, v_last = _LIF.apply(x, v, leak, thresholds, op)
     else:
-        spikes, v_last = lif_forward(op, x, v, keep=False)[:2]
+        spikes, v_last = lif_forward(op, x, v, False, leak, thresholds)[:2]
     return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
 
 
-def _registered(x, v, neuron, steps_out, time_dim, return_v, backend):
+def _registered(x, v, leak, threshold, neuron, steps_out, time_dim, return_v, backend):
     """``lif`` of anything but plain tensors, and inside ``torch.compile``: the same steps, through a registered op."""
     from . import library
 
-    check_dense(x=x, v=v)
+    check_dense(x=x, v=v, leak=leak, threshold=threshold)
     if is_sharded(x):
         check_x(x, time_dim)
         rest = neuron, steps_out, time_dim, return_v, backend
-        return on_shards(lambda x, v: _registered(x, v, *rest), x, v, time_dim)
+        return on_shards(lambda *tensors: _registered(*tensors, *rest), x, time_dim, v, leak, threshold)
     spec = new_spec(*neuron)
     given = steps_out
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
-    name = library.name_for(x.device.type, x.dtype, backend)
-    if name == "reference":
+    leak, threshold = _check_parameters(x, time_dim, leak, threshold)
+    smooth = not spec.surrogate.spiking
+    name = library.name_for(x.device.type, x.dtype, smooth_backend(spec.surrogate, backend) if smooth else backend)
+    if name == "reference" or _until_kernels_know(spec, leak, threshold, return_v):
         from ..backend.reference import lif as reference
 
-        spikes, v_last = reference(x, v, spec, time_dim, steps_out)
+        sequence = return_v == "sequence"
+        spikes, v_last = reference(x, v, spec, time_dim, steps_out, smooth, leak, threshold, sequence)
     else:
         steps = None if given is None or repeat else steps_out
-        spikes, v_last = library.lif(x, v, spec, time_dim, steps, return_v, name)
+        spikes, v_last = library.lif(x, v, leak, threshold, spec, time_dim, steps, return_v, name)
     return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
+
+
+def _until_kernels_know(spec, leak, threshold, return_v) -> bool:  # TEMPORARY
+    from ..surrogate import FastSigmoid, Table
+
+    some = leak is not None or threshold is not None or return_v == "sequence" or spec.v_min is not None
+    return some or not spec.binary or isinstance(spec.surrogate, (FastSigmoid, Table)) or spec.form.endswith("inverse")
+
+
+def smooth_backend(surrogate: Surrogate, backend: str | None) -> str:
+    """The backend for a surrogate that does not spike."""
+    if backend not in (None, "reference"):
+        raise ValueError(
+            f"backend must be None or 'reference' for {surrogate!r}, which does not spike, got {backend!r}"
+        )
+    _warn_of_smooth()
+    return "reference"
+
+
+@cache
+def _warn_of_smooth() -> None:
+    message = "a surrogate function with spiking=False runs on snnkern's reference, a loop over time: no kernel has it"
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def _check(x, v, time_dim, steps_out) -> tuple[int, int, int | None]:
@@ -140,11 +203,22 @@ def _check(x, v, time_dim, steps_out) -> tuple[int, int, int | None]:
     return time_dim, *plan_steps(x.shape[time_dim], steps_out)
 
 
+def _check_parameters(x, time_dim, leak, threshold):
+    """The tensors among the parameters, in the dtype of the state."""
+    if leak is None and threshold is None:
+        return None, None
+    wanted, state = x.shape[:time_dim] + x.shape[time_dim + 1 :], state_dtype(x.dtype)
+    return [
+        None if p is None else check_parameter(name, p, wanted, x.device).to(state)
+        for name, p in (("decay, tau or inverse_tau", leak), ("threshold", threshold))
+    ]
+
+
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, v, op):
-        spikes, v_last, kept, layout = lif_forward(op, x, v, keep=True)
-        ctx.save_for_backward(*kept[:3])
+    def forward(ctx, x, v, leak, threshold, op):
+        spikes, v_last, kept, layout = lif_forward(op, x, v, True, leak, threshold)
+        ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         ctx.op, ctx.layout = op, layout
         return spikes, v_last
@@ -155,11 +229,11 @@ class _LIF(torch.autograd.Function):
             raise RuntimeError("lif is once differentiable: create_graph=True needs backend='reference'")
         ctx.ran = True
         if grad_spikes is None and grad_v_last is None:
-            return (None,) * 3
-        kept = Kept(*ctx.saved_tensors)
+            return (None,) * 5
+        kept, (_, *wanted, _) = Kept(*ctx.saved_tensors), ctx.needs_input_grad
         if not are_plain_gradients(grad_spikes, grad_v_last):
             from . import library
 
-            grad_x, grad_v = library.lif_backward(ctx.op, ctx.layout, kept, grad_spikes, grad_v_last)
-            return grad_x, grad_v if ctx.needs_input_grad[1] else None, None
-        return *lif_backward(ctx.op, ctx.layout, kept, grad_spikes, grad_v_last, ctx.needs_input_grad[1]), None
+            grad_x, *rest = library.lif_backward(ctx.op, ctx.layout, kept, grad_spikes, grad_v_last)
+            return grad_x, *(grad if want else None for grad, want in zip(rest, wanted, strict=True)), None
+        return *lif_backward(ctx.op, ctx.layout, kept, grad_spikes, grad_v_last, *wanted), None

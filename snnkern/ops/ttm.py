@@ -47,7 +47,7 @@ def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = No
         check_dense(x=x)
         if is_sharded(x):
             _check(x, steps, time_dim)
-            return on_shards(lambda x, _: (ttm(x, steps, time_dim, backend), None), x, None, time_dim)[0]
+            return on_shards(lambda x, _: (ttm(x, steps, time_dim, backend), None), x, time_dim)[0]
     time_dim, steps = _check(x, steps, time_dim)
     if steps == x.shape[time_dim]:
         return x

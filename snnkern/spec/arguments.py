@@ -74,6 +74,18 @@ def plan_steps(steps: int, steps_out: int | None) -> tuple[int, int | None]:
     return min(steps, steps_out), steps_out if steps_out > steps else None
 
 
+def check_parameter(name: str, p: torch.Tensor, shape, device) -> torch.Tensor:
+    """p, if it is a parameter of neurons of ``shape``."""
+    if not p.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor, got {p.dtype}")
+    if p.device != device:
+        raise ValueError(f"{name} must be on the device of x, {device}, got {p.device}")
+    own = (1,) * (len(shape) - p.dim()) + tuple(p.shape)
+    if len(own) > len(shape) or any(a not in (1, b) for a, b in zip(own, shape, strict=True)):
+        raise ValueError(f"{name} must broadcast to x without time, {tuple(shape)}, got shape {tuple(p.shape)}")
+    return p
+
+
 def check_state(x, v, time_dim: int, name: str = "x") -> None:
     """Checks the potential ``v`` that belongs to x, which its caller knows by ``name``."""
     if v is not None:

@@ -311,7 +311,7 @@ class Recipe:
             chosen = options["surrogate"]
             if not isinstance(chosen, dict):
                 raise RecipeError(f"neuron.surrogate must be a table with a name, got {chosen!r}")
-            names = [name for name in surrogate.__all__ if name[0].isupper() and name != "Surrogate"]
+            names = [name for name in surrogate.__all__ if name[0].isupper() and name not in ("Surrogate", "Table")]
             cls = getattr(surrogate, _choice("neuron.surrogate.name", chosen.get("name"), names))
             _keywords("neuron.surrogate", _without_name(chosen), inspect.signature(cls).parameters)
             options["surrogate"] = _try("neuron.surrogate", partial(cls, **_without_name(chosen)))

@@ -119,7 +119,7 @@ def _a_warp_each(name, training, plan, channels, parts, device):
 def lif_forward(spec, layout, call):
     if call.norm is None:
         return lif.lif_forward(spec, layout, call)
-    x, v, spikes, v_last, saved, norm = call
+    x, v, spikes, v_last, saved, norm, _ = call
     tensors = x, v, spikes, v_last, saved, None
     return _launch(_forward, spec, layout, norm, x, tensors, (norm.table, norm.residual), False)
 
@@ -136,7 +136,7 @@ def bn_sums(spec, layout, call):
 def lif_backward(spec, layout, call):
     if call.norm is None:
         return lif.lif_backward(spec, layout, call)
-    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, pull_push, grad_residual = call
+    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, pull_push, grad_residual, _ = call
     tensors = x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, None
     rest = norm.table, norm.residual, pull_push, grad_residual
     return _launch(_backward, spec, layout, norm, x, tensors, rest, grad_spikes is not None)

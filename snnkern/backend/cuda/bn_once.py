@@ -26,7 +26,7 @@ CLUSTER, THREADS = 8, 384  # kCluster, kOnceThreads
 
 def bn_forward(plan, spec, layout, call, parameters) -> bool:
     """Moments, table, running statistics and ``lif_forward`` at once; False: this is none of these cases."""
-    *tensors, norm = call
+    *tensors, norm, _ = call
     words = [*addresses(*tensors, None), *norm[:2], *addresses(norm.table, norm.residual, *parameters)]
     moments = (norm.channels, 2 * CLUSTER + 1)
     return _launch("bn_lif_forward_once", plan, spec, layout, call, words, words[:6], moments)
@@ -34,7 +34,7 @@ def bn_forward(plan, spec, layout, call, parameters) -> bool:
 
 def bn_backward(plan, spec, layout, call, affine) -> bool:
     """Sums, the gradients of weight and bias, and ``lif_backward`` at once; False as above."""
-    *tensors, norm, pull_push, grad_residual = call
+    *tensors, norm, pull_push, grad_residual, _ = call
     if pull_push is None:  # the statistics were the running ones
         return False
     rest = norm.table, norm.residual, pull_push, grad_residual, affine

@@ -56,7 +56,7 @@ class Launches(NamedTuple):
 
 
 def lif_forward(spec, layout, call):
-    x, v, spikes, v_last, saved, _ = call
+    x, v, spikes, v_last, saved, *_ = call
     words = a, b, c, d, e = addresses(x, v, spikes, v_last, saved)
     _launch(_forward, spec, layout, x, words, (a | b | c | d | e) & 15, False)
 
@@ -173,7 +173,7 @@ def column_bytes(layout, width) -> int:
 
 def _told(neuron: bytes) -> tuple[int, bool, int, bool]:
     """Of Neuron<float>: form, hard, surrogate, and whether a resting potential other than 0 is in use."""
-    form, hard, surrogate, _, rest = struct.unpack_from("=i?3xiff", neuron)
+    form, hard, _, _, _, surrogate, _, rest = struct.unpack_from("=i????iff", neuron)
     return form, hard, surrogate, form != 0 and rest != 0
 
 

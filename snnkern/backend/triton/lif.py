@@ -642,7 +642,7 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
 
 
 def lif_forward(spec, layout, call):
-    *tensors, norm = call
+    *tensors, norm, _ = call
     warm = warmup(spec.state_gain, torch.float32)
     segments, *split = _split(layout, call.x, norm, max(warm, 4 * CHUNK), warm)
     wide, narrow = FORWARD[call.x.element_size()]
@@ -654,7 +654,7 @@ def lif_forward(spec, layout, call):
 
 
 def lif_backward(spec, layout, call):
-    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, *of_norm = call
+    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, *of_norm, _ = call
     segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
     of_norm = *_of_norm(norm), *of_norm
     tiles = BACKWARD_FEW if layout.steps <= FEW else BACKWARD
