@@ -119,7 +119,7 @@ struct Integer {  // of x = h / threshold: 1 where 0 <= x <= a
     return x >= S(0) ? inside : V{};
   }
 };
-// A straight line through cell (x + a) b of the table's c, each of which has its value at the start and its slope.
+// A straight line through cell (x + a) b of the table's c: each has its value at the start, and what it gains.
 template <class S>
 SNN_HD S interpolate(S at, Constants<S> k) {
   const int last = int(k.c) - 1, cell = int(at) < last ? int(at) : last;
