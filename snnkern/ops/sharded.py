@@ -40,7 +40,10 @@ def on_shards(op: Callable, x, time_dim: int, v=None, *parameters):
     y, v_last = op(
         x.to_local(),
         None if v is None else v.redistribute(mesh, of_state).to_local(),
-        *(None if p is None else p.redistribute(mesh, everywhere).to_local(grad_placements=of_gradient) for p in parameters),
+        *(
+            None if p is None else p.redistribute(mesh, everywhere).to_local(grad_placements=of_gradient)
+            for p in parameters
+        ),
     )
 
     def whole(t, placements, *steps):
