@@ -18,7 +18,6 @@ from ..spec.split import CHUNK
 from ..surrogate import Integer, Surrogate, Table
 from .pack import note
 
-
 LEAST = 2  # elements of what a registered op keeps: torch.compile compiles anew where a size becomes 0 or 1
 
 

@@ -70,7 +70,7 @@ def _spec_of(neuron: str, curve: torch.Tensor | None = None) -> LIFSpec:
 
 @torch.compiler.assume_constant_result
 def name_for(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
-    """The name of the backend that ``choose`` chooses; ONNX has none of its own, but the operations of the reference."""
+    """The name of the backend that ``choose`` chooses. ONNX has no such op, but the operations of the reference."""
     if torch.onnx.is_in_onnx_export():
         return "reference"
     return name_of(choose(device_type, dtype, backend))
