@@ -425,7 +425,8 @@ class Integer(Surrogate):
 
 
 class Table(Surrogate):
-    """Any derivative, sampled: kernels interpolate between ``cells + 1`` samples, evenly spaced; ends go on for ever.
+    """Any derivative, sampled: kernels interpolate between ``cells + 1`` samples, evenly spaced; ends go on as far as
+    numbers are finite.
 
     Args:
         function: of a tensor x = h - threshold, element by element. Either a spike, 1 where x > 0 (or >= 0) and else
@@ -488,7 +489,7 @@ class Table(Surrogate):
         at = ((x + self.half_width) * (self.cells / (2 * self.half_width))).nan_to_num(0.0).clamp(0, self.cells)
         cell = at.detach().long().clamp(max=self.cells - 1)
         value, slope = self.held(x.device, x.dtype)[cell].unbind(-1)
-        return value + (at - cell) * slope
+        return torch.where(x.abs() == math.inf, 0, value + (at - cell) * slope)
 
     def primitive(self, x):
         at = (x + self.half_width) * (self.cells / (2 * self.half_width))
