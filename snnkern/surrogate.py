@@ -441,7 +441,8 @@ class Integer(Surrogate):
 
 
 class Table(Surrogate):
-    """Any derivative, sampled: a straight line in each of ``cells`` cells, the outermost values from there on.
+    """Any derivative, sampled: a straight line in each of ``cells`` cells, the outermost values beyond, 0 at
+    infinity.
 
     Lines begin and end with what the function is just inside of their cell, so that it may jump where cells meet.
 
@@ -516,7 +517,7 @@ class Table(Surrogate):
     def grad(self, x):
         _, within, cell = self._at(x)
         value, gain = self.held(x.device, x.dtype)[cell].unbind(-1)
-        return value + (within - cell) * gain
+        return torch.where(x.isfinite(), value + (within - cell) * gain, 0.0)
 
     def primitive(self, x):
         at, within, cell = self._at(x)
