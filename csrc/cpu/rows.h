@@ -352,8 +352,7 @@ void walk_back(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h,
     W carry = load<W>(grad_v + j);
     for (int k = steps - 1; k >= 0; --k) {
       if (grad_v_seq.data) carry = carry + load<W>(grad_v_seq[k] + j);
-      const auto to =
-          pulled<Curve>(kind, n, threshold, fire_above, load<W>(h[k] + j), load<W>(grad_s[k] + j), carry);
+      const auto to = pulled<Curve>(kind, n, threshold, fire_above, load<W>(h[k] + j), load<W>(grad_s[k] + j), carry);
       // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
       if (drives.data) store(drives[k] + j, to.h != S(0) ? to.h * load<W>(drives[k] + j) : W{}, false);
       if (by_threshold.data) store(by_threshold[k] + j, to.threshold, false);
