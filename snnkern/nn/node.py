@@ -18,6 +18,7 @@ from ..spec.layout import state_dtype
 from ..spec.neuron import GIVEN, new_spec
 from ..surrogate import Integer, Sigmoid, Surrogate, from_spikingjelly
 from .imports import after_import
+from .recompute import repeatable
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
 _BACKENDS = {None: None, "torch": None, "cupy": None, "inductor": None, **{name: name for name in ORDER}}
@@ -57,8 +58,9 @@ class BaseNode(nn.Module):
     ``BaseNode`` at least, so that its tools find the node; none of its arithmetic runs in the node. What counts
     PyTorch's operations, as some of its energy counters do, sees none inside the node but with backend="reference".
 
-    ``torch.utils.checkpoint`` runs a forward twice, which would advance the state twice: checkpoint ``snnkern.lif``
-    instead, whose state goes in and comes out.
+    ``torch.utils.checkpoint`` runs a forward twice and the state advances once; gradients and state are those without
+    it, bit for bit. Where that cannot be, it raises: a gradient through the state from one checkpointed part to another
+    needs ``use_reentrant=False``, and a checkpoint within another is not known.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value; the message names it.
@@ -107,6 +109,7 @@ class BaseNode(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.multi_step_forward(x) if self._step_mode == "m" else self.single_step_forward(x)
 
+    @repeatable
     def multi_step_forward(self, x_seq: torch.Tensor) -> torch.Tensor:
         """x [T, N, ...] -> spikes [T, N, ...], whatever ``step_mode`` says."""
         if not self._store_v_seq:
@@ -118,6 +121,7 @@ class BaseNode(nn.Module):
             (self.v,) = self.materialize_states((x_seq,), (self.v,), "m")
         return spikes
 
+    @repeatable
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, ...] -> spikes [N, ...], whatever ``step_mode`` says."""
         spikes = self._advance(x.unsqueeze(0)).squeeze(0)
