@@ -1,10 +1,11 @@
 """Scripts written for SpikingJelly, unchanged: ``import snnkern.hook`` before their imports, or ``snnkern run``.
 
 From then on ``spikingjelly.clock_driven.neuron`` (0.0.0.0.12) and ``spikingjelly.activation_based.neuron`` (0.0.0.0.14,
-2.0) give the nodes of ``snnkern.nn`` under the names in ``NODES``; all else stays SpikingJelly's. Where it, or one of
-the two packages, is not installed, a stand-in has these nodes, the functions and containers that published training
-scripts call around them (``functional``, ``layer``), and its surrogate functions. What the stand-in does not have
-raises ImportError or AttributeError. A line on stderr says for each of the two what was done.
+2.0) give the nodes of ``snnkern.nn`` under the names in ``NODES``. All else stays SpikingJelly's; so does a class that
+a script derives from one of these to charge, fire or reset by itself. Where it, or one of the two packages, is not
+installed, a stand-in has these nodes, the functions and containers that published training scripts call around them
+(``functional``, ``layer``), and its surrogate functions. What the stand-in does not have raises ImportError or
+AttributeError. A line on stderr says for each of the two what was done.
 
 Processes that a script starts with the method "spawn" are without the hook; torchrun takes ``snnkern run`` too:
 ``torchrun --no-python snnkern run train.py``.
@@ -23,7 +24,7 @@ import torch
 
 from . import nn
 from .nn.imports import after_import
-from .nn.node import BaseNode
+from .nn.node import INSTEAD, BaseNode
 from .surrogate import from_spikingjelly
 
 __all__ = ["NODES", "run"]
@@ -49,10 +50,14 @@ def run(script: str, arguments: list[str]) -> None:
 
 
 def _replace(module: ModuleType) -> None:
-    vars(module).update({name: getattr(nn, name) for name in NODES[module.__name__]})
-    how = "stands in, as it is not installed" if isinstance(module, _StandIn) else "is SpikingJelly's"
+    for name in NODES[module.__name__]:
+        ours = getattr(nn, name)
+        if isinstance(vars(module).get(name), type):
+            INSTEAD[ours] = vars(module)[name]
+        setattr(module, name, ours)
     names = ", ".join(NODES[module.__name__])
-    print(f"snnkern: {module.__name__} {how}; of snnkern are {names}", file=sys.stderr)
+    absent = "is not installed: a stand-in, whose" if isinstance(module, _StandIn) else "is as installed, but its"
+    print(f"snnkern: {module.__name__} {absent} {names} are snnkern's", file=sys.stderr)
 
 
 class _StandIn(ModuleType):
@@ -72,8 +77,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         parent = sys.modules.get(name.rpartition(".")[0])
         if isinstance(parent, _StandIn):
             raise ModuleNotFoundError(
-                f"{name} needs SpikingJelly: {parent.__name__} is not installed, and snnkern stands in for it with "
-                f"{', '.join(sorted(_CONTENTS))} alone",
+                f"{name} needs SpikingJelly: {parent.__name__} is not installed, and of its stand-in by snnkern there "
+                f"are {', '.join(sorted(each for each in _CONTENTS if each not in _PACKAGES))} alone",
                 name=name,
             )
         return None
@@ -82,6 +87,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__file__ = __file__  # in messages about names that it does not have
         vars(module).update(_CONTENTS[module.__name__])
 
 

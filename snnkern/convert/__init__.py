@@ -1,4 +1,4 @@
-"""A model of others' neurons, made one of ours: ``snnkern.convert``. One file a library, imported where it is in use."""
+"""A model of others' neurons, made one of ours. One file a library, imported where that is in use."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from ..backend import load
+from ..surrogate import from_spikingjelly
+from .gradients import ERROR
 
 __all__ = ["Report", "Row", "convert"]
 
@@ -19,7 +21,15 @@ _LIBRARIES = ("norse", "sinabs", "snntorch", "spikingjelly")
 _NEURONS = re.compile(
     r"spikingjelly\.\w+\.neuron|snntorch\._neurons|norse\.torch\.module\.snn\.SNN|sinabs\.layers\.stateful_layer"
 )
-_OWN = {"__init__", "__doc__", "__module__", "__qualname__", "__annotations__", "__firstlineno__", "__static_attributes__"}
+_OWN = {
+    "__init__",
+    "__doc__",
+    "__module__",
+    "__qualname__",
+    "__annotations__",
+    "__firstlineno__",
+    "__static_attributes__",
+}
 
 Rules = Mapping[type[nn.Module], Callable[[nn.Module], nn.Module | None]]
 
@@ -30,7 +40,7 @@ class Row(NamedTuple):
     path: str  # in the model, as ``named_modules`` has it; with commas between where it stands in several places
     was: str
     now: str | None  # None: it is what it was
-    why: str | None  # it is
+    note: str | None  # why; of one that was swapped, what is not equal
 
 
 class Report(tuple[Row, ...]):
@@ -48,7 +58,8 @@ class Report(tuple[Row, ...]):
 
     def lines(self) -> list[tuple[str, str, str]]:
         """The table's, below its header."""
-        return [(row.path or "(model)", row.was, row.now or f"unchanged: {row.why}") for row in self]
+        told = (f"{row.now or 'unchanged'}: {row.note}" if row.note else row.now for row in self)
+        return [(row.path or "(model)", row.was, now) for row, now in zip(self, told, strict=True)]
 
     def summary(self) -> str:
         if not self:
@@ -70,12 +81,13 @@ def convert(model: nn.Module, rules: Rules | None = None, backend: str | None = 
 
     Neurons are those of SpikingJelly (2.0, and 0.0.0.0.14 and 0.0.0.0.12 before it), snnTorch, Norse and sinabs, as far
     as an equal is known here, and whatever ``rules`` names. One without is left as it was; the report says why: a
-    subclass that defines more than a constructor, for one. Gradients are equal up to rounding.
+    subclass that defines more than a constructor, for one. Gradients are equal up to rounding, but where it says so.
 
     Each neuron stays the object that it was, and becomes one of another class, in all places where the model or anybody
     else holds it, the model itself if it is one. Parameters, buffers, state, hooks, mode and the keys of the state_dict
-    are kept, and how it is called. A SpikingJelly node is then one of ``snnkern.nn``; of others' neurons it is a
-    subclass. Converting again finds nothing to do. Convert before ``torch.compile`` and ``torch.jit``.
+    are kept, and how it is called. SpikingJelly's become nodes of ``snnkern.nn`` (``v_seq`` of 0.0.0.0.12's multi-step
+    nodes is None from then on, unless ``store_v_seq`` is set; where 0.0.0.0.14 has no gradient, in eval mode, there is
+    one), others' a subclass of their own. Converting again finds nothing to do. Convert before ``torch.compile``.
 
     Args:
         model: a module.
@@ -116,10 +128,12 @@ def convert(model: nn.Module, rules: Rules | None = None, backend: str | None = 
     rows = []
     for module, (paths, outcome) in found.items():  # nothing was touched before everything was known to fit
         new = outcome if isinstance(outcome, nn.Module) else None
-        row = Row(", ".join(paths), _name(module), new and _name(new), None if new else outcome)
+        was, now = type(module), new and type(new)
         if new is not None:
             _become(module, new)
-        rows.append(row)
+        name = f"{was.__module__.partition('.')[0]}.{was.__qualname__}"
+        note = outcome if new is None else _note(new)
+        rows.append(Row(", ".join(paths), name, now and f"{now.__module__}.{now.__qualname__}", note))
     return Report(rows)
 
 
@@ -182,8 +196,10 @@ def _ruled(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> 
 
 
 def _become(module: nn.Module, new: nn.Module) -> None:
-    """Makes a module one of the class of ``new``, whose contents it shares from then on, so that all who hold the module
-    hold that. Hooks, mode, parameters and buffers are its own: the same objects, not copies."""
+    """Makes a module one of the class of ``new``, whose contents it shares from then on: whoever holds it, holds that.
+
+    Hooks, mode, parameters and buffers are its own, the same objects.
+    """
     old, contents, parts = vars(module), vars(new), dict(new.named_modules())
     for name in vars(nn.Module()):
         if "hook" in name:
@@ -200,6 +216,7 @@ def _become(module: nn.Module, new: nn.Module) -> None:
     object.__setattr__(module, "__dict__", contents)
 
 
-def _name(module: nn.Module) -> str:
-    cls = type(module)
-    return f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}"
+def _note(new: nn.Module) -> str | None:
+    surrogate = getattr(new, "surrogate_function", None)
+    error = getattr(surrogate and from_spikingjelly(surrogate), "error", 0.0)
+    return f"its surrogate gradient is sampled, up to {error:.0e} of its peak off" if error > ERROR else None

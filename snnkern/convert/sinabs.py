@@ -102,7 +102,9 @@ def _new(module: nn.Module, backend: str | None) -> nn.Module:
     hard = isinstance(reset, activation.MembraneReset) and reset.reset_value == 0
     soft = isinstance(reset, activation.MembraneSubtract) and reset.subtract_value is None
     if not hard and not soft:
-        raise ValueError(f"its reset_fn is {reset!r}; MembraneReset to 0 and MembraneSubtract of the threshold have an equal")
+        raise ValueError(
+            f"its reset_fn is {reset!r}; MembraneReset to 0 and MembraneSubtract of the threshold have an equal"
+        )
     cls = _CLASSES[next(base.__name__ for base in type(module).__mro__ if base.__name__ in _CLASSES)]
     new = cls.__new__(cls)
     new.__dict__ = {**vars(module), "backend": backend}

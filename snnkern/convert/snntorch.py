@@ -43,7 +43,7 @@ class Leaky(snntorch.Leaky):
         both = both.view(2, *[1] * (x.dim() - threshold.dim()), *threshold.shape)
         v = v.masked_fill(v > threshold, 0.0).expand(2, *x.shape)
         spikes, v = self._lif(x.expand(1, 2, *x.shape), v, both, detach_reset=True)
-        return spikes[0, 0], v[1]
+        return spikes[0, 0], v[1].clone()  # snnTorch detaches it in place, as no view can be
 
     def _lif(self, x, v, threshold, detach_reset):
         surrogate, backend = _surrogate(self), self.backend
@@ -63,7 +63,9 @@ def _surrogate(module: nn.Module) -> Surrogate:
 def _new(module: nn.Module, backend: str | None) -> nn.Module:
     mechanism = module.state_function.__func__
     if mechanism is snntorch.Leaky._base_sub:
-        raise ValueError("its reset_mechanism 'subtract' takes the threshold a step late, undecayed; 'zero' has an equal")
+        raise ValueError(
+            "its reset_mechanism 'subtract' takes the threshold a step late, undecayed; 'zero' has an equal"
+        )
     if mechanism is not snntorch.Leaky._base_zero or module.reset_mechanism != "zero":
         raise ValueError(f"its reset_mechanism is {module.reset_mechanism!r}; 'zero' has an equal")
     for name in ("inhibition", "state_quant"):

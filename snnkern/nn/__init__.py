@@ -4,6 +4,7 @@ from .exchange import from_nir, to_nir
 from .layers import IAF, LIF, TTM, SmoothLIF, carried
 from .node import (
     IFNode,
+    ILIFNode,
     LIFNode,
     MultiStepIFNode,
     MultiStepLIFNode,
@@ -20,6 +21,7 @@ __all__ = [
     "LIF",
     "TTM",
     "IFNode",
+    "ILIFNode",
     "LIFNode",
     "MultiStepIFNode",
     "MultiStepLIFNode",

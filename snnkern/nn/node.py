@@ -15,12 +15,16 @@ from ..backend import ORDER
 from ..ops.lif import lif
 from ..spec.arguments import check_alive, number
 from ..spec.layout import state_dtype
-from ..spec.neuron import new_spec
-from ..surrogate import Sigmoid, Surrogate, from_spikingjelly
+from ..spec.neuron import GIVEN, new_spec
+from ..surrogate import Integer, Sigmoid, Surrogate, from_spikingjelly
 from .imports import after_import
+from .recompute import repeatable
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
 _BACKENDS = {None: None, "torch": None, "cupy": None, "inductor": None, **{name: name for name in ORDER}}
+
+# A class here, and the base instead of it for subclasses that charge by themselves; snnkern.hook fills it.
+INSTEAD: dict[type, type] = {}
 
 
 class BaseNode(nn.Module):
@@ -31,14 +35,15 @@ class BaseNode(nn.Module):
     is faster after ``snnkern.keep_freed_memory()``.
 
     Args:
-        v_threshold: potential from which on a neuron fires: a float or a tensor as ``snnkern.lif`` takes it.
+        v_threshold: potential from which on a neuron fires. It and ``tau`` of the classes may be tensors, as
+            ``snnkern.lif`` takes them: a ``Parameter`` is learnt and saved, another follows ``.to(device)`` alone.
         v_reset: potential after a spike, or None to subtract the threshold.
         surrogate_function: stands for ds/dh in backward; from ``snnkern.surrogate`` or SpikingJelly.
         detach_reset: leave the reset's dependence on the spike out of the gradient.
         step_mode: "s" or "m".
         backend: a backend of ``snnkern.lif``, or None for the fastest that can run. SpikingJelly's "torch", "cupy" and
             "inductor" mean None. A bool in this place is ``store_v_seq``, SpikingJelly 2.0's order of arguments.
-        store_v_seq: keep the potential after every step in ``v_seq``. For monitoring: the steps then run one by one.
+        store_v_seq: keep the potential after every step in ``v_seq``.
 
     All are attributes, and a change holds from the next forward on.
 
@@ -50,10 +55,12 @@ class BaseNode(nn.Module):
     the last forward ("m") or all steps since ``reset()`` ("s").
 
     Where SpikingJelly is imported, before or after, each class here is a subclass of its class of the same name, of its
-    ``BaseNode`` at least, so that its tools find the node; none of its code runs in the node.
+    ``BaseNode`` at least, so that its tools find the node; none of its arithmetic runs in the node. What counts
+    PyTorch's operations, as some of its energy counters do, sees none inside the node but with backend="reference".
 
-    ``torch.utils.checkpoint`` runs a forward twice, which would advance the state twice: checkpoint ``snnkern.lif``
-    instead, whose state goes in and comes out.
+    ``torch.utils.checkpoint`` runs a forward twice and the state advances once; gradients and state are those without
+    it, bit for bit. Where that cannot be, it raises: a gradient through the state from one checkpointed part to another
+    needs ``use_reentrant=False``, and a checkpoint within another is not known.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value; the message names it.
@@ -61,12 +68,17 @@ class BaseNode(nn.Module):
     """
 
     _printed = ()  # attributes that say how a class charges
+    _fire_at_threshold = True
+    lava_s_cale = 1 << 6  # for SpikingJelly's lava_exchange
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         charge = ("neuronal_charge", "neuronal_fire", "neuronal_reset")  # what subclasses of SpikingJelly's node define
         for name in (*charge, "single_step_functional_forward", "multi_step_functional_forward"):
             if name in vars(cls):
+                if INSTEAD.keys() & {*cls.__bases__}:
+                    cls.__bases__ = tuple(INSTEAD.get(base, base) for base in cls.__bases__)
+                    return
                 raise TypeError(f"{cls.__name__} defines {name}, which the fused neuron would never call")
 
     def __init__(
@@ -97,17 +109,19 @@ class BaseNode(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.multi_step_forward(x) if self._step_mode == "m" else self.single_step_forward(x)
 
+    @repeatable
     def multi_step_forward(self, x_seq: torch.Tensor) -> torch.Tensor:
         """x [T, N, ...] -> spikes [T, N, ...], whatever ``step_mode`` says."""
         if not self._store_v_seq:
             return self._advance(x_seq)
-        spikes, potentials = [], []
-        for x in x_seq.split(1):  # no steps at all come as one piece [0, N, ...]
-            spikes.append(self._advance(x))
-            potentials.append(self.v.expand(x.shape))
-        self.v_seq = torch.cat(potentials)
-        return torch.cat(spikes)
+        spikes, self.v_seq = lif(x_seq, self._fit(self.v, x_seq), **self._neuron(), return_v="sequence")
+        if len(x_seq):
+            self.v = self.v_seq[-1].clone()  # users write into v
+        else:
+            (self.v,) = self.materialize_states((x_seq,), (self.v,), "m")
+        return spikes
 
+    @repeatable
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, ...] -> spikes [N, ...], whatever ``step_mode`` says."""
         spikes = self._advance(x.unsqueeze(0)).squeeze(0)
@@ -161,7 +175,7 @@ class BaseNode(nn.Module):
             "reset": self.v_reset,
             "surrogate": self.surrogate_function,
             "detach_reset": self.detach_reset,
-            "fire_at_threshold": True,
+            "fire_at_threshold": self._fire_at_threshold,
             "backend": _BACKENDS[self._backend],
         }
 
@@ -248,6 +262,8 @@ class BaseNode(nn.Module):
 
     def __getattr__(self, name: str):
         memories = self.__dict__.get("_memories", ())
+        if name == "v_seq":  # monitors of SpikingJelly 0.0.0.0.14 ask here
+            return BaseNode.v_seq.fget(self)
         return memories[name] if name in memories else nn.Module.__getattr__(self, name)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -296,16 +312,18 @@ class LIFNode(BaseNode):
     on the CPU; otherwise gradients differ in rounding, Sigmoid's in any case. x edited in place before backward, and
     second derivatives, raise; see ``snnkern.lif``.
 
-    Source: Fang et al., SpikingJelly, Science Advances 2023, version 2.0.0.
+    Source: Fang et al., SpikingJelly, Science Advances 2023, version 2.0.0. On the CPU 0.0.0.0.12 and 0.0.0.0.14 give
+    the same bits, but with decay_input=False and v_reset 0 or None they compute ``v*(1 - 1/tau) + x`` (0.0.0.0.14 in
+    eval mode for None alone), which is rounded otherwise unless tau is a power of 2.
     """
 
     _printed = ("tau", "decay_input")
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: float | torch.Tensor = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -351,7 +369,7 @@ class ParametricLIFNode(BaseNode):
         self,
         init_tau: float = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -371,6 +389,47 @@ class ParametricLIFNode(BaseNode):
 
     def extra_repr(self) -> str:
         return f"tau={1 / self.w.detach().sigmoid()}, {super().extra_repr()}"
+
+
+class ILIFNode(LIFNode):
+    """SpikingJelly's ILIFNode: integer spikes, as many as thresholds fit into the potential, ``levels`` at most.
+
+    ::
+
+        h = (1 - 1/tau) * v + x
+        s = round(clamp(h / v_threshold, 0, levels))        ties to even
+        v = h - v_threshold*s
+
+    This is SpikingJelly's multi-step mode bit for bit; its single steps compute ``v - v/tau + x``, which is rounded
+    otherwise. ``tau``: at least 1. ``surrogate_function``: ``surrogate.Integer(levels)`` or SpikingJelly's
+    MultiLevelSpikeCount.
+
+    Source: Luo et al., "Integer-Valued Training and Spike-Driven Inference Spiking Neural Network for High-performance
+    and Energy-efficient Object Detection", ECCV 2024.
+    """
+
+    _fire_at_threshold = False
+
+    def __init__(
+        self,
+        tau: float | torch.Tensor = 4 / 3,
+        v_threshold: float | torch.Tensor = 1.0,
+        surrogate_function: Integer | nn.Module = Integer(4),
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        backend: str | None = None,
+        store_v_seq: bool = False,
+    ):
+        if not isinstance(tau, torch.Tensor) and number("tau", tau) < 1:
+            raise ValueError(f"tau must be at least 1, got {tau!r}")
+        if not isinstance(from_spikingjelly(surrogate_function), Integer):
+            raise TypeError(f"surrogate_function must count spikes, as surrogate.Integer, got {surrogate_function!r}")
+        super().__init__(
+            tau, False, v_threshold, None, surrogate_function, detach_reset, step_mode, backend, store_v_seq
+        )
+
+    def _neuron(self) -> dict:
+        return {"decay": 1 - 1 / self.tau, **BaseNode._neuron(self)}
 
 
 class TernaryIFNode(BaseNode):
@@ -394,9 +453,9 @@ class TernaryLIFNode(BaseNode):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: float | torch.Tensor = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -424,9 +483,9 @@ class MultiStepLIFNode(_MultiStep, LIFNode):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: float | torch.Tensor = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -442,7 +501,7 @@ class MultiStepIFNode(_MultiStep, IFNode):
 
     def __init__(
         self,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -460,7 +519,7 @@ class MultiStepParametricLIFNode(_MultiStep, ParametricLIFNode):
         self,
         init_tau: float = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: float | torch.Tensor = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Surrogate | nn.Module = Sigmoid(),
         detach_reset: bool = False,
@@ -491,6 +550,7 @@ class _Missing:
 
 _NODES = (
     LIFNode,
+    ILIFNode,
     IFNode,
     ParametricLIFNode,
     TernaryIFNode,
@@ -509,10 +569,10 @@ def _parameter(name: str, value: object) -> object:
 
 def _check(neuron: dict) -> None:
     """Raises for keywords that ``lif`` would not take."""
-    leak = {"decay": None, "tau": None, "decay_input": True, **neuron}
-    leak["surrogate"] = from_spikingjelly(leak["surrogate"])
-    if not {"inverse_tau", "ternary"} & leak.keys():
-        new_spec(**{name: value for name, value in leak.items() if name != "backend"})
+    numbers = {name: GIVEN if isinstance(value, torch.Tensor) else value for name, value in neuron.items()}
+    numbers["surrogate"] = from_spikingjelly(numbers["surrogate"])
+    numbers.pop("backend")
+    new_spec(**{"decay": None, "tau": None, "decay_input": True, **numbers})
 
 
 def _converted(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
