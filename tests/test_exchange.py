@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from snnkern.models import MODELS
-from snnkern.nn import BNLIF, IAF, LIF, LIFNode, fold, from_nir, to_nir
+from snnkern.nn import BNLIF, IAF, LIF, IFNode, LIFNode, fold, from_nir, to_nir
 from snnkern.surrogate import ATan
 
 nir = pytest.importorskip("nir")
@@ -19,13 +19,15 @@ def seeded(*layers) -> nn.Sequential:
     """With weights that let neurons fire."""
     net, generator = nn.Sequential(*layers), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in net.parameters():
+        for parameter in (
+            weight for layer in layers if isinstance(layer, (nn.Linear, nn.Conv1d)) for weight in layer.parameters()
+        ):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
     return net
 
 
 def dense(neuron, inputs: int = 8) -> nn.Sequential:
-    return seeded(nn.Linear(inputs, 16), neuron(), nn.Linear(16, 6, bias=False), neuron())
+    return seeded(nn.Linear(inputs, 16), neuron(), nn.Linear(16, 16, bias=False), neuron())
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -43,6 +45,8 @@ NEURONS = {
     "no leak": lambda: LIF(1.0, fire_at_threshold=True),
     "tau, input decays": lambda: LIF(tau=3.3, threshold=0.1, reset=-0.1),
     "tau": lambda: LIF(tau=7.0, decay_input=False, surrogate=ATan()),
+    "no leak, node": lambda: IFNode(v_threshold=0.9, v_reset=0.25, step_mode="m"),
+    "decays": lambda: LIF(nn.Parameter(torch.linspace(0.5, 0.99, 16)), threshold=torch.linspace(0.4, 0.6, 16)),
     "node": lambda: LIFNode(tau=2.0, decay_input=False, v_threshold=0.5, v_reset=-0.2, step_mode="m"),
 }
 
@@ -51,15 +55,21 @@ NEURONS = {
 @pytest.mark.parametrize("name", NEURONS)
 def test_a_neuron_goes_there_and_back(name, dt, tmp_path):
     net, x = dense(NEURONS[name]), drawn(12, 3, 8)
-    if name == "no leak":
+    if name.startswith("no leak"):
         with torch.no_grad():  # potentials are exactly the threshold
             net[0].weight.copy_(net[0].weight.mul(4).round().div(4)), net[0].bias.zero_()
         x = x.mul(2).round().div(2)
     got = from_nir(written(to_nir(net, x, dt), tmp_path), dt, surrogate=ATan(), detach_reset=True)
     wanted = net(x)
     assert 0.02 < wanted.mean() < 0.9 and torch.equal(got(x), wanted)
-    settings = LIF(**net[1]._neuron()).settings if name == "node" else net[1].settings
-    assert got.get_submodule("1").settings == {**settings, "surrogate": ATan(), "detach_reset": True}
+    settings = LIF(**net[1]._neuron()).settings if "node" in name else net[1].settings
+    found = got.get_submodule("1")
+    assert all(torch.equal(getattr(found, key), getattr(net[1], key)) for key in found.tensors)
+    assert found.tensors == getattr(net[1], "tensors", ()) and found.settings == {
+        **settings,
+        "surrogate": ATan(),
+        "detach_reset": True,
+    }
 
 
 @pytest.mark.parametrize("name", ["CNN6", "SNN5", "ResNet19", "SpikingMLP", "DspikeResNet18"])
@@ -195,8 +205,8 @@ def test_what_cannot_be_imported_is_refused():
     graph.nodes["1"] = nir.CubaLIF(ones, ones, ones, ones, ones)
     with pytest.raises(ValueError, match=r"^1: there is no module for nir.CubaLIF: there is no synaptic current here$"):
         from_nir(graph)
-    graph.nodes["1"] = nir.LIF(np.arange(1.0, 17.0), ones, 0 * ones, ones, 0 * ones)
-    with pytest.raises(ValueError, match=r"^1: tau must be the same for all neurons of a layer, got 16 values"):
+    graph.nodes["1"] = nir.LIF(ones, ones, 0 * ones, ones, np.arange(16.0))
+    with pytest.raises(ValueError, match=r"^1: v_reset must be the same for all neurons of a layer, got 16 values"):
         from_nir(graph)
     graph.edges.append(("3", "0"))
     with pytest.raises(ValueError, match=r"^graph must have no loops, got .*0 -> 1"):

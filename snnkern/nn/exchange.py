@@ -171,7 +171,11 @@ class _Trace(TorchFunctionMode):
         if isinstance(module, (LIF, BaseNode)):
             if getattr(module, "step_mode", "m") != "m":
                 raise ValueError("step_mode must be 'm', got 's'")
-            return self.neuron(module.settings if isinstance(module, LIF) else module._neuron(), features)
+            if isinstance(module, BaseNode):
+                return self.neuron(module._neuron(), features)
+            return self.neuron(
+                {**module.settings, **{name: getattr(module, name) for name in module.tensors}}, features
+            )
         if isinstance(module, IAF):
             raise ValueError("NIR's neurons have a hard reset, IAF the soft one")
         if kind.__module__.split(".")[0] not in ("torch", "spikingjelly"):
@@ -209,7 +213,7 @@ class _Trace(TorchFunctionMode):
             raise ValueError("NIR's spikes are 0 or 1, got surrogate.Integer")
 
         def full(value) -> np.ndarray:
-            return np.broadcast_to(_array(value), features).copy()
+            return np.broadcast_to(_array(value).astype(np.float64), features).copy()
 
         threshold, reset = full(settings["threshold"]), full(settings["reset"])
         by_tau = settings.get("tau") is not None or settings.get("inverse_tau") is not None
@@ -343,23 +347,24 @@ def _module(nir, node, dt: float, options: dict) -> tuple[torch.Tensor | None, n
 
 def _neuron(nir, node, dt: float, options: dict) -> tuple[torch.Tensor | None, LIF]:
     said = {key: bool(value) for key, value in node.metadata.items() if key in (DECAY, AT_THRESHOLD)}
-    threshold, reset = _uniform("v_threshold", node.v_threshold), _uniform("v_reset", node.v_reset)
-    r, decayed = _uniform("r", node.r), said.get(DECAY, False)
+    threshold, reset, r = np.asarray(node.v_threshold), _uniform("v_reset", node.v_reset), np.asarray(node.r)
+    decayed = said.get(DECAY, False)
     if isinstance(node, nir.IF):
-        leak, gain = {"decay": 1.0}, r * dt
+        leak, gain = {"decay": 1.0} if decayed else {"tau": math.inf, "decay_input": False}, r * dt
     else:
-        rest, tau = _uniform("v_leak", node.v_leak), _round(_uniform("tau", node.tau) / dt)
-        if tau <= 0:
-            raise ValueError(f"tau must be > 0, got {tau * dt!r}")
+        rest, tau = _uniform("v_leak", node.v_leak), np.asarray(node.tau) / dt
+        if not (tau > 0).all():
+            raise ValueError(f"tau must be > 0, got {node.tau.min()!r}")
         if rest != reset:  # measured from the leak, it has the decay form
             decayed, threshold, reset = True, threshold - rest, reset - rest
         if decayed:
-            leak, gain = {"decay": _round(1 - 1 / tau)}, r / tau
+            leak, gain = {"decay": _parameter(1 - 1 / tau)}, r / tau
         elif _close(r, tau):
-            leak, gain = {"tau": tau, "decay_input": False}, 1.0
+            leak, gain = {"tau": _parameter(tau), "decay_input": False}, np.ones(())
         else:
-            leak, gain = {"tau": tau}, r
-    neuron = LIF(**leak, threshold=threshold, reset=reset, fire_at_threshold=said.get(AT_THRESHOLD, False), **options)
+            leak, gain = {"tau": _parameter(tau)}, r
+    options = {**leak, "threshold": _parameter(threshold), "reset": reset, **options}
+    neuron = LIF(**options, fire_at_threshold=said.get(AT_THRESHOLD, False))
     return None if _close(gain, 1) else torch.tensor(gain, dtype=torch.float32), neuron
 
 
@@ -378,13 +383,14 @@ def _uniform(name: str, values) -> float:
     return float(found.item())
 
 
-def _round(value: float) -> float:
-    """To 15 digits: what was divided by dt and multiplied again is what it was."""
-    return float(f"{value:.15g}")
+def _parameter(values: np.ndarray) -> float | torch.Tensor:
+    """One number where all neurons have it, to 15 digits: divided by dt and multiplied again, it is what it was."""
+    found = np.unique(values)
+    return float(f"{found.item():.15g}") if found.size == 1 else torch.as_tensor(values, dtype=torch.float32)
 
 
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-6)
+def _close(a: np.ndarray, b: np.ndarray | float) -> bool:
+    return np.allclose(a, b, rtol=1e-6, atol=0.0)
 
 
 def _features(module: nn.Module, before: tuple[int, ...], out: torch.Tensor) -> tuple[int, ...]:
