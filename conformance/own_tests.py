@@ -37,7 +37,21 @@ def compare_tests(checkout: Path, select: list[str]) -> dict:
     return {"theirs": counts[0], "ours": counts[1], "differ": differ}
 
 
+# Why a test's outcome differs, by a part of its name.
+REASONS = {
+    "test_compile_compat::": "it counts the kernels that SpikingJelly's own compiler keeps",
+    "test_inductor_cache::": "it counts the kernels that SpikingJelly's own compiler keeps",
+    "test_op_counter_": "it counts the operations of a plain loop, where ours is one",
+    "test_roofline::": "it counts the operations of a plain loop, where ours is one",
+    "test_save_v_lif_": "its subclass defines a step, which ours refuse, as they would not call it",
+    "test_ilif_reuses_lif_dynamics_": "SpikingJelly's ILIFNode, which is its own, is no subclass of our LIFNode",
+    "_rejects_non_spiking_": "the same refusal comes as another error",
+}
 _NONE = "not run", ""
+
+
+def reason(name: str) -> str | None:
+    return next((why for part, why in REASONS.items() if part in name), None)
 
 
 def _run(checkout: Path, select: list[str], ours: bool) -> dict[str, tuple[str, str]]:

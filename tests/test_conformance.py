@@ -114,12 +114,13 @@ def test_what_is_missing(tmp_path, capsys):
 
 def test_spikingjellys_own_tests(monkeypatch, tmp_path):
     outcomes = [
-        {"a": ("passed", ""), "b": ("passed", ""), "c": ("skipped", "no GPU")},
-        {"a": ("passed", ""), "b": ("failed", "its compiler"), "c": ("skipped", "no GPU")},
+        {"a": ("passed", ""), "b": ("passed", ""), "test_roofline::c": ("passed", "")},
+        {"a": ("passed", ""), "b": ("failed", "a bug"), "test_roofline::c": ("failed", "")},
     ]
     monkeypatch.setattr(own_tests, "_run", lambda checkout, select, ours: outcomes[ours])
     found = own_tests.compare_tests(tmp_path, ["test"])
     assert suite.tests({"tests": found}) == [
-        "SpikingJelly's own tests: 2 passed, 1 skipped with its nodes; 1 failed, 1 passed, 1 skipped with ours.",
-        "- `b`: passed, then failed: its compiler",
+        "SpikingJelly's own tests: 3 passed with its nodes; 2 failed, 1 passed with ours.",
+        "- 1 differ: it counts the operations of a plain loop, where ours is one",
+        "- `b`: passed, then failed: a bug",
     ]
