@@ -479,7 +479,10 @@ class _MultiStep:
 
 
 class MultiStepLIFNode(_MultiStep, LIFNode):
-    """LIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
+    """LIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12.
+
+    Other than there, ``v_seq`` is None unless ``store_v_seq`` is set.
+    """
 
     def __init__(
         self,
