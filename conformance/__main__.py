@@ -146,7 +146,7 @@ def cells(row: dict) -> list[str]:
     times = ["-", "-"]
     if "rounds" in row:
         times = [f"{row['ms_before']:.0f} to {row['ms_after']:.0f}", f"{row['times_faster']:.2f}x"]
-    notes = [*row["stand_ins"], *(f"{path} unchanged: {why}" for path, _, why in row["unchanged"])]
+    notes = [*row["notes"], *row["stand_ins"], *(f"{path} unchanged: {why}" for path, _, why in row["unchanged"])]
     if row["ran"] < sum(row["neurons"].values()):
         notes.append(f"{row['ran']} of the neurons run")
     if not row["rate"]:

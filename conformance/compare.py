@@ -40,14 +40,14 @@ def compare(case: Case, rounds: int) -> dict:
     if not paths:
         if not report:
             raise ValueError("no neuron was found")
-        return {"refused": "; ".join(sorted({f"{row.was}: {row.why}" for row in report}))}
+        return {"refused": "; ".join(sorted({f"{row.was}: {row.note}" for row in report}))}
     with recording(before, paths) as spikes, recording(after, paths) as ours:
         passes = [run(model, inputs) for model in (before, after)]
     differ = [path for path in {**spikes, **ours} if not _equal(spikes.get(path), ours.get(path))]
     rates = [value.float().count_nonzero().item() / value.numel() for values in spikes.values() for value in values]
     result = {
         "neurons": dict(Counter(row.was for row in report.swapped)),
-        "unchanged": [[row.path, row.was, row.why] for row in report.unchanged],
+        "unchanged": [[row.path, row.was, row.note] for row in report.unchanged],
         "rate": statistics.mean(rates),
         "ran": len(spikes),
         "spikes_differ": differ,
@@ -55,6 +55,7 @@ def compare(case: Case, rounds: int) -> dict:
         "output_difference": _distance(*(dict(enumerate(outputs)) for outputs, _ in passes)),
         "gradient_difference": _distance(*(gradients for _, gradients in passes)),
         "state_dict_equal": _loads(before, after) and _loads(after, before),
+        "notes": sorted({row.note for row in report.swapped if row.note}),
         "stand_ins": said,
     }
     return {**result, **(timed(before, after, inputs, rounds) if rounds else {})}

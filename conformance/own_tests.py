@@ -43,7 +43,6 @@ REASONS = {
     "test_inductor_cache::": "it counts the kernels that SpikingJelly's own compiler keeps",
     "test_op_counter_": "it counts the operations of a plain loop, where ours is one",
     "test_roofline::": "it counts the operations of a plain loop, where ours is one",
-    "test_save_v_lif_": "its subclass defines a step, which ours refuse, as they would not call it",
     "test_ilif_reuses_lif_dynamics_": "SpikingJelly's ILIFNode, which is its own, is no subclass of our LIFNode",
     "_rejects_non_spiking_": "the same refusal comes as another error",
 }
