@@ -575,10 +575,7 @@ def run(
 
     try:
         run(str(script), arguments or [])
-    except (
-        Exception,
-        KeyboardInterrupt,
-    ) as error:  # typer would make other codes of some, and hide where they are from
+    except (Exception, KeyboardInterrupt) as error:  # typer has other codes for some, and hides where they are from
         sys.excepthook(type(error), error, error.__traceback__)
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 

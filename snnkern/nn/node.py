@@ -314,7 +314,7 @@ class LIFNode(BaseNode):
 
     Source: Fang et al., SpikingJelly, Science Advances 2023, version 2.0.0. On the CPU 0.0.0.0.12 and 0.0.0.0.14 give
     the same bits, but with decay_input=False and v_reset 0 or None they compute ``v*(1 - 1/tau) + x`` (0.0.0.0.14 in
-    eval mode for None alone), which is rounded otherwise unless tau is a power of 2.
+    eval mode for None alone), which is rounded otherwise unless tau is a power of 2; ``snnkern.convert`` keeps that.
     """
 
     _printed = ("tau", "decay_input")
@@ -479,7 +479,10 @@ class _MultiStep:
 
 
 class MultiStepLIFNode(_MultiStep, LIFNode):
-    """LIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
+    """LIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12.
+
+    Other than there, ``v_seq`` is None unless ``store_v_seq`` is set.
+    """
 
     def __init__(
         self,
