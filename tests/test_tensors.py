@@ -155,7 +155,7 @@ def test_sharded_tensors_that_cannot_be_are_refused(mesh):
     sharded = distribute_tensor(x, mesh, [Shard(1)])
     for of in (distribute_tensor(x, mesh, [Shard(0)]), DTensor.from_local(x, mesh, [Partial()])):
         for op in (snnkern.lif, lambda x: snnkern.ttm(x, 5)):
-            with pytest.raises(ValueError, match="x must be sharded along other dimensions than time, 0, or replicated"):
+            with pytest.raises(ValueError, match="x must be sharded along other dimensions than time, 0"):
                 op(of)
     with pytest.raises(TypeError, match="v must be no tensor, or a DTensor, for x in a DTensor, got Tensor"):
         snnkern.lif(sharded, torch.zeros(3, 4))
@@ -326,6 +326,40 @@ def test_torch_func_grad_of_batch_norm_and_sums():
 
     x = draw((20, 3, 4)).requires_grad_()
     assert torch.equal(torch.func.grad(loss)(x.detach()), torch.autograd.grad(loss(x), x)[0])
+
+
+@pytest.mark.parametrize("neuron", [LIF, lambda: LIFNode(step_mode="m")], ids=["LIF", "LIFNode"])
+def test_modules_as_functions_of_their_parameters(neuron):
+    """``functional_call`` under ``grad``, for every sample by itself, and of several models at once."""
+
+    def network(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 6), neuron(), torch.nn.Linear(6, 3), neuron())
+        for parameter in model.parameters():
+            parameter.data.mul_(4)
+        return model
+
+    def loss(parameters, x):
+        return (torch.func.functional_call(stateless, parameters, (x,)) * torch.arange(3)).square().sum()
+
+    def fresh(model):  # without the state that the last call left
+        return copy.deepcopy(model).requires_grad_(True)
+
+    models, x = [network(seed) for seed in range(3)], draw((6, 5, 4)).mul(2)
+    stateless, parameters = fresh(models[0]), dict(models[0].named_parameters())
+    whole = fresh(models[0])
+    wanted = torch.autograd.grad((whole(x) * torch.arange(3)).square().sum(), whole.parameters())
+    assert all(g.norm() > 0 for g in wanted)
+    got = torch.func.grad(loss)(parameters, x)
+    assert all(map(torch.equal, got.values(), wanted))
+    stateless = fresh(models[0])
+    samples = torch.vmap(torch.func.grad(lambda p, x: loss(p, x.unsqueeze(1))), in_dims=(None, 1))(parameters, x)
+    for g, w in zip(samples.values(), wanted, strict=True):
+        torch.testing.assert_close(g.sum(0), w)
+    stacked, _ = torch.func.stack_module_state(models)
+    stateless = fresh(models[0])
+    got = torch.vmap(lambda p: torch.func.functional_call(stateless, p, (x,)))(stacked)
+    torch.testing.assert_close(got, torch.stack([fresh(model)(x) for model in models]))
 
 
 @pytest.mark.parametrize("op", [lambda x: snnkern.lif(x)[1], lambda x: snnkern.lif(x.transpose(1, 2))[0]])
