@@ -129,14 +129,15 @@ struct Table {
   template <class V, class S>
   static SNN_HD V grad(V x, Constants<S> k) {
     const V at = (x + k.a) * k.b, from = at > S(0) ? at : V{};  // a NaN is at 0
-    return interpolate(from < k.c ? from : k.c + V{}, k);
+    const V y = interpolate(from < k.c ? from : k.c + V{}, k);
+    return x - x == S(0) ? y : V{};  // 0 at infinity
   }
 };
 
-#define SNN_SURROGATES(X)                                                                                             \
-  X(Triangle)                                                                                                         \
-  X(Rectangle) X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(FastSigmoid) X(Erf) X(Integer) \
-      X(Table)
+#define SNN_SURROGATES(X) \
+  X(Triangle)             \
+  X(Rectangle)            \
+  X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(FastSigmoid) X(Erf) X(Integer) X(Table)
 
 }  // namespace
 enum class Surrogate : int {

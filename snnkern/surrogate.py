@@ -224,6 +224,11 @@ class Dspike(Surrogate):
     temperature: float = 1.0
     width: float = 1.0
 
+    @classmethod
+    def in_region(cls, region: float, temp: float) -> Dspike:
+        """``DSPIKE(region)(x, temp)`` of SEENN's published code, whose neurons fire at the threshold."""
+        return cls(2 * temp * region, 2 * region)
+
     def _peak(self) -> float:
         return self.temperature / (2 * self.width * math.tanh(self.temperature / 2))
 
@@ -436,7 +441,8 @@ class Integer(Surrogate):
 
 
 class Table(Surrogate):
-    """Any derivative, sampled: a straight line in each of ``cells`` cells, the outermost values from there on.
+    """Any derivative, sampled: a straight line in each of ``cells`` cells, the outermost values beyond, 0 at
+    infinity.
 
     Lines begin and end with what the function is just inside of their cell, so that it may jump where cells meet.
 
@@ -511,7 +517,7 @@ class Table(Surrogate):
     def grad(self, x):
         _, within, cell = self._at(x)
         value, gain = self.held(x.device, x.dtype)[cell].unbind(-1)
-        return value + (within - cell) * gain
+        return torch.where(x.isfinite(), value + (within - cell) * gain, 0.0)
 
     def primitive(self, x):
         at, within, cell = self._at(x)
@@ -549,29 +555,32 @@ def _derivative_of(function: Callable) -> Callable:
     if isinstance(function, Surrogate):
         return lambda x: function.grad(x).detach()
 
-    def called(x):
-        try:
-            with torch.enable_grad():
-                x = x.detach().clone().requires_grad_()
-                y = function(x)
-        except Exception as error:
-            raise TypeError(f"Table: function cannot be sampled, {function!r}: {error}") from error
-        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
-            got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
-            raise TypeError(f"Table: function must return a tensor of the shape of x, {tuple(x.shape)}, got {got}")
-        return x, y
-
     def of_spike(x):
-        x, y = called(x)
-        return torch.autograd.grad(y.sum(), x)[0].to(torch.float64)
-
-    beside = torch.tensor([-8.0, -1.0, -0.3, -1e-3, 1e-3, 0.3, 1.0, 8.0], dtype=torch.float64, device="cpu")
-    _, y = called(beside)
-    if torch.equal(y.detach().to(torch.float64), (beside > 0).double()):
+        x, y = _called(function, x)
         if not y.requires_grad:
             raise TypeError(f"Table: function is a step without a derivative: {function!r}")
-        return of_spike
-    return lambda x: called(x)[1].detach().to(torch.float64)
+        return torch.autograd.grad(y.sum(), x)[0].to(torch.float64)
+
+    return of_spike if _is_step(function) else lambda x: _called(function, x)[1].detach().to(torch.float64)
+
+
+def _is_step(function: Callable) -> bool:
+    x = torch.tensor([-8.0, -1.0, -0.3, -1e-3, 1e-3, 0.3, 1.0, 8.0], dtype=torch.float64, device="cpu")
+    return torch.allclose(_called(function, x)[1].detach().to(torch.float64), (x > 0).double(), atol=1e-6)
+
+
+def _called(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x with a graph, and the function of it."""
+    try:
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            y = function(x)
+    except Exception as error:
+        raise TypeError(f"Table: function cannot be sampled, {function!r}: {error}") from error
+    if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+        got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+        raise TypeError(f"Table: function must return a tensor of the shape of x, {tuple(x.shape)}, got {got}")
+    return x, y
 
 
 def _half_width_of(derivative: Callable) -> float:
@@ -629,10 +638,11 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
     """The surrogate of ours that equals an instance of SpikingJelly's ``surrogate_function`` classes, or any callable.
 
     ``Surrogate`` objects pass through. A subclass counts as its base only while it overrides none of the mathematics.
-    What kernels have no formula for becomes a ``Table``; with ``spiking=False``, a smooth spike on the reference.
+    What kernels have no formula for becomes a ``Table``, if it is a spike whose derivative autograd knows; with
+    ``spiking=False``, a smooth spike on the reference.
 
     Raises:
-        TypeError: for what is no function of a tensor, and what ``Table`` refuses.
+        TypeError: for anything else, and what ``Table`` refuses.
     """
     if isinstance(surrogate, Surrogate):
         return surrogate
@@ -658,6 +668,11 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
 @lru_cache(maxsize=64)
 def _table_of(function: Callable, numbers: tuple) -> Table:
     """Sampled once, while its ``numbers`` are these."""
+    if not _is_step(function):
+        raise TypeError(
+            f"surrogate_function must be a spike, which steps from 0 to 1 at 0, got {function!r}: if it is the "
+            "derivative of one, give surrogate.Table of it"
+        )
     table = Table(function)
     if table.error > 0.05:
         warnings.warn(f"a surrogate was sampled with a large error: {table}", RuntimeWarning, stacklevel=4)

@@ -263,13 +263,16 @@ def test_a_table_has_an_antiderivative_and_ends():
     assert torch.autograd.gradcheck(table.primitive, (x,))
     assert torch.allclose(table.grad(x), torch.tensor([0.5, 0.5, 0.6, 2.4, 3.0], dtype=torch.float64))
     assert table.primitive(torch.zeros((), dtype=torch.float64)) == 0.5
-    assert table.grad(torch.tensor([math.nan, math.inf, -math.inf])).tolist() == [0.5, 3.0, 0.5]
+    assert table.grad(torch.tensor([math.nan, math.inf, -math.inf])).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_tables_find_their_width_and_tell_their_error():
     assert Table(lambda x: 1 / (1 + 25 * x.abs()) ** 2).half_width < 2
     with pytest.warns(RuntimeWarning, match="sampled with a large error"):
-        from_spikingjelly(lambda x: torch.cos(40 * x))
+        from_spikingjelly(lambda x: ((x > 0).double() - torch.sin(40 * x)).detach() + torch.sin(40 * x))
+    for function in (torch.sigmoid, torch.nn.Identity(), lambda x: torch.exp(-x * x)):
+        with pytest.raises(TypeError, match="surrogate_function must be a spike, which steps from 0 to 1"):
+            from_spikingjelly(function)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +328,15 @@ def test_smooth_spikes_run_on_the_reference(recwarn):
     assert sum("spiking=False" in str(w.message) for w in recwarn) <= 1
     with pytest.raises(ValueError, match="backend must be None or 'reference'"):
         snnkern.lif(x, surrogate=smooth, backend="cpu")
+
+
+def test_dspike_in_a_region_is_seenns():
+    def seenn(x, region, temp):  # its formula
+        return torch.tanh(temp * x.clamp(-region, region)) / (2 * math.tanh(region * temp)) + 0.5
+
+    x = draw((1000,), torch.float64).requires_grad_()
+    wanted = torch.autograd.grad(seenn(x, 0.75, 3.0).sum(), x)[0]
+    assert torch.allclose(Dspike.in_region(0.75, 3.0).grad(x.detach()), wanted, rtol=1e-12)
 
 
 def test_fast_sigmoid_is_snntorchs():
