@@ -270,7 +270,7 @@ def test_after_batch_norm(backend, device, kind, shape, time_dim):
 
 
 @pytest.mark.skipif(INTERPRETED or EMULATED, reason="would take minutes, and the path is the compiled kernels' own")
-@pytest.mark.parametrize("spikes", SPIKES, ids=str)
+@pytest.mark.parametrize("spikes", SPIKES[::2], ids=str)
 def test_tensors_larger_than_the_cache(backend, device, spikes):
     x = draw((17, 2, 3, 7001), device=device)
     check(backend, x, {"decay": GIVEN}, "neuron", spikes, "channel", True, sequence=True)
