@@ -62,7 +62,7 @@ struct Neuron {
   SNN_HOST_DEVICE Kind kind() const { return {hard, ternary, surrogate == Surrogate::Integer, bounded, detached}; }
 
 #ifndef __CUDACC_RTC__  // made on the host
-  explicit Neuron(const LIFSpec& p)
+  explicit Neuron(const LIFSpec& p, const void* table = nullptr)
       : form(form_of(p.form, S(p.leak))),
         hard(p.hard),
         ternary(p.ternary),
@@ -82,7 +82,7 @@ struct Neuron {
         push(p.detach_reset || !p.hard ? S(0) : S(1)),
         input_gain(gain_of_input(p.form, p.leak)),
         state_gain(gain_of_state(p.form, p.leak)),
-        k{S(p.constants[0]), S(p.constants[1]), S(p.constants[2]), nullptr} {}
+        k{S(p.constants[0]), S(p.constants[1]), S(p.constants[2]), static_cast<const S*>(table)} {}
 #endif
 };
 
@@ -132,12 +132,19 @@ SNN_HD V reset(Kind kind, const Neuron<S>& n, P threshold, V h, V s) {
   return kind.hard ? (s != S(0) ? n.reset + V{} : h) : h - threshold * s;
 }
 
+// dh/dleak; where charge divides, times -leak^2, which is for whoever adds it up over time.
+template <class V, class S>
+SNN_HD V drive(Leak form, const Neuron<S>& n, V v, V x) {
+  if (form == Leak::decay) return v;
+  const V above_rest = v - n.rest;
+  return of_input(form) ? x - above_rest : -above_rest;
+}
+
 // What comes back through a step to h, before its bound, and to the threshold, from dL/ds and dL/dv. Curve is of h -
 // threshold and, of ternary spikes, of -h - threshold; of integer ones, of h / threshold.
 //
 //   dL/dx = dL/dh * dh/dx, dL/dv[t-1] = dL/dh * dh/dv; see gain_of_...
-//   dL/dleak = the sum over time of dL/dh * drive, times -1/leak^2 where charge divides (the caller's to do),
-//              drive = v[t-1], x - (v[t-1] - rest) (of_input) or -(v[t-1] - rest)
+//   dL/dleak = the sum over time of dL/dh * drive
 template <class V>
 struct Pulled {
   V h, threshold;

@@ -119,7 +119,7 @@ struct Integer {  // of x = h / threshold: 1 where 0 <= x <= a
     return x >= S(0) ? inside : V{};
   }
 };
-// A straight line through cell (x + a) b of the table's c, each of which has its value at the start and its slope.
+// A straight line through cell (x + a) b of the table's c: each has its value at the start, and what it gains.
 template <class S>
 SNN_HD S interpolate(S at, Constants<S> k) {
   const int last = int(k.c) - 1, cell = int(at) < last ? int(at) : last;
@@ -129,14 +129,15 @@ struct Table {
   template <class V, class S>
   static SNN_HD V grad(V x, Constants<S> k) {
     const V at = (x + k.a) * k.b, from = at > S(0) ? at : V{};  // a NaN is at 0
-    return interpolate(from < k.c ? from : k.c + V{}, k);
+    const V y = interpolate(from < k.c ? from : k.c + V{}, k);
+    return x - x == S(0) ? y : V{};  // 0 at infinity
   }
 };
 
-#define SNN_SURROGATES(X)                                                                                             \
-  X(Triangle)                                                                                                         \
-  X(Rectangle) X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(FastSigmoid) X(Erf) X(Integer) \
-      X(Table)
+#define SNN_SURROGATES(X) \
+  X(Triangle)             \
+  X(Rectangle)            \
+  X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(FastSigmoid) X(Erf) X(Integer) X(Table)
 
 }  // namespace
 enum class Surrogate : int {

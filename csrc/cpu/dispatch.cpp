@@ -72,6 +72,7 @@ bool expect(void* output, DType dtype, int64_t numel) {
 const char* cpu_isa() { return kernels().isa; }
 
 void lif_forward_cpu(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threads) {
+  if (a.more.v_seq) expect(a.more.v_seq, s.dtype == DType::f64 ? s.dtype : DType::f32, s.outer * s.steps * s.inner);
   kernels().lif_forward(p, s, a, threads, expect(a.spikes, s.dtype, s.outer * s.steps_out * s.inner));
 }
 void lif_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads) {

@@ -7,7 +7,8 @@
 // The rows of a tile lie far apart in memory, which hardware prefetchers do not follow, so every access asks for one
 // that comes later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered into
 // rows of a stage, a chunk at a time. Batch norm before the neurons, and sums over groups of steps after them, are
-// passes of their own over a row (in backward, over a block) that is in the cache.
+// passes of their own over a row (in backward, over a block) that is in the cache. So are the conversions of neurons
+// that are not plain, `any` below, whose loops ask at run time what they are: the plain ones' pay nothing for them.
 //
 // Segments of time are tiles like any other. Each warms up on the steps before it (in backward: after it), without
 // output, and notes the state from which it then starts, and with which it ends; these are compared bit for bit, and
@@ -88,9 +89,18 @@ struct Forward {
   const LIFForward& a;
   bool narrow, streaming;
   Neuron<S> n{p};
+  bool any = !n.kind().plain() || a.more.leak.data || a.more.threshold.data;
   Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
   Sequence<const IO> residual{static_cast<const IO*>(a.norm.residual), s.steps * s.inner, s.inner, s.inner};
   Sequence<IO> spikes{static_cast<IO*>(a.spikes), s.steps_out * s.inner, s.inner, s.inner};
+  Sequence<S> v_seq{static_cast<S*>(a.more.v_seq), s.steps * s.inner, s.inner, s.inner};
+
+  // Where a tile starts from: `from`, or v_start.
+  void begin(const Tile& tile, Local<S>& at, const S* from) const {
+    if (a.norm.table) at.lanes.fill(a.norm, tile);
+    if (any) at.own.fill(n, a.more, tile);
+    start(at.v, from, n.v_start, tile);
+  }
 
   // From `begin` to `end`; `next` is what is read after that. False if the second run met the first: from there on that
   // one is right.
@@ -101,20 +111,31 @@ struct Forward {
         if (way == Way::again && std::memcmp(at.v, saved, tile.lanes * sizeof(S)) == 0) return false;
         std::copy_n(at.v, tile.lanes, saved);
       }
-      with_form(n, [&](auto form, auto hard) {
+      const auto over_steps = [&](auto&& step) {
         const bool output = way != Way::warm_up;
         if (narrow)
-          staged<form(), hard()>(tile, at, t, int(std::min<int64_t>(kChunk, end - t)), output);
+          staged(step, tile, at, t, int(std::min<int64_t>(kChunk, end - t)), output);
         else
-          rows<form(), hard()>(tile, at, t, std::min(t + kChunk, end), end, next, output);
-      });
+          rows(step, tile, at, t, std::min(t + kChunk, end), end, next, output);
+      };
+      if (any)
+        over_steps([&](const auto* in, const auto* ahead, auto* out, bool past_cache) {
+          step(n, at.own, in, ahead, at.v, out, tile.lanes, past_cache);
+        });
+      else
+        with_form(n, [&](auto form, auto hard) {
+          over_steps([&](const auto* in, const auto* ahead, auto* out, bool past_cache) {
+            step<form(), hard()>(n, in, ahead, at.v, out, tile.lanes, past_cache);
+          });
+        });
     }
     return true;
   }
 
   // The steps from t up to `until`, each row where it lies in memory.
-  template <Leak form, bool hard>
-  void rows(const Tile& tile, Local<S>& at, int64_t t, int64_t until, int64_t end, const IO* next, bool output) const {
+  template <class Step>
+  void rows(Step&& step, const Tile& tile, Local<S>& at, int64_t t, int64_t until, int64_t end, const IO* next,
+            bool output) const {
     alignas(64) S received[kLanes], fired[kLanes];
     for (; t < until; ++t) {
       const bool within = t + kAhead < end;
@@ -122,11 +143,11 @@ struct Forward {
                *ahead = within ? x.at(tile.first, t + kAhead) : next + (t + kAhead - end) * s.x_step_stride;
       const auto spike = [&](const auto* in, const auto* in_ahead) {
         if (s.grouped()) {
-          step<form, hard>(n, in, in_ahead, at.v, fired, tile.lanes, false);
+          step(in, in_ahead, fired, false);
           add_to_group(tile, at, t, fired, [&](int64_t g) { return spikes.at(tile.first, g); });
         } else {
           IO* out = output ? spikes.at(tile.first, t) : reinterpret_cast<IO*>(fired);
-          step<form, hard>(n, in, in_ahead, at.v, out, tile.lanes, streaming && output);
+          step(in, in_ahead, out, streaming && output);
         }
       };
       if (a.norm.table) {
@@ -136,13 +157,14 @@ struct Forward {
       } else {
         spike(row, ahead);
       }
+      if (v_seq.data) copy<S>(at.v, at.v, v_seq.at(tile.first, t), tile.lanes, streaming);
     }
   }
 
   // As many steps from t on, gathered.
-  template <Leak form, bool hard>
-  void staged(const Tile& tile, Local<S>& at, int64_t t, int steps, bool output) const {
-    alignas(64) S stage[kChunk * kPitch], residual_stage[kChunk * kPitch];
+  template <class Step>
+  void staged(Step&& step, const Tile& tile, Local<S>& at, int64_t t, int steps, bool output) const {
+    alignas(64) S stage[kChunk * kPitch], residual_stage[kChunk * kPitch], v_stage[kChunk * kPitch];
     const int64_t first = s.grouped() ? group_of(t, s.steps, s.steps_out) : t;
     int64_t finished = t + steps;
     gather(x, tile, t, steps, stage);
@@ -151,11 +173,13 @@ struct Forward {
       S* row = stage + k * kPitch;
       if (a.norm.table)
         normalise<S>(at.lanes, 0, row, row, residual.data ? residual_stage + k * kPitch : nullptr, 0, row, tile.lanes);
-      step<form, hard>(n, row, row, at.v, row, tile.lanes, false);
+      step(row, row, row, false);
+      if (v_seq.data) std::copy_n(at.v, tile.lanes, v_stage + k * kPitch);
       if (s.grouped())
         finished = add_to_group(tile, at, t + k, row, [&](int64_t g) { return stage + (g - first) * kPitch; });
     }
     if (output && finished > first) scatter(spikes, tile, first, int(finished - first), stage);
+    if (v_seq.data) scatter(v_seq, tile, t, steps, v_stage);
   }
 
   // A row of spikes to the sums of its group g, which go to to(g) with its last step. Returns how many are finished.
@@ -182,9 +206,8 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
   parallel_for(tiles.count, threads, [&](int64_t i) {
     const Tile tile = tiles[i], next = tiles[std::min(i + 1, tiles.count - 1)];
     Local<S> at;
-    if (a.norm.table) at.lanes.fill(a.norm, tile);
     const int64_t from = std::max<int64_t>(0, tile.begin - s.warmup);
-    start(at.v, from > 0 ? nullptr : static_cast<const S*>(a.v), pass.n.v_start, tile);
+    pass.begin(tile, at, from > 0 ? nullptr : static_cast<const S*>(a.v));
     pass.walk(tile, at, from, tile.begin, pass.x.at(tile.first, tile.begin), Way::warm_up);
     seams.note(seams.starts, tile, at.v);
     pass.walk(tile, at, tile.begin, tile.end, pass.x.at(next.first, next.begin), Way::first);
@@ -193,8 +216,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
   });
   seams.repair(tiles, threads, 1, [&](const Tile& tile, const S* from) {
     Local<S> at;
-    if (a.norm.table) at.lanes.fill(a.norm, tile);
-    std::copy_n(from, tile.lanes, at.v);
+    pass.begin(tile, at, from - tile.first);
     if (pass.walk(tile, at, tile.begin, tile.end, pass.x.at(tile.first, tile.begin), Way::again)) finish(tile, at.v);
     if (streaming) stream_fence();
   });
@@ -206,7 +228,8 @@ struct Backward {
   const LIFShape& s;
   const LIFBackward& a;
   bool narrow, streaming;
-  Neuron<S> n{p};
+  Neuron<S> n{p, a.more.table};
+  bool any = !n.kind().plain() || a.more.leak.data || a.more.threshold.data || a.more.grad_v_seq;
   Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
 
   template <class T>
@@ -229,11 +252,14 @@ struct Backward {
   void walk(const Tile& tile, const Normed<IO, S>& norm, S* grad_v, int64_t begin, int64_t end, bool output) const {
     static constexpr S zeros[kLanes] = {};
     alignas(64) S v[kLanes], x_stage[kChunk * kPitch], grad_stage[kChunk * kPitch];
-    alignas(64) S residual_stage[kChunk * kPitch], shortcut_stage[kChunk * kPitch];
+    alignas(64) S residual_stage[kChunk * kPitch], shortcut_stage[kChunk * kPitch], v_stage[kChunk * kPitch];
+    Own<S> own;
+    if (any) own.fill(n, a.more, tile);
     const auto residual = of(static_cast<const IO*>(a.norm.residual), s.steps);
     const auto grad_s = of(static_cast<const IO*>(a.grad_spikes), s.steps_out);
     const auto grad_x = of(static_cast<IO*>(a.grad_x), s.steps);
     const auto grad_residual = of(static_cast<IO*>(a.grad_residual), s.steps);
+    const auto grad_v_seq = of(static_cast<const S*>(a.more.grad_v_seq), s.steps);
     const auto *v0 = static_cast<const S*>(a.v), *saved = static_cast<const S*>(a.saved);
 
     for (int64_t t = (end - 1) / kChunk * kChunk; t >= begin && end > begin; t -= kChunk) {
@@ -255,8 +281,13 @@ struct Backward {
                                   norm.totals,
                                   norm.moments,
                                   {}};
-        chunk_back(p, n, staged, Rows<const S>{x_stage, kPitch}, upstream, Rows<S>{grad_stage, kPitch}, v, grad_v,
-                   tile.lanes, steps, false);
+        const Rows<const S> in{x_stage, kPitch}, of_v{grad_v_seq.data ? v_stage : nullptr, kPitch};
+        const Rows<S> out{grad_stage, kPitch};
+        if (grad_v_seq.data) gather(grad_v_seq, tile, t, steps, v_stage);
+        if (any)
+          chunk_back(p, n, a.more, own, staged, in, upstream, of_v, out, v, grad_v, tile.lanes, steps, false);
+        else
+          chunk_back(p, n, staged, in, upstream, out, v, grad_v, tile.lanes, steps, false);
         if (!output) continue;
         scatter(grad_x, tile, t, steps, grad_stage);
         if (grad_residual.data) scatter(grad_residual, tile, t, steps, shortcut_stage);
@@ -271,9 +302,15 @@ struct Backward {
         const Rows<S> kept{norm.kept.data ? norm.kept[int(t)] : nullptr, norm.kept.stride};
         const Normed<IO, S> here{norm.lanes,  rows(residual, t), rows(grad_residual, t),
                                  norm.totals, norm.moments,      kept};
-        chunk_back(p, n, here, rows(x, t), upstream, out, v, grad_v, tile.lanes, steps, streaming && output);
+        const bool past_cache = streaming && output;
+        if (any)
+          chunk_back(p, n, a.more, own, here, rows(x, t), upstream, rows(grad_v_seq, t), out, v, grad_v, tile.lanes,
+                     steps, past_cache);
+        else
+          chunk_back(p, n, here, rows(x, t), upstream, out, v, grad_v, tile.lanes, steps, past_cache);
       }
     }
+    if (any && output) own.write(a.more, tile);
   }
 
   // The first pass of batch norm over a tile: its sums of g and of g * (x - mean), added to its channels' in `sums`,

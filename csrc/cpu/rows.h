@@ -36,10 +36,41 @@ struct Lanes {
   }
 };
 
+// The leak and the threshold of each lane, for neurons that are not plain, and backward's sums over time for those that
+// are tensors.
+template <class S>
+struct Own {
+  alignas(64) S leak[kLanes], input_gain[kLanes], state_gain[kLanes], threshold[kLanes], fire_above[kLanes];
+  alignas(64) double by_leak[kLanes], by_threshold[kLanes];
+
+  void fill(const Neuron<S>& n, const More& more, const Tile& tile) {
+    const auto fill = [&](const Parameter& p, const void* data, S number, S* lanes) {
+      if (data)
+        spread(p, tile, static_cast<const S*>(data), lanes);
+      else
+        std::fill_n(lanes, tile.lanes, number);
+    };
+    fill(more.leak, more.leak.data, n.leak, leak);
+    fill(more.threshold, more.threshold.data, n.threshold, threshold);
+    fill(more.threshold, more.fire_above, n.fire_above, fire_above);
+    for (int j = 0; j < tile.lanes; ++j) {
+      input_gain[j] = more.leak.data ? gain_of_input(n.form, leak[j]) : n.input_gain;
+      state_gain[j] = more.leak.data ? gain_of_state(n.form, leak[j]) : n.state_gain;
+    }
+    std::fill_n(by_leak, tile.lanes, 0.0);
+    std::fill_n(by_threshold, tile.lanes, 0.0);
+  }
+  void write(const More& more, const Tile& tile) const {
+    if (more.grad_leak) std::copy_n(by_leak, tile.lanes, static_cast<S*>(more.grad_leak) + tile.first);
+    if (more.grad_threshold) std::copy_n(by_threshold, tile.lanes, static_cast<S*>(more.grad_threshold) + tile.first);
+  }
+};
+
 template <class S>
 struct Local {  // what a tile needs from step to step
   alignas(64) S v[kLanes], totals[kLanes];
   Lanes<S> lanes;
+  Own<S> own;
 };
 
 // Calls f(j, V{}) or f(j, S{}) for all lanes, vectors from where `out` is aligned on. Inlined, or else what f captures
@@ -92,6 +123,31 @@ void step(const Neuron<S>& neuron, const In* x, const In* ahead, S* v, Out* out,
     const W h = charge(form, n, load<W>(v + j), load<W>(x + j));
     store(v + j, reset(hard, n, h), false);
     store_spike<Out, W>(out + j, h > n.fire_above, streaming);
+  });
+}
+
+template <class In, class Out, class S>
+void step(const Neuron<S>& neuron, const Own<S>& own, const In* x, const In* ahead, S* v, Out* out, int lanes,
+          bool streaming) {
+  const Neuron<S> n = neuron;
+  const Kind kind = n.kind();
+  over_lanes<S>(out, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
+    using W = decltype(vector);
+    __builtin_prefetch(ahead + j);
+    const W threshold = load<W>(own.threshold + j), fire_above = load<W>(own.fire_above + j);
+    W h = charge(n.form, n, load<W>(own.leak + j), load<W>(v + j), load<W>(x + j));
+    if (kind.bounded) h = bound(n, h);
+    const W s = spike(kind, n, threshold, fire_above, h);
+    store(v + j, reset(kind, n, threshold, h, s), false);
+    store(out + j, s, streaming);
+  });
+}
+
+template <class S, class From, class To>
+void copy(const From* from, const From* ahead, To* to, int lanes, bool streaming) {
+  over_lanes<S>(to, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
+    __builtin_prefetch(ahead + j);
+    store(to + j, load<decltype(vector)>(from + j), streaming);
   });
 }
 
@@ -255,6 +311,99 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
   for (; j + kBlock * width <= lanes; j += kBlock * width) block(j, V{}, many);
   for (; j + width <= lanes; j += width) block(j, V{}, one);
   for (; j < lanes; ++j) block(j, S{}, one);
+}
+
+// The same of neurons that are not plain, whose lanes j, j + 1, ... are `own`'s from `first` on: in the cache, and in
+// the state's numbers. First pass: what they receive becomes h; the drives go to `drives`.
+template <class S>
+void recompute(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> drives, const S* start,
+               int steps, int count) {
+  const Neuron<S> n = neuron;
+  const Kind kind = n.kind();
+  over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
+    using W = decltype(vector);
+    const W leak = load<W>(own.leak + first + j), threshold = load<W>(own.threshold + first + j);
+    const W fire_above = load<W>(own.fire_above + first + j);
+    W v = load<W>(start + j);
+    for (int k = 0; k < steps; ++k) {
+      const W x = load<W>(h[k] + j);
+      if (drives.data) store(drives[k] + j, drive(n.form, n, v, x), false);
+      W potential = charge(n.form, n, leak, v, x);
+      if (kind.bounded) potential = bound(n, potential);
+      store(h[k] + j, potential, false);
+      v = reset(kind, n, threshold, potential, spike(kind, n, threshold, fire_above, potential));
+    }
+  });
+}
+
+// Second pass. A drive becomes what its step adds to the leak's gradient, `by_threshold` what it adds to the
+// threshold's.
+template <class Curve, class S>
+void walk_back(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> grad_s,
+               Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives, Rows<S> by_threshold, S* grad_v, int steps,
+               int count) {
+  const Neuron<S> n = neuron;
+  Kind kind = n.kind();
+  kind.integer = std::is_same_v<Curve, Integer>;
+  over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
+    using W = decltype(vector);
+    const W threshold = load<W>(own.threshold + first + j), fire_above = load<W>(own.fire_above + first + j);
+    const W input_gain = load<W>(own.input_gain + first + j), state_gain = load<W>(own.state_gain + first + j);
+    W carry = load<W>(grad_v + j);
+    for (int k = steps - 1; k >= 0; --k) {
+      if (grad_v_seq.data) carry = carry + load<W>(grad_v_seq[k] + j);
+      const auto to = pulled<Curve>(kind, n, threshold, fire_above, load<W>(h[k] + j), load<W>(grad_s[k] + j), carry);
+      // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
+      if (drives.data) store(drives[k] + j, to.h != S(0) ? to.h * load<W>(drives[k] + j) : W{}, false);
+      if (by_threshold.data) store(by_threshold[k] + j, to.threshold, false);
+      carry = to.h * state_gain;
+      store(g[k] + j, to.h * input_gain, false);
+    }
+    store(grad_v + j, carry, false);
+  });
+}
+
+template <class IO, class S>
+void chunk_back(const LIFSpec& p, const Neuron<S>& n, const More& more, Own<S>& own, const Normed<IO, S>& norm,
+                Rows<const IO> x, Rows<const IO> grad_s, Rows<const S> grad_v_seq, Rows<IO> grad_x, const S* v,
+                S* grad_v, int lanes, int steps, bool streaming) {
+  using V = typename VectorOf<S>::type;
+  constexpr int width = sizeof(V) / sizeof(S), most = kBlock * width;
+  alignas(64) S received[kChunk * most], upstream[kChunk * most], driven[kChunk * most], moved[kChunk * most];
+  const Rows<S> h{received, most}, gs{upstream, most};
+  const Rows<S> drives{more.grad_leak ? driven : nullptr, most};
+  const Rows<S> by_threshold{more.grad_threshold ? moved : nullptr, most};
+  const int head = lanes_until_aligned<V>(grad_x.data);
+  for (int j = 0, count = head ? most - width + head : most; j < lanes; j += count, count = most) {
+    count = std::min(count, lanes - j);
+    const Rows<S> g = norm.kept.data ? norm.kept.from(j) : gs;
+    for (int k = 0; k < steps; ++k) {
+      const IO* in = x[k] + j;
+      if (norm.lanes)
+        normalise(*norm.lanes, j, in, in + most, norm.residual.data ? norm.residual[k] + j : nullptr, most, h[k],
+                  count);
+      else
+        copy<S>(in, in + most, h[k], count, false);
+      copy<S>(grad_s[k] + j, grad_s[k] + j + most, gs[k], count, false);
+    }
+    recompute(n, own, j, h, drives, v + j, steps, count);
+    with_surrogate(p.surrogate, [&](auto curve) {
+      const Rows<const S> of_v{grad_v_seq.data ? grad_v_seq.data + j : nullptr, grad_v_seq.stride};
+      walk_back<decltype(curve)>(n, own, j, h, gs, of_v, g, drives, by_threshold, grad_v + j, steps, count);
+    });
+    const auto add_steps = [&](Rows<S> rows, double* totals) {
+      for (int k = 0; k < steps && rows.data; ++k)
+        for (int i = 0; i < count; ++i) totals[j + i] += rows[k][i];
+    };
+    add_steps(drives, own.by_leak);
+    add_steps(by_threshold, own.by_threshold);
+    if (!norm.lanes)
+      for (int k = 0; k < steps; ++k) copy<S>(g[k], g[k], grad_x[k] + j, count, streaming);
+    else if (norm.totals)
+      sum_up<IO, S>(norm, j, g, x.from(j), steps, count);
+    else
+      finish<IO, S>(norm, j, g, x.from(j), grad_x.from(j), steps, count, streaming);
+  }
 }
 
 }  // namespace

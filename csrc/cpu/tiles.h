@@ -152,8 +152,8 @@ inline int64_t parts_of(const LIFShape& s) { return std::min<int64_t>(kMostParts
 
 // Calls run(channel, lane, count) for stretches of a tile's lanes: of one channel each, or, where neighbours have
 // different ones (period 1), of neighbouring channels.
-template <class F>
-inline void by_channel(const Norm& n, const Tile& tile, F&& run) {
+template <class Of, class F>
+inline void by_channel(const Of& n, const Tile& tile, F&& run) {
   const int64_t stretch = n.period == 1 ? n.channels : n.period;
   int64_t channel = tile.first / n.period % n.channels;
   int64_t left = stretch - (n.period == 1 ? channel : tile.first % n.period);  // of the first stretch
@@ -165,9 +165,9 @@ inline void by_channel(const Norm& n, const Tile& tile, F&& run) {
   }
 }
 
-// A row of numbers per channel, [channels], as one per lane.
-template <class S>
-void spread(const Norm& n, const Tile& tile, const S* channels, S* lanes) {
+// A row of numbers per channel, [channels], as one per lane; of a Norm's channels or a Parameter's.
+template <class Of, class S>
+void spread(const Of& n, const Tile& tile, const S* channels, S* lanes) {
   by_channel(n, tile, [&](int64_t c, int j, int count) {
     if (n.period == 1)
       std::copy_n(channels + c, count, lanes + j);

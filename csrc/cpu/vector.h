@@ -218,7 +218,20 @@ inline V interpolate_lanes(V at, K k) {
 }
 template <class K>
 inline FloatV interpolate(FloatV at, K k) {
+#if defined(__AVX2__)
+  const IntV last = IntV{} + (int(k.c) - 1), within = __builtin_convertvector(at, IntV);
+  const IntV cell = within < last ? within : last;
+#if defined(__AVX512F__)
+  const auto of = [&](int i) {  // masked, as GCC warns of the other's undefined value
+    return (FloatV)_mm512_mask_i32gather_ps(__m512{}, __mmask16(-1), (__m512i)(2 * cell + i), k.table, 4);
+  };
+#else
+  const auto of = [&](int i) { return (FloatV)_mm256_i32gather_ps(k.table, (__m256i)(2 * cell + i), 4); };
+#endif
+  return (at - __builtin_convertvector(cell, FloatV)) * of(1) + of(0);
+#else
   return interpolate_lanes(at, k);
+#endif
 }
 template <class K>
 inline DoubleV interpolate(DoubleV at, K k) {

@@ -14,6 +14,7 @@ from ..spec.neuron import GIVEN, make_spec, new_spec
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .launch import Kept, Op, lif_backward, lif_forward
 from .pack import note
+from .sharded import is_sharded, on_shards
 from .ttm import ttm
 
 
@@ -150,6 +151,10 @@ def _registered(x, v, leak, threshold, neuron, steps_out, time_dim, return_v, ba
     from . import library
 
     check_dense(x=x, v=v, leak=leak, threshold=threshold)
+    if is_sharded(x):
+        check_x(x, time_dim)
+        rest = neuron, steps_out, time_dim, return_v, backend
+        return on_shards(lambda *tensors: _registered(*tensors, *rest), x, time_dim, v, leak, threshold)
     spec = new_spec(*neuron)
     given = steps_out
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
