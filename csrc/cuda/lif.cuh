@@ -79,13 +79,13 @@ struct Neurons {
   __device__ __forceinline__ Neurons(const Neuron<float>& all, const More& more, int64_t neuron)
       : all(all), table(static_cast<const float*>(more.table)) {
     if constexpr (kV.leak > 0) {
-      const Parameter& p = more.leak;
+      const Parameter p = more.leak;
       Channels<kV.leak>(p.channels, p.period, neuron).read(leak, static_cast<const float*>(p.data));
 #pragma unroll
       for (int l = 0; l < kV.leak; ++l) inverse[l] = ratio(1.0f, leak[l]);
     }
     if constexpr (kV.threshold > 0) {
-      const Parameter& p = more.threshold;
+      const Parameter p = more.threshold;
       const Channels<kV.threshold> channels(p.channels, p.period, neuron);
       channels.read(threshold, static_cast<const float*>(p.data));
       channels.read(fire_above, static_cast<const float*>(more.fire_above));
@@ -472,7 +472,7 @@ struct Factors {
   float curve, through, of_threshold, through_threshold;
 };
 
-// neuron.h's pulled, but for the gradients. The selects keep inf * 0 out: an infinite h has curve 0, but for a Table.
+// neuron.h's pulled, but for the gradients. An infinite h has curve 0; the selects keep inf * 0 out.
 template <LIFVariant kV>
 __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
   const auto curve = [&](float x) {
@@ -499,8 +499,6 @@ __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
   f.through_threshold = kV.hard ? 0.0f : -spike(kind_of(kV), n, n.threshold, n.fire_above, h);
   if constexpr (!kV.detached) {
     float change = kV.hard ? n.reset - h : -n.threshold;  // of v, at an event
-    if constexpr (kV.hard && kV.surrogate == Surrogate::Table)
-      change = magnitude(change) <= 3.4e38f ? change : n.reset - n.threshold;
     if constexpr (kV.hard) change = event != 0.0f ? change : 0.0f;
     f.through = __fmaf_rn(change, event, f.through);
     f.through_threshold = __fmaf_rn(-change, event_by, f.through_threshold);
