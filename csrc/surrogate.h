@@ -40,9 +40,9 @@ SNN_HD float interpolate(float at, Constants<float> k) {
   constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: what is added is rounded to an integer, here down
   const float shifted = __fadd_rd(at < k.c - 1.0f ? at : k.c - 1.0f, kToInteger);
   const float* cell = k.table + 2 * (__float_as_uint(shifted) - 0x4b400000u);
-  float value, slope;
-  asm("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(value), "=f"(slope) : "l"(cell));
-  return __fmaf_rn(at - (shifted - kToInteger), slope, value);
+  float value, gain;
+  asm("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(value), "=f"(gain) : "l"(cell));
+  return __fmaf_rn(at - (shifted - kToInteger), gain, value);
 }
 #else
 SNN_HD float exp_nonpositive(float x) { return expf(x); }  // exp(x) for x <= 0
@@ -132,11 +132,12 @@ struct Integer {  // of x = h / threshold: 1 where 0 <= x <= a
     return x >= S(0) ? inside : V{};
   }
 };
-struct Table {  // a straight line through cell (x + a) b of the table's c: its value at the start, and its slope
+struct Table {  // a straight line through cell (x + a) b of the table's c: its value at the start, and what it gains
   template <class V, class S>
   static SNN_HD V grad(V x, Constants<S> k) {
     const V at = (x + k.a) * k.b, from = at > S(0) ? at : V{};  // a NaN is at 0
-    return interpolate(from < k.c ? from : k.c + V{}, k);
+    const V y = interpolate(from < k.c ? from : k.c + V{}, k);
+    return x - x == S(0) ? y : V{};  // 0 at infinity
   }
 };
 

@@ -20,6 +20,7 @@ wherever they do.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -104,8 +105,8 @@ class Surrogate:
         found = self._twin()
         if found is None:
             raise TypeError(
-                f"surrogate: no kernel knows the formulas of {self!r}; backend='reference' runs them, or take one of "
-                f"snnkern.surrogate: {', '.join(_KNOWN)}"
+                f"surrogate: no kernel knows the formulas of {self!r}; surrogate.Table of it samples them for all, "
+                f"backend='reference' runs them; or take one of snnkern.surrogate: {', '.join(_KNOWN)}"
             )
         return found
 
@@ -425,18 +426,20 @@ class Integer(Surrogate):
 
 
 class Table(Surrogate):
-    """Any derivative, sampled: kernels interpolate between ``cells + 1`` samples, evenly spaced; ends go on for ever.
+    """Any derivative, sampled: a straight line in each of ``cells`` cells, the outermost values beyond, 0 at
+    infinity.
+
+    Lines begin and end with what the function is just inside of their cell, so that it may jump where cells meet.
 
     Args:
         function: of a tensor x = h - threshold, element by element. Either a spike, 1 where x > 0 (or >= 0) and else
             0, with the surrogate as what autograd takes for its derivative: an ``autograd.Function``'s ``apply``,
             another library's surrogate object; or the derivative itself: a lambda, a ``Surrogate`` of one's own.
-        half_width: samples are of [-half_width, half_width]. None: the smallest power of two (1 to 64) beyond which
-            the derivative stays within a thousandth of its peak.
-        cells: between samples.
+        half_width: cells share out [-half_width, half_width], and one more on each side has what lies beyond. None: the
+            smallest power of two (1 to 64) beyond which the derivative changes by no more than 1/200 of its peak.
+        cells: their number; even, so that 0 is where two of them meet.
 
-    ``error`` is the largest difference from ``function``, as a share of its peak, found between the samples and up to
-    twice the width: about that of a straight line through a curve, and large in the cell of a jump.
+    ``error`` is the largest difference from ``function``, as a share of its peak, within cells up to twice as far out.
     """
 
     def __init__(self, function: Callable, half_width: float | None = None, cells: int = 2048) -> None:
@@ -444,38 +447,41 @@ class Table(Surrogate):
             raise TypeError(f"Table: function must be callable, got {function!r}")
         if half_width is not None and not (isinstance(half_width, Real) and 0 < half_width < math.inf):
             raise ValueError(f"Table: half_width must be positive and finite, got {half_width!r}")
-        if not isinstance(cells, int) or not 1 <= cells <= 1 << 16:
-            raise ValueError(f"Table: cells must be an int in 1 to {1 << 16}, got {cells!r}")
+        if not isinstance(cells, int) or not 2 <= cells <= 1 << 16 or cells % 2:
+            raise ValueError(f"Table: cells must be an even int in 2 to {1 << 16}, got {cells!r}")
         derivative = _derivative_of(function)
         if half_width is None:
             half_width = _half_width_of(derivative)
-        samples = derivative(torch.linspace(-half_width, half_width, cells + 1, dtype=torch.float64, device="cpu"))
+        size, numbers = 2 * half_width / cells, {"dtype": torch.float64, "device": "cpu"}
+        starts = torch.arange(-cells // 2 - 1, cells // 2 + 1, **numbers) * size
+        samples = torch.stack([derivative(starts + 1e-6 * size), derivative(starts + (1 - 1e-6) * size)], 1)
         if not samples.isfinite().all():
             raise ValueError(f"Table: function must have a finite derivative, got {function!r}")
-        self._fill(samples, float(half_width), getattr(function, "__name__", None) or repr(function))
-        between = torch.linspace(-2 * half_width, 2 * half_width, 8 * cells + 7, dtype=torch.float64, device="cpu")
-        error, peak = (self.grad(between) - derivative(between)).abs().max().item(), samples.abs().max().item()
+        self._fill(samples, float(half_width + size), getattr(function, "__name__", None) or repr(function))
+        far, within = torch.arange(-cells, cells, **numbers), torch.tensor([[0.1], [0.5], [0.9]], **numbers)
+        points = (far + within).view(-1) * size
+        error, peak = (self.grad(points) - derivative(points)).abs().max().item(), samples.abs().max().item()
         self.error = error / peak if peak else error
 
     @classmethod
     def of(cls, samples: torch.Tensor, half_width: float) -> Table:
-        """Of samples that are there: float64 [cells + 1], on the CPU."""
+        """Of samples that are there: float64 [cells, 2] on the CPU, the values at both ends of each cell."""
         table = cls.__new__(cls)
         table._fill(samples, half_width, "samples")
         return table
 
     def _fill(self, samples, half_width, name):
         self.samples, self.half_width, self.name = samples.detach(), half_width, name
-        self.cells = len(samples) - 1
+        self.cells = len(samples)
         self.text = f"Table({half_width!r})"
         self._held = {}
 
     def held(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """[cells, 2] where and as kernels want it: value and slope, per cell, at the start of each cell."""
+        """[cells, 2] where and as kernels want it: per cell, its value at the start and what it gains until its end."""
         key = device, dtype
         if key not in self._held:
-            pairs = torch.stack([self.samples[:-1], self.samples.diff()], 1)
-            self._held[key] = pairs.to(device, dtype)
+            start, end = self.samples.unbind(1)
+            self._held[key] = torch.stack([start, end - start], 1).to(device, dtype)
         return self._held[key]
 
     def values(self):
@@ -484,24 +490,27 @@ class Table(Surrogate):
     def twin(self):
         return Table
 
+    def _at(self, x):
+        """Where x is: cells from the first on, within them, and the cell."""
+        at = (x + self.half_width) * (self.cells / (2 * self.half_width))
+        within = torch.where(at > 0, at, 0.0).clamp(max=self.cells)
+        return at, within, within.detach().long().clamp(max=self.cells - 1)
+
     def grad(self, x):
-        at = ((x + self.half_width) * (self.cells / (2 * self.half_width))).nan_to_num(0.0).clamp(0, self.cells)
-        cell = at.detach().long().clamp(max=self.cells - 1)
-        value, slope = self.held(x.device, x.dtype)[cell].unbind(-1)
-        return value + (at - cell) * slope
+        _, within, cell = self._at(x)
+        value, gain = self.held(x.device, x.dtype)[cell].unbind(-1)
+        return torch.where(x.isfinite(), value + (within - cell) * gain, 0.0)
 
     def primitive(self, x):
-        at = (x + self.half_width) * (self.cells / (2 * self.half_width))
-        within = at.clamp(0, self.cells)
-        cell = within.detach().long().clamp(max=self.cells - 1)
+        at, within, cell = self._at(x)
         pairs = self.held(x.device, x.dtype)
-        value, slope = pairs[cell].unbind(-1)
         areas = (pairs[:, 0] + pairs[:, 1] / 2).cumsum(0)
+        value, gain = pairs[cell].unbind(-1)
         part = within - cell
-        area = torch.where(cell > 0, areas[cell - 1], 0) + part * (value + part * slope / 2)
-        middle = areas[self.cells // 2 - 1] if self.cells > 1 else areas[0] / 2
-        ends = torch.where(at < within, self.samples[0], self.samples[-1]).to(x.dtype)
-        return 0.5 + (area - middle + (at - within) * ends) * (2 * self.half_width / self.cells)
+        area = torch.where(cell > 0, areas[cell - 1], 0.0) + part * (value + part * gain / 2)
+        ends = torch.where(at < within, self.samples[0, 0], self.samples[-1, 1]).to(x.dtype)
+        area = area - areas[self.cells // 2 - 1] + (at - within) * ends
+        return 0.5 + area * (2 * self.half_width / self.cells)
 
     def constants(self):
         return self.half_width, self.cells / (2 * self.half_width), float(self.cells)
@@ -511,11 +520,8 @@ class Table(Surrogate):
         return f"Table({self.name}, half_width={self.half_width!r}, cells={self.cells}{told})"
 
     def __reduce__(self):
-        return _table, (
-            self.samples,
-            self.half_width,
-            {key: vars(self)[key] for key in ("name", "error") & vars(self).keys()},
-        )
+        told = {key: vars(self)[key] for key in ("name", "error") if key in vars(self)}
+        return _table, (self.samples, self.half_width, told)
 
     _triton = None  # its kernels take the samples
 
@@ -531,32 +537,38 @@ def _derivative_of(function: Callable) -> Callable:
     if isinstance(function, Surrogate):
         return lambda x: function.grad(x).detach()
 
-    def called(x):
+    def of_spike(x):
+        x, y = _called(function, x)
+        if not y.requires_grad:
+            raise TypeError(f"Table: function is a step without a derivative: {function!r}")
+        return torch.autograd.grad(y.sum(), x)[0].to(torch.float64)
+
+    return of_spike if _is_step(function) else lambda x: _called(function, x)[1].detach().to(torch.float64)
+
+
+def _is_step(function: Callable) -> bool:
+    x = torch.tensor([-8.0, -1.0, -0.3, -1e-3, 1e-3, 0.3, 1.0, 8.0], dtype=torch.float64, device="cpu")
+    return torch.allclose(_called(function, x)[1].detach().to(torch.float64), (x > 0).double(), atol=1e-6)
+
+
+def _called(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x with a graph, and the function of it."""
+    try:
         with torch.enable_grad():
             x = x.detach().clone().requires_grad_()
             y = function(x)
-        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
-            got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
-            raise TypeError(f"Table: function must return a tensor of the shape of x, {tuple(x.shape)}, got {got}")
-        return x, y
-
-    def of_spike(x):
-        x, y = called(x)
-        return torch.autograd.grad(y.sum(), x)[0].to(torch.float64)
-
-    beside = torch.tensor([-8.0, -1.0, -0.3, -1e-3, 1e-3, 0.3, 1.0, 8.0], dtype=torch.float64, device="cpu")
-    _, y = called(beside)
-    if torch.equal(y.detach().to(torch.float64), (beside > 0).double()):
-        if not y.requires_grad:
-            raise TypeError(f"Table: function is a step without a derivative: {function!r}")
-        return of_spike
-    return lambda x: called(x)[1].detach().to(torch.float64)
+    except Exception as error:
+        raise TypeError(f"Table: function cannot be sampled, {function!r}: {error}") from error
+    if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+        got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+        raise TypeError(f"Table: function must return a tensor of the shape of x, {tuple(x.shape)}, got {got}")
+    return x, y
 
 
 def _half_width_of(derivative: Callable) -> float:
     x = torch.linspace(-128, 128, 1 << 15, dtype=torch.float64, device="cpu")
     y = derivative(x)
-    bound = 1e-3 * y.abs().max().item()
+    bound = y.abs().max().item() / 200
     for half_width in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
         below, above = y[x <= -half_width], y[x >= half_width]
         if all((part - part[i]).abs().max() <= bound for part, i in ((below, -1), (above, 0))):
@@ -605,19 +617,15 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
     """The surrogate of ours that equals an instance of SpikingJelly's ``surrogate_function`` classes, or any callable.
 
     ``Surrogate`` objects pass through. A subclass counts as its base only while it overrides none of the mathematics.
-    What kernels have no formula for becomes a ``Table``; with ``spiking=False``, a smooth spike on the reference.
+    What kernels have no formula for becomes a ``Table``, if it is a spike whose derivative autograd knows; with
+    ``spiking=False``, a smooth spike on the reference.
 
     Raises:
-        TypeError: for what is no function of a tensor, and what ``Table`` refuses.
+        TypeError: for anything else, and what ``Table`` refuses.
     """
     if isinstance(surrogate, Surrogate):
         return surrogate
-    if not callable(surrogate):
-        raise TypeError(
-            f"surrogate_function must be a snnkern.surrogate object ({', '.join(_KNOWN)}), one of SpikingJelly's "
-            f"({', '.join(_SPIKINGJELLY)} and others) or a function for surrogate.Table, got {surrogate!r}"
-        )
-    if getattr(surrogate, "spiking", True) is not True:
+    if callable(surrogate) and getattr(surrogate, "spiking", True) is not True:
         return _Smooth(surrogate)
     for cls in type(surrogate).__mro__:
         if cls.__module__.startswith("spikingjelly."):
@@ -627,6 +635,11 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
                 return _integer(surrogate)
         if {"forward", "spiking_function", "primitive_function", "backward"} & vars(cls).keys():
             break
+    if not callable(surrogate):
+        raise TypeError(
+            f"surrogate_function must be a snnkern.surrogate object ({', '.join(_KNOWN)}), one of SpikingJelly's "
+            f"({', '.join(_SPIKINGJELLY)} and others) or a function for surrogate.Table, got {surrogate!r}"
+        )
     numbers = tuple((k, v) for k, v in getattr(surrogate, "__dict__", {}).items() if isinstance(v, (Real, str)))
     return _table_of(surrogate, numbers)
 
@@ -634,7 +647,15 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
 @lru_cache(maxsize=64)
 def _table_of(function: Callable, numbers: tuple) -> Table:
     """Sampled once, while its ``numbers`` are these."""
-    return Table(function)
+    if not _is_step(function):
+        raise TypeError(
+            f"surrogate_function must be a spike, which steps from 0 to 1 at 0, got {function!r}: if it is the "
+            "derivative of one, give surrogate.Table of it"
+        )
+    table = Table(function)
+    if table.error > 0.05:
+        warnings.warn(f"a surrogate was sampled with a large error: {table}", RuntimeWarning, stacklevel=4)
+    return table
 
 
 def _integer(counts) -> Integer:

@@ -18,6 +18,8 @@ from snnkern.surrogate import ATan
 
 X = torch.zeros(3, 4)
 Y = torch.zeros(3, 2, 4)
+NONE = (None,) * 4
+INTEGER = surrogates.Integer(4)
 NOT_DENSE = {
     "sparse": lambda: torch.zeros(3, 4).to_sparse(),
     "compressed": lambda: torch.zeros(3, 4).to_sparse_csr(),
@@ -51,7 +53,27 @@ BAD = [
     (ValueError, "v must be on the device of x, cpu, got meta", lambda: snnkern.lif(X, torch.zeros(4, device="meta"))),
     (ValueError, r"decay must be in \[0, 1\], got 1.5", lambda: snnkern.lif(X, decay=1.5)),
     (ValueError, "decay must be finite, got nan", lambda: snnkern.lif(X, decay=math.nan)),
-    (TypeError, "decay must be a float", lambda: snnkern.lif(X, decay=torch.tensor(0.5))),
+    (TypeError, "decay must be a float", lambda: snnkern.bn_lif(Y, *NONE, training=True, decay=torch.tensor(0.5))),
+    (TypeError, "decay, tau or inverse_tau must be a floating", lambda: snnkern.lif(X, decay=torch.tensor(1))),
+    (ValueError, "threshold must broadcast to x without time", lambda: snnkern.lif(X, threshold=torch.ones(3, 1))),
+    (ValueError, "inverse_tau must be at least 0", lambda: snnkern.lif(X, inverse_tau=-0.1)),
+    (
+        ValueError,
+        "give one: got decay=0.5, tau=None, inverse_tau=0.5",
+        lambda: snnkern.lif(X, decay=0.5, inverse_tau=0.5),
+    ),
+    (ValueError, "tau must be finite with decay_input=True", lambda: snnkern.lif(X, tau=math.inf)),
+    (ValueError, "return_v must be True, False or 'sequence'", lambda: snnkern.lif(X, return_v="all")),
+    (TypeError, "return_v must be True or False", lambda: snnkern.bn_lif(Y, *NONE, training=True, return_v="sequence")),
+    (TypeError, "ternary must be True or False", lambda: snnkern.lif(X, ternary=1)),
+    (ValueError, "v_min must be finite", lambda: snnkern.lif(X, v_min=-math.inf)),
+    (ValueError, "needs reset=None, ternary=False and", lambda: snnkern.lif(X, surrogate=INTEGER)),
+    (
+        ValueError,
+        "threshold must be positive with Integer",
+        lambda: snnkern.lif(X, surrogate=surrogates.Integer(4), reset=None, threshold=0),
+    ),
+    (ValueError, "levels must be in 1 to 256", lambda: surrogates.Integer(0)),
     (ValueError, "tau must be > 0, got 0", lambda: snnkern.lif(X, tau=0.0)),
     (ValueError, "decay and tau", lambda: snnkern.lif(X, decay=0.5, tau=2.0)),
     (ValueError, "threshold must be finite, got inf", lambda: snnkern.lif(X, threshold=math.inf)),
@@ -132,6 +154,8 @@ def test_numbers_are_real_ones_of_python_or_numpy(name):
     results = [r if isinstance(r, torch.Tensor) else r[0] for r in results]
     assert all(torch.equal(r, results[0]) for r in results)
     for odd in ODD.values():
+        if isinstance(odd, torch.Tensor) and name in ("decay", "tau", "threshold"):
+            continue
         with pytest.raises(TypeError, match=f"^{name} must be a float, got {re.escape(repr(odd))}"):
             NUMBERS[name](odd)
 

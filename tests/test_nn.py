@@ -78,7 +78,7 @@ def test_lif_module_keeps_no_state_and_is_skipped_by_resets():
         ({"decay": 1.5}, ValueError, "decay"),
         ({"decay": 0.5, "tau": 2.0}, ValueError, "decay and tau"),
         ({"tau": 0.0}, ValueError, "tau"),
-        ({"threshold": torch.tensor(1.0)}, TypeError, "threshold"),
+        ({"threshold": "1"}, TypeError, "threshold"),
         ({"surrogate": torch.sigmoid}, TypeError, "surrogate"),
         ({"detach_reset": "no"}, TypeError, "detach_reset"),
         ({"backend": "fpga"}, ValueError, "backend"),

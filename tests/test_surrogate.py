@@ -1,5 +1,6 @@
 """The surrogate objects: values from the literature, and that formula, antiderivative and text agree."""
 
+import copy
 import dataclasses
 import math
 from fractions import Fraction
@@ -7,6 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from snntorch import surrogate as snntorch_surrogate
+from spikingjelly.activation_based import surrogate as spikingjelly
 from torch.utils.flop_counter import FlopCounterMode
 
 import snnkern
@@ -21,7 +24,9 @@ from snnkern.surrogate import (
     SoftSign,
     SuperSpike,
     Surrogate,
+    Table,
     Triangle,
+    from_spikingjelly,
 )
 
 ALL = [cls() for cls in Surrogate.__subclasses__() if getattr(cls, "_triton", None)]
@@ -200,3 +205,132 @@ def test_called_it_is_a_spike_with_that_gradient():
     s = Triangle()(x)
     s.sum().backward()
     assert s.tolist() == [0, 0, 1] and x.grad.tolist() == [0.5, 1.0, 0.75]
+
+
+# Functions of one's own
+
+
+def draw(shape, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x >= 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.exp(-(ctx.saved_tensors[0] ** 2))
+
+
+def straight_through(x):
+    smooth = (x.clamp(-1, 1) + 1) / 2
+    return ((x > 0).to(x.dtype) - smooth).detach() + smooth
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Surrogate):
+    width: float = 0.75
+
+    def grad(self, x):
+        return (x.abs() < self.width).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("function", "formula", "bound"),
+    [
+        (lambda x: torch.exp(-x * x), lambda x: torch.exp(-x * x), 5e-6),
+        (Spike.apply, lambda x: torch.exp(-x * x), 5e-6),
+        (straight_through, lambda x: (x.abs() <= 1) / 2, 0.0),  # a jump where cells meet
+        (lambda x: torch.where(x > 0, 0.25, 1.0), lambda x: torch.where(x > 0, 0.25, 1.0), 0.0),
+        (Own(), Own().grad, 0.0),
+        (Sigmoid(3.0), Sigmoid(3.0).grad, 1e-4),
+    ],
+    ids=["lambda", "autograd.Function", "straight through", "jump at 0", "Surrogate", "ours"],
+)
+def test_a_table_is_the_function(function, formula, bound):
+    table, x = Table(function), draw((1000,), torch.float64) * 3
+    assert (table.grad(x) - formula(x)).abs().max() <= bound + 1e-12
+    assert table.error <= 2 * bound + 1e-12 and f"error={table.error:.1g}" in repr(table)
+    assert torch.equal(copy.deepcopy(table).grad(x), table.grad(x))
+
+
+def test_a_table_has_an_antiderivative_and_ends():
+    table = Table(lambda x: torch.where(x < 0, 0.5, 2.0 * x).clamp(max=3.0), 2.0)
+    x = torch.tensor([-9.0, -1.01, 0.3, 1.2, 5.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(table.primitive, (x,))
+    assert torch.allclose(table.grad(x), torch.tensor([0.5, 0.5, 0.6, 2.4, 3.0], dtype=torch.float64))
+    assert table.primitive(torch.zeros((), dtype=torch.float64)) == 0.5
+    assert table.grad(torch.tensor([math.nan, math.inf, -math.inf])).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_tables_find_their_width_and_tell_their_error():
+    assert Table(lambda x: 1 / (1 + 25 * x.abs()) ** 2).half_width < 2
+    with pytest.warns(RuntimeWarning, match="sampled with a large error"):
+        from_spikingjelly(lambda x: ((x > 0).double() - torch.sin(40 * x)).detach() + torch.sin(40 * x))
+    for function in (torch.sigmoid, torch.nn.Identity(), lambda x: torch.exp(-x * x)):
+        with pytest.raises(TypeError, match="surrogate_function must be a spike, which steps from 0 to 1"):
+            from_spikingjelly(function)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3,), TypeError, "function must be callable"),
+        ((torch.sum,), TypeError, "must return a tensor of the shape of x"),
+        ((lambda x: (x > 0).double(),), TypeError, "a step without a derivative"),
+        ((lambda x: x / 0,), ValueError, "must have a finite derivative"),
+        ((lambda x, y: x,), TypeError, "cannot be sampled"),
+        ((torch.exp, -1.0), ValueError, "half_width must be positive"),
+        ((torch.exp, 1.0, 3), ValueError, "cells must be an even int"),
+    ],
+)
+def test_what_no_table_is_made_of(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Table(*arguments)
+
+
+def test_parameters_may_be_tensors_that_change():
+    temperature = torch.tensor(1.0)
+    live, x = Dspike(temperature), draw((6, 40)).requires_grad_()
+    for value in (1.0, 7.0):
+        temperature.fill_(value)
+        assert live.now() == Dspike(value)
+        gradients = [torch.autograd.grad(snnkern.lif(x, surrogate=s)[0].sum(), x)[0] for s in (live, Dspike(value))]
+        assert torch.equal(*gradients)
+    for value in (torch.ones(2), torch.ones((), dtype=torch.int64), torch.ones((), device="meta")):
+        with pytest.raises(TypeError, match="floating tensor of one number on the CPU"):
+            Dspike(value)
+    with pytest.raises(TypeError, match="peak must be given"):
+        Triangle(torch.ones(()))
+
+
+def test_a_schedule_compiles_once():
+    temperature = torch.tensor(1.0)
+    live, x = Dspike(temperature), draw((6, 40)).requires_grad_()
+    compiled = torch.compile(lambda x: snnkern.lif(x, surrogate=live)[0], fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for value in (1.0, 7.0):
+            temperature.fill_(value)
+            wanted = torch.autograd.grad(snnkern.lif(x, surrogate=Dspike(value))[0].sum(), x)[0]
+            assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], wanted)
+
+
+def test_smooth_spikes_run_on_the_reference(recwarn):
+    smooth = spikingjelly.Sigmoid(spiking=False)
+    x = draw((5, 20)).requires_grad_()
+    for _ in range(2):
+        y, _ = snnkern.lif(x, surrogate=smooth, reset=None)
+    wanted = snnkern.nn.SmoothLIF(Sigmoid(4.0), reset=None)(x)
+    assert torch.allclose(y, wanted) and torch.allclose(*(torch.autograd.grad(t.sum(), x)[0] for t in (y, wanted)))
+    assert sum("spiking=False" in str(w.message) for w in recwarn) <= 1
+    with pytest.raises(ValueError, match="backend must be None or 'reference'"):
+        snnkern.lif(x, surrogate=smooth, backend="cpu")
+
+
+def test_fast_sigmoid_is_snntorchs():
+    x = draw((1000,), torch.float64).requires_grad_()
+    wanted = torch.autograd.grad(snntorch_surrogate.fast_sigmoid(25)(x).sum(), x)[0]
+    assert torch.allclose(surrogate.fast_sigmoid(25.0).grad(x.detach()), wanted, rtol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ..spec.layout import DTYPES
@@ -47,8 +48,8 @@ def neuron_of(spec):
     if made is None:
         made = spec.__dict__["_made"] = _C.LIFSpec(
             FORMS.index(spec.form),
-            1.0 if spec.leak is None else spec.leak,
-            1.0 if spec.threshold is None else spec.threshold,
+            math.nan if spec.leak is None else spec.leak,  # not a power of two, whose form is another
+            math.nan if spec.threshold is None else spec.threshold,
             spec.fire_at_threshold,
             spec.reset is not None,
             spec.rest,

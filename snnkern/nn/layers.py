@@ -15,7 +15,7 @@ from ..ops.lif import lif
 from ..ops.ttm import ttm
 from ..spec.arguments import check_residual, check_x, number, positive
 from ..spec.layout import state_dtype
-from ..spec.neuron import new_spec
+from ..spec.neuron import GIVEN, new_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
 
@@ -47,16 +47,16 @@ class LIF(_Stateless):
 
     ``forward(x, residual=None, steps_out=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are
     those of x, but for ``steps_out``, which a call may give in place of the layer's own. Arguments, equations, dtypes
-    and errors are those of ``snnkern.lif``, which is there for whoever wants the potential too. ``settings`` holds its
-    keywords.
+    and errors are those of ``snnkern.lif``, which is there for whoever wants the potential too. A ``Parameter`` among
+    them is learnt, and any other tensor a buffer, under the argument's name; ``settings`` holds the other keywords.
     """
 
     def __init__(
         self,
-        decay: float | None = None,
-        tau: float | None = None,
+        decay: float | torch.Tensor | None = None,
+        tau: float | torch.Tensor | None = None,
         decay_input: bool = True,
-        threshold: float = 1.0,
+        threshold: float | torch.Tensor = 1.0,
         reset: float | None = 0.0,
         surrogate: Surrogate = Triangle(),
         detach_reset: bool = False,
@@ -64,6 +64,9 @@ class LIF(_Stateless):
         steps_out: int | None = None,
         time_dim: int = 0,
         backend: str | None = None,
+        inverse_tau: float | torch.Tensor | None = None,
+        ternary: bool = False,
+        v_min: float | None = None,
     ):
         super().__init__()
         neuron = {
@@ -75,8 +78,17 @@ class LIF(_Stateless):
             "surrogate": from_spikingjelly(surrogate),
             "detach_reset": detach_reset,
             "fire_at_threshold": fire_at_threshold,
+            "inverse_tau": inverse_tau,
+            "ternary": ternary,
+            "v_min": v_min,
         }
-        new_spec(**neuron)
+        tensors = {name: value for name, value in neuron.items() if isinstance(value, torch.Tensor)}
+        new_spec(**neuron | dict.fromkeys(tensors, GIVEN))
+        for name, value in tensors.items():
+            keep = self.register_parameter if isinstance(value, nn.Parameter) else self.register_buffer
+            keep(name, value)
+            del neuron[name]
+        self.tensors = tuple(tensors)
         if steps_out is not None:
             positive("steps_out", steps_out)
         if backend is not None:
@@ -89,6 +101,8 @@ class LIF(_Stateless):
     ) -> torch.Tensor:
         check_residual(residual)
         settings = self.settings if steps_out is None else {**self.settings, "steps_out": steps_out}
+        if self.tensors:
+            settings = {**settings, **{name: getattr(self, name) for name in self.tensors}}
         memory = self._memory
         v = memory and memory.take(settings["steps_out"])
         spikes, v = lif(x if residual is None else x + residual, v, return_v=memory is not None, **settings)

@@ -51,8 +51,14 @@ _library.define(
 _library.define("ttm(Tensor x, SymInt steps, int time_dim, str backend) -> Tensor")
 
 
-def _spec(neuron: str, curve: torch.Tensor | None) -> LIFSpec:
-    return _spec_of(neuron) if curve is None else _spec_of.__wrapped__(neuron, curve)
+def _spec(neuron: str, curve: torch.Tensor | None, kernels) -> LIFSpec:
+    if curve is None:
+        return _spec_of(neuron)
+    if kernels is _Nothing:  # the numbers are not to be had, nor needed
+        *before, _, detach_reset, fire_at_threshold, ternary, v_min, v_start = neuron.split(";")
+        rest = surrogates.Triangle().text, detach_reset, fire_at_threshold, ternary, v_min, v_start
+        return _spec_of(";".join((*before, *rest)))
+    return _spec_of.__wrapped__(neuron, curve)
 
 
 @lru_cache(maxsize=512)
@@ -181,7 +187,7 @@ class _Nothing:
 def _op(kernels, x, curve, neuron, time_dim, steps_out, return_v) -> Op:
     if steps_out is not None and steps_out > x.shape[time_dim]:
         raise ValueError(f"this call was recorded for {steps_out} steps or more, got shape {tuple(x.shape)}")
-    return Op(_spec(neuron, curve), time_dim, steps_out, kernels, return_v)
+    return Op(_spec(neuron, curve, kernels), time_dim, steps_out, kernels, return_v)
 
 
 # What an op's ``return_v`` stands for.
@@ -196,7 +202,7 @@ def _forward(kernels, x, v, leak, threshold, curve, neuron, time_dim, steps_out,
 
 def _backward(kernels, x, v, saved, leak, threshold, curve, grad_spikes, grad_v_last, neuron, time_dim, steps_out,
               return_v):  # fmt: skip
-    op = Op(_spec(neuron, curve), time_dim, steps_out, kernels, _RETURNED[return_v])
+    op = Op(_spec(neuron, curve, kernels), time_dim, steps_out, kernels, _RETURNED[return_v])
     kept, layout = _kept(op, x, v, saved)
     kept = kept._replace(leak=leak, threshold=threshold)
     wanted = True, leak is not None, threshold is not None
@@ -215,7 +221,7 @@ def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual
 
 def _bn_backward(kernels, y, v, saved, table, residual, curve, grad_spikes, grad_v_last, neuron, norm, time_dim,
                  steps_out):  # fmt: skip
-    op = Op(_spec(neuron, curve), time_dim, steps_out, kernels)
+    op = Op(_spec(neuron, curve, kernels), time_dim, steps_out, kernels)
     kept, layout = _kept(op, y, v, saved)
     kept = kept._replace(table=table, residual=None if residual is None else layout.arrange(residual))
     count, period = y.numel() / max(y.shape[2], 1), layout.period(y.shape, 2, time_dim)

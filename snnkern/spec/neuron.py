@@ -118,6 +118,8 @@ def new_spec(
             raise ValueError(f"surrogate {surrogate!r} needs {what}, got {got}")
         if threshold is not None and threshold <= 0:
             raise ValueError(f"threshold must be positive with {surrogate!r}, got {threshold!r}")
+    if ternary and threshold is not None and threshold <= 0:
+        raise ValueError(f"threshold must be positive with ternary=True, got {threshold!r}")
     flags = detach_reset, fire_at_threshold, ternary
     return LIFSpec(form, leak, threshold, reset, surrogate, *flags, v_min, v_start)
 

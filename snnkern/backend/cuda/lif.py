@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 
 from ...spec.layout import DTYPES
-from ...spec.neuron import FORMS
 from ...spec.split import CHUNK, Split, for_gpu, warmup
 from .. import on
 from .._extension import _C, addresses, neuron_of, words_of
@@ -179,8 +178,6 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device, extra=Non
     """The variant, of forward, and the constants of a LIF kernel that reads so many tensors step by step."""
     neuron, code = _C.neuron(neuron_of(spec)), DTYPES.index(dtype)
     form, hard, _, rest = _told(neuron)
-    if spec.leak is None:  # Neuron has another, with another form perhaps
-        form = FORMS.index(spec.form)
     if layout.steps >> 30:
         raise ValueError(f"the CUDA kernels count up to 2**30 time steps, got {layout.steps}")
     width, parts = 16 // dtype.itemsize, split.segments > 1
