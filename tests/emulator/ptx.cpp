@@ -272,6 +272,14 @@ Function function_of(Parts& parts) {
     if (!shared && !parts.take("global")) unknown();
     return [by = shared ? (to ? -kSharedWindow : kSharedWindow) : 0](const Bits* a) { return a[0] + by; };
   }
+  if (op == "add" && parts.take("rm")) {
+    if (t.kind != Type::f32) unknown();
+    return on<float>([](float a, float b) {
+      const double sum = double(a) + b, of_b = sum - a, lost = (a - (sum - of_b)) + (b - of_b);
+      const float nearest = float(sum);
+      return nearest > sum || (nearest == sum && lost < 0) ? std::nextafter(nearest, -INFINITY) : nearest;
+    });
+  }
   if (op == "add") return exact(), on_numbers(t, [](auto a, auto b) { return a + b; });
   if (op == "sub") return exact(), on_numbers(t, [](auto a, auto b) { return a - b; });
   if (op == "neg") return on_numbers(t, [](auto a) { return -a; });
