@@ -14,6 +14,7 @@ import torch
 
 from ...spec.layout import DTYPES
 from ...spec.split import CHUNK, Split, for_gpu, warmup
+from ...surrogate import Table
 from .. import on
 from .._extension import _C, addresses, neuron_of, words_of
 from .program import Grid, prepare, stream_of
@@ -146,7 +147,8 @@ def _forward(spec, layout, dtype, aligned, given, device, extra=None) -> Launche
 
 def _backward(spec, layout, dtype, aligned, given, device, extra=None) -> Launches:
     split = Split(1, layout.steps, 0) if _whole(extra) else _split(layout, device, 8 * CHUNK)
-    variant, constants = compiled_for(spec, layout, dtype, aligned, 1 + given, split, device, extra)
+    widest = 4 if _whole(extra) else 8  # of 16-bit numbers: what is kept besides would not fit registers
+    variant, constants = compiled_for(spec, layout, dtype, aligned, 1 + given, split, device, extra, widest)
     variant = adjoint_of(spec, variant, constants[0], given)
     threads = backward_threads(variant.width)
     across, shared = blocks(layout, variant.width, threads), column_bytes(layout, variant.width)
@@ -174,13 +176,13 @@ def _split(layout, device, shortest, warm=0) -> Split:
     return for_gpu(layout.steps, layout.outer * layout.inner, processors(device), shortest, warm)
 
 
-def compiled_for(spec, layout, dtype, aligned, streams, split, device, extra=None):
+def compiled_for(spec, layout, dtype, aligned, streams, split, device, extra=None, widest=8):
     """The variant, of forward, and the constants of a LIF kernel that reads so many tensors step by step."""
     neuron, code = _C.neuron(neuron_of(spec)), DTYPES.index(dtype)
     form, hard, _, rest = _told(neuron)
     if layout.steps >> 30:
         raise ValueError(f"the CUDA kernels count up to 2**30 time steps, got {layout.steps}")
-    width, parts = 16 // dtype.itemsize, split.segments > 1
+    width, parts = min(16 // dtype.itemsize, widest), split.segments > 1
     if parts or not (aligned and fits(layout, width) and _fill(layout, width, streams, processors(device))):
         width = 1
     grouped = layout.steps_out < layout.steps
@@ -198,7 +200,9 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device, extra=Non
 
 
 def adjoint_of(spec, variant, neuron, given) -> LIFVariant:
-    return variant._replace(detached=spec.detach_reset, surrogate=_told(neuron)[2], given=given)
+    variant = variant._replace(detached=spec.detach_reset, surrogate=_told(neuron)[2], given=given)
+    # Without a loop, the compiler has all of a table's loads on their way, in more registers than there are.
+    return variant._replace(steps=0) if isinstance(spec.surrogate, Table) else variant
 
 
 def fits(layout, width) -> bool:
