@@ -1,10 +1,11 @@
 """Scripts written for SpikingJelly, unchanged: ``import snnkern.hook`` before their imports, or ``snnkern run``.
 
 From then on ``spikingjelly.clock_driven.neuron`` (0.0.0.0.12) and ``spikingjelly.activation_based.neuron`` (0.0.0.0.14,
-2.0) give the nodes of ``snnkern.nn`` under the names in ``NODES``; all else stays SpikingJelly's. Where it, or one of
-the two packages, is not installed, a stand-in has these nodes, the functions and containers that published training
-scripts call around them (``functional``, ``layer``), and its surrogate functions. What the stand-in does not have
-raises ImportError or AttributeError. A line on stderr says for each of the two what was done.
+2.0) give the nodes of ``snnkern.nn`` under the names in ``NODES``. All else stays SpikingJelly's; so does a class that
+a script derives from one of these to charge, fire or reset by itself. Where it, or one of the two packages, is not
+installed, a stand-in has these nodes, the functions and containers that published training scripts call around them
+(``functional``, ``layer``), and its surrogate functions. What the stand-in does not have raises ImportError or
+AttributeError. A line on stderr says for each of the two what was done.
 
 Processes that a script starts with the method "spawn" are without the hook; torchrun takes ``snnkern run`` too:
 ``torchrun --no-python snnkern run train.py``.
@@ -23,7 +24,7 @@ import torch
 
 from . import nn
 from .nn.imports import after_import
-from .nn.node import BaseNode
+from .nn.node import INSTEAD, BaseNode
 from .surrogate import from_spikingjelly
 
 __all__ = ["NODES", "run"]
@@ -49,10 +50,14 @@ def run(script: str, arguments: list[str]) -> None:
 
 
 def _replace(module: ModuleType) -> None:
-    vars(module).update({name: getattr(nn, name) for name in NODES[module.__name__]})
-    how = "stands in, as it is not installed" if isinstance(module, _StandIn) else "is SpikingJelly's"
+    for name in NODES[module.__name__]:
+        ours = getattr(nn, name)
+        if isinstance(vars(module).get(name), type):
+            INSTEAD[ours] = vars(module)[name]
+        setattr(module, name, ours)
     names = ", ".join(NODES[module.__name__])
-    print(f"snnkern: {module.__name__} {how}; of snnkern are {names}", file=sys.stderr)
+    absent = "is not installed: a stand-in, whose" if isinstance(module, _StandIn) else "is as installed, but its"
+    print(f"snnkern: {module.__name__} {absent} {names} are snnkern's", file=sys.stderr)
 
 
 class _StandIn(ModuleType):

@@ -63,7 +63,12 @@ spikes = [functional.sequential_forward([torch.nn.Identity(), node], x).sum().it
 
 import snnkern.hook
 
+class Quadratic(neuron.LIFNode):
+    def neuronal_charge(self, x):
+        pass
+
 print(json.dumps([
+    issubclass(Quadratic, theirs) and not issubclass(Quadratic, LIFNode),
     kinds,
     any(missing),
     spikes,
@@ -147,10 +152,10 @@ def test_nodes_made_before_are_of_the_classes_that_come_later_and_their_names_ch
     (tmp_path / "script.py").write_text(JOINED)
     ended = python("script.py", path=[tmp_path / "lib"], cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    kinds, missing, spikes, ours, joined, other, loader = json.loads(ended.stdout)
+    theirs, kinds, missing, spikes, ours, joined, other, loader = json.loads(ended.stdout)
     assert kinds == [[True, True, False], [True, True, True], [True, False, False]]
     assert not missing and spikes == [3 * 2.0] * 2
-    assert ours and joined and other == "spikingjelly.clock_driven.neuron" and loader == "SourceFileLoader"
+    assert ours and theirs and joined and other == "spikingjelly.clock_driven.neuron" and loader == "SourceFileLoader"
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("snnkern: ")]
     assert "spikingjelly.clock_driven.neuron" in line and "MultiStepLIFNode" in line
 

@@ -23,6 +23,9 @@ from .recompute import repeatable
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
 _BACKENDS = {None: None, "torch": None, "cupy": None, "inductor": None, **{name: name for name in ORDER}}
 
+# A class here, and the base instead of it for subclasses that charge by themselves; snnkern.hook fills it.
+INSTEAD: dict[type, type] = {}
+
 
 class BaseNode(nn.Module):
     """What the nodes here share: SpikingJelly's attributes, state rules and tools, around ``snnkern.lif``.
@@ -32,7 +35,8 @@ class BaseNode(nn.Module):
     is faster after ``snnkern.keep_freed_memory()``.
 
     Args:
-        v_threshold: potential from which on a neuron fires: a float or a tensor as ``snnkern.lif`` takes it.
+        v_threshold: potential from which on a neuron fires. It and ``tau`` of the classes may be tensors, as
+            ``snnkern.lif`` takes them: a ``Parameter`` is learnt and saved, another follows ``.to(device)`` alone.
         v_reset: potential after a spike, or None to subtract the threshold.
         surrogate_function: stands for ds/dh in backward; from ``snnkern.surrogate`` or SpikingJelly.
         detach_reset: leave the reset's dependence on the spike out of the gradient.
@@ -51,7 +55,8 @@ class BaseNode(nn.Module):
     the last forward ("m") or all steps since ``reset()`` ("s").
 
     Where SpikingJelly is imported, before or after, each class here is a subclass of its class of the same name, of its
-    ``BaseNode`` at least, so that its tools find the node; none of its code runs in the node.
+    ``BaseNode`` at least, so that its tools find the node; none of its arithmetic runs in the node. What counts
+    PyTorch's operations, as some of its energy counters do, sees none inside the node but with backend="reference".
 
     ``torch.utils.checkpoint`` runs a forward twice and the state advances once; gradients and state are those without
     it, bit for bit. Where that cannot be, it raises: a gradient through the state from one checkpointed part to another
@@ -71,6 +76,9 @@ class BaseNode(nn.Module):
         charge = ("neuronal_charge", "neuronal_fire", "neuronal_reset")  # what subclasses of SpikingJelly's node define
         for name in (*charge, "single_step_functional_forward", "multi_step_functional_forward"):
             if name in vars(cls):
+                if INSTEAD.keys() & {*cls.__bases__}:
+                    cls.__bases__ = tuple(INSTEAD.get(base, base) for base in cls.__bases__)
+                    return
                 raise TypeError(f"{cls.__name__} defines {name}, which the fused neuron would never call")
 
     def __init__(
@@ -304,7 +312,9 @@ class LIFNode(BaseNode):
     on the CPU; otherwise gradients differ in rounding, Sigmoid's in any case. x edited in place before backward, and
     second derivatives, raise; see ``snnkern.lif``.
 
-    Source: Fang et al., SpikingJelly, Science Advances 2023, version 2.0.0.
+    Source: Fang et al., SpikingJelly, Science Advances 2023, version 2.0.0. On the CPU 0.0.0.0.12 and 0.0.0.0.14 give
+    the same bits, but with decay_input=False and v_reset 0 or None they compute ``v*(1 - 1/tau) + x`` (0.0.0.0.14 in
+    eval mode for None alone), which is rounded otherwise unless tau is a power of 2; ``snnkern.convert`` keeps that.
     """
 
     _printed = ("tau", "decay_input")
@@ -469,7 +479,10 @@ class _MultiStep:
 
 
 class MultiStepLIFNode(_MultiStep, LIFNode):
-    """LIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
+    """LIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12.
+
+    Other than there, ``v_seq`` is None unless ``store_v_seq`` is set.
+    """
 
     def __init__(
         self,
