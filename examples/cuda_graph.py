@@ -1,15 +1,15 @@
 """A whole training step as one CUDA graph: forward, loss, backward and optimizer, started by one call.
 
-``python examples/cuda_graph.py`` trains a network of two layers of LIFNodes step by step and, where there is a GPU, from
-a graph; it prints whether the losses are equal, and the time of a step. What a graph asks of a step:
+``python examples/cuda_graph.py`` trains a network of two layers of LIFNodes step by step and, where there is a GPU,
+from a graph; it prints whether the losses are equal, and the time of a step. What a graph asks of a step:
 
 - It ran before the capture: kernels are compiled and loaded at their first call, and refuse to be during a capture.
 - Inputs lie where they lay: ``capture`` copies new ones there.
 - Neurons start inside it: the step resets them. A state that outlives the step is one more input and output, of
   ``snnkern.lif(x, v)``.
 - The CPU reads nothing: no ``momentum=None`` or ``process_group`` of a norm, no ``packed_spikes(detect=True)``.
-- What Python knows is part of it: tau, thresholds and surrogates that are numbers, or tensors on the CPU, keep the values
-  that they had; a learning rate is a tensor on the GPU. After a change of the others it is captured again.
+- Numbers of Python are part of it, tensors on the CPU too: tau, thresholds, parameters of surrogates, learning rates.
+  They keep the values that they had: after a change it is captured again. Tensors on the GPU are read anew.
 - Under autocast, ``cache_enabled=False``.
 """
 
@@ -28,8 +28,8 @@ STEPS, BATCH, PIXELS, CLASSES, WARMUP, TRAINING = 32, 16, 64, 10, 3, 20
 
 
 def capture(step: Callable, *inputs: torch.Tensor) -> Callable:
-    """``step`` of tensors on a GPU as one graph, after ``WARMUP`` runs: takes other inputs of the same sizes; its result
-    is overwritten by the next call."""
+    """``step`` of tensors on a GPU as one graph, after ``WARMUP`` runs: takes other inputs of the same sizes; the next
+    call overwrites its result."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -616,8 +616,7 @@ def parse(text: str, values: torch.Tensor | None = None) -> Surrogate:
         return Table.of(values, float(told))
     if values is None:
         return _KNOWN[name](*map(float, told.split(", ")))
-    traced = type(values) is not torch.Tensor  # has no numbers yet, and nobody asks for them
-    return _KNOWN[name]() if traced else _KNOWN[name](*values.tolist())
+    return _KNOWN[name](*values.tolist())
 
 
 # SpikingJelly's classes, by name, in ours; `a` is their alpha.
