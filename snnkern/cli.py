@@ -11,6 +11,7 @@ from functools import partial
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from inspect import signature
+from io import BytesIO
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import NamedTemporaryFile
@@ -25,7 +26,7 @@ from rich.table import Table
 from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
-from .files import versions
+from .files import replacing, versions
 from .models import Staged
 from .train.folder import Interrupted, RecipeError, RunError
 
@@ -367,7 +368,8 @@ def export(
 ) -> None:
     """Write a trained network's weights for inference.
 
-    The batch norms are folded into the layers before them; the file is one of safetensors.
+    The batch norms are folded into the layers before them; the file is one of safetensors, or, if OUT ends in .nir, a
+    graph of NIR with a time step of 0.1 ms, for other tools and chips.
     """
     from .nn import fold
 
@@ -382,11 +384,29 @@ def export(
             _fail(f"{path} holds {len(runs)} runs; name one of them, such as {runs[0]}")
         model, recipe, about = restore(runs[0], stage, best)
         try:
+            if out.suffix == ".nir":
+                _write_nir(out, model, about["shape"])
+                return
             folded = fold(model)
         except ValueError as error:
             _fail(f"{path}: {error}", 1)
         save_weights(out, folded, {**about, "folded": True, "recipe": recipe.settings()})
     typer.echo(f"{out}: for snnkern eval, snnkern report, or load_state_dict of snnkern.nn.fold(model)")
+
+
+def _write_nir(out: Path, model: torch.nn.Module, shape: list[int]) -> None:
+    from .nn import to_nir
+    from .train.folder import writing
+
+    frame = shape if len(shape) == 3 else shape[1:]
+    graph = to_nir(model, torch.zeros(2, 2, *frame))
+    import nir  # to_nir says how to install it
+
+    held = BytesIO()
+    nir.write(held, graph)
+    with writing(out), replacing(out) as file:
+        file.write(held.getvalue())
+    typer.echo(f"{out}: for snnkern.nn.from_nir(nir.read(path)), and other tools")
 
 
 @app.command()

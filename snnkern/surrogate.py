@@ -616,9 +616,8 @@ def parse(text: str, values: torch.Tensor | None = None) -> Surrogate:
         return Table.of(values, float(told))
     if values is None:
         return _KNOWN[name](*map(float, told.split(", ")))
-    return (
-        _KNOWN[name](*values.tolist()) if type(values) is torch.Tensor else _KNOWN[name]()
-    )  # a fake one has no numbers
+    traced = type(values) is not torch.Tensor  # has no numbers yet, and nobody asks for them
+    return _KNOWN[name]() if traced else _KNOWN[name](*values.tolist())
 
 
 # SpikingJelly's classes, by name, in ours; `a` is their alpha.

@@ -156,7 +156,7 @@ def test_neurons_without_an_equal_are_left_with_the_reason(neuron):
         def neuronal_charge(self, x):
             self.v = self.v + 2 * x
 
-    class Renamed(neuron.LIFNode):
+    class LIFNode(neuron.LIFNode):
         def __init__(self):
             super().__init__(tau=3.0)
             self.register_buffer("seen", torch.zeros(1))
@@ -174,7 +174,7 @@ def test_neurons_without_an_equal_are_left_with_the_reason(neuron):
         "does not spike": neuron.IFNode(surrogate_function=surrogate.Sigmoid(spiking=False)),
         "surrogate_function does not": neuron.IFNode(surrogate_function=lambda x: x.round().clamp(0, 4)),
     }
-    net = nn.Sequential(*left.values(), Renamed())
+    net = nn.Sequential(*left.values(), LIFNode())
     classes = [type(module) for module in net]
     report = snnkern.convert(net)
     assert [row.now for row in report] == [None] * 7 + ["snnkern.nn.node.LIFNode"] and net[7].tau == 3.0
@@ -225,6 +225,8 @@ def test_nodes_before_2_fold_their_leak(module, v_reset, training):
     wanted, got = (outputs_and_gradients(run, model, current(20, 4, 6)) for model in (theirs, ours))
     assert all(map(torch.equal, got[0], wanted[0]))
     assert_gradients_close(got[1][0], wanted[1][0])
+    older = type("LIFNode", (Early,), {"__module__": "spikingjelly.cext.neuron"})(2.0, v_reset)
+    assert "spikingjelly.cext.neuron" in snnkern.convert(older)[0].note
 
 
 # The others

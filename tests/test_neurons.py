@@ -185,6 +185,7 @@ LAYOUTS = {
     "time first": lambda shape: draw(shape),
     "time second": lambda shape: draw([shape[1], shape[0], *shape[2:]]).transpose(0, 1),
     "time last": lambda shape: draw([*shape[1:], shape[0]]).movedim(-1, 0),
+    "narrow": lambda shape: draw([shape[1], shape[3], shape[0], shape[2]]).permute(2, 0, 3, 1),
     "channels last": lambda shape: draw([*shape[:2], shape[3], shape[2]]).transpose(2, 3),
     "sliced": lambda shape: draw([shape[0], shape[1], shape[2] + 1, shape[3]])[:, :, 1:],
 }
@@ -261,11 +262,18 @@ AFTER_NORM += [*SPIKES[2:], {"inverse_tau": 0.4}, {"surrogate": Table(torch.cos,
 
 
 @pytest.mark.parametrize("kind", AFTER_NORM[1::2] if EMULATED else AFTER_NORM, ids=str)
-@pytest.mark.parametrize("training", [False, True])
-def test_after_batch_norm(backend, device, kind, training):
-    y = draw((18, 2, 16, 5), device=device)
-    residual = draw(y.shape, device=device, seed=7) if training else None
-    check_bn_lif(y, backend, state_of(y), residual, threshold=0.7, training=training, **kind)
+@pytest.mark.parametrize(("shape", "time_dim"), [((18, 2, 16, 5), 0), ((6, 18, 3, 5), 1)], ids=str)
+def test_after_batch_norm(backend, device, kind, shape, time_dim):
+    y = draw(shape, device=device)
+    residual = draw(shape, device=device, seed=7) if time_dim else None
+    check_bn_lif(y, backend, state_of(y, time_dim), residual, None, time_dim, threshold=0.7, **kind)
+
+
+@pytest.mark.skipif(INTERPRETED or EMULATED, reason="would take minutes, and the path is the compiled kernels' own")
+@pytest.mark.parametrize("spikes", SPIKES[::2], ids=str)
+def test_tensors_larger_than_the_cache(backend, device, spikes):
+    x = draw((17, 2, 3, 7001), device=device)
+    check(backend, x, {"decay": GIVEN}, "neuron", spikes, "channel", True, sequence=True)
 
 
 @pytest.mark.parametrize("spikes", SPIKES, ids=str)

@@ -283,8 +283,9 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
     };
     const auto walked = [&](auto out, bool past_cache) {
       with_surrogate(p.surrogate, [&](auto curve) {
-        walk_back<decltype(curve), W, vectors()>(n, h, grad_s.from(j), out, x.from(j + count), grad_v + j, steps,
-                                                 past_cache);
+        if constexpr (!std::is_same_v<decltype(curve), Integer>)
+          walk_back<decltype(curve), W, vectors()>(n, h, grad_s.from(j), out, x.from(j + count), grad_v + j, steps,
+                                                   past_cache);
       });
     };
     if (!norm.lanes) {

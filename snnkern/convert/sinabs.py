@@ -105,7 +105,8 @@ def _new(module: nn.Module, backend: str | None) -> nn.Module:
         raise ValueError(
             f"its reset_fn is {reset!r}; MembraneReset to 0 and MembraneSubtract of the threshold have an equal"
         )
-    cls = _CLASSES[next(base.__name__ for base in type(module).__mro__ if base.__name__ in _CLASSES)]
+    theirs = next(base for base in type(module).__mro__ if base.__module__.startswith("sinabs."))
+    cls = _CLASSES[theirs.__name__]
     new = cls.__new__(cls)
     new.__dict__ = {**vars(module), "backend": backend}
     new._surrogate()

@@ -24,15 +24,15 @@ class Leaky(snntorch.Leaky):
             return super().forward(input_, mem)
         if before.shape != input_.shape:
             before = torch.zeros_like(input_)
-        elif not self.reset_delay and before is not self._last and (before > self.threshold).any():
+        elif not self.reset_delay and not _is_ours(before) and (before > self.threshold).any():
             return super().forward(input_, mem)  # which takes such a start for one that is to be reset
         spikes, self.mem = (self._delayed if self.reset_delay else self._prompt)(input_, before)
-        self._last = self.mem
         spikes = spikes * self.graded_spikes_factor
         return spikes if self.init_hidden and not self.output else (spikes, self.mem)
 
     def _prompt(self, x, v):
         spikes, v = self._lif(x.unsqueeze(0), v, self.threshold, detach_reset=False)
+        v.after_reset = v._version
         return spikes.squeeze(0), v
 
     def _delayed(self, x, v):
@@ -50,6 +50,11 @@ class Leaky(snntorch.Leaky):
         decay = self.beta.clamp(0, 1)
         neuron = {"decay": decay, "threshold": threshold, "surrogate": surrogate, "detach_reset": detach_reset}
         return lif(x, v, **neuron, backend=backend)
+
+
+def _is_ours(v: torch.Tensor) -> bool:
+    """Whether a potential was put out after its reset, so that it is not above the threshold."""
+    return getattr(v, "after_reset", None) == v._version
 
 
 def _surrogate(module: nn.Module) -> Surrogate:
@@ -75,7 +80,7 @@ def _new(module: nn.Module, backend: str | None) -> nn.Module:
         raise ValueError("its threshold may be negative, where reset_delay=False resets again and again")
     _surrogate(module)
     new = Leaky.__new__(Leaky)
-    new.__dict__ = {**vars(module), "backend": backend, "_last": None}
+    new.__dict__ = {**vars(module), "backend": backend}
     return new
 
 

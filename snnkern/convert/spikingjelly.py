@@ -51,7 +51,10 @@ _NAMES = (*_FOLDED, "IFNode", "MultiStepIFNode", "TernaryIFNode", "TernaryLIFNod
 
 def _new(module: nn.Module, backend: str | None) -> nn.Module:
     """Raises ValueError or TypeError with the reason where no node here is the same."""
-    theirs = next(cls for cls in type(module).__mro__ if cls.__name__ in NEURONS)
+    known = (cls for cls in type(module).__mro__ if cls.__name__ in NEURONS)
+    theirs = next(cls for cls in known if cls.__module__.startswith("spikingjelly."))
+    if not theirs.__module__.startswith(("spikingjelly.activation_based.neuron", "spikingjelly.clock_driven.neuron")):
+        raise ValueError(f"it is of {theirs.__module__}, which is not known")
     if theirs.__name__ != "ILIFNode":
         _check_spikes(module.surrogate_function)
     elif module.step_mode == "s":

@@ -1,5 +1,6 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
+from .exchange import from_nir, to_nir
 from .layers import IAF, LIF, TTM, SmoothLIF, carried
 from .node import (
     IFNode,
@@ -32,4 +33,6 @@ __all__ = [
     "TernaryLIFNode",
     "carried",
     "fold",
+    "from_nir",
+    "to_nir",
 ]
