@@ -83,8 +83,8 @@ class Surrogate:
         """This one, with the values that its tensors have now for parameters."""
         return type(self)(*(float(getattr(self, field.name)) for field in fields(self))) if self.live else self
 
-    def values(self) -> torch.Tensor | None:
-        """What ``text`` does not say: the parameters, float64, if they may change."""
+    def values(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+        """What ``text`` does not say: the parameters, float64 on the CPU, if they may change; of a Table, ``held``."""
         if not self.live:
             return None
         given = [getattr(self, field.name) for field in fields(self)]
@@ -479,10 +479,11 @@ class Table(Surrogate):
         self.error = error / peak if peak else error
 
     @classmethod
-    def of(cls, samples: torch.Tensor, half_width: float) -> Table:
-        """Of samples that are there: float64 [cells, 2] on the CPU, the values at both ends of each cell."""
+    def of(cls, held: torch.Tensor, half_width: float) -> Table:
+        """For kernels alone: of what another one ``held``."""
         table = cls.__new__(cls)
-        table._fill(samples, half_width, "samples")
+        table._fill(held, half_width, "held")
+        table._held[held.device, held.dtype] = held
         return table
 
     def _fill(self, samples, half_width, name):
@@ -502,8 +503,8 @@ class Table(Surrogate):
             self._held[key] = pairs
         return self._held[key]
 
-    def values(self):
-        return self.samples
+    def values(self, device, dtype):
+        return self.held(device, dtype)
 
     def twin(self):
         return Table
@@ -545,7 +546,8 @@ class Table(Surrogate):
 
 
 def _table(samples, half_width, told):
-    table = Table.of(samples, half_width)
+    table = Table.__new__(Table)
+    table._fill(samples, half_width, "")
     vars(table).update(told)
     return table
 

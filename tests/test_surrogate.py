@@ -318,6 +318,13 @@ def test_a_schedule_compiles_once():
             assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], wanted)
 
 
+def test_a_table_compiles():
+    table, x = Table(Spike.apply), draw((20, 40)).requires_grad_()
+    compiled = torch.compile(lambda x: snnkern.lif(x, surrogate=table)[0], fullgraph=True, backend="aot_eager")
+    wanted = torch.autograd.grad(snnkern.lif(x, surrogate=table)[0].sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], wanted)
+
+
 def test_smooth_spikes_run_on_the_reference(recwarn):
     smooth = spikingjelly.Sigmoid(spiking=False)
     x = draw((5, 20)).requires_grad_()
