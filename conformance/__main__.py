@@ -54,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     console = Console(stderr=True)
     checkouts = {name: getattr(options, name) or (options.folder and options.folder / name) for name in CHECKOUTS}
-    rows = []
+    found = {"machine": machine(), "rows": (rows := [])}
     for number, case in enumerate(CASES):
         checkout, title = checkouts[case.checkout], f"{case.checkout}, {case.model}"
         if (options.only or "").lower() not in title.lower():
@@ -65,12 +65,13 @@ def main(words: list[str] | None = None) -> int:
         console.print(title, highlight=False)
         rows.append({"code": case.checkout, "model": case.model, "commit": commit(checkout),
                      **one(number, case, checkout, options)})  # fmt: skip
-    found = {"machine": machine(), "rows": rows}
+        write(found, options.out)
     if options.tests is not None:
         if not (checkout := checkouts["spikingjelly"]) or not checkout.is_dir():
             parser.error("--tests needs a checkout of SpikingJelly")
         console.print("SpikingJelly's own tests", highlight=False)
         found["tests"] = {"commit": commit(checkout), **compare_tests(checkout, options.tests or ["test"])}
+        write(found, options.out)
     if not rows and "tests" not in found:
         parser.error("no checkout was found: give a folder that holds some, or the path of one")
     table = Table(*HEADER[:-1], box=SIMPLE)
@@ -79,11 +80,6 @@ def main(words: list[str] | None = None) -> int:
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     notes = [f"{row['code']}, {row['model']}: {cells(row)[-1]}" for row in rows if cells(row)[-1]]
     print("\n".join([*notes, *tests(found)]))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_json(options.out / "conformance.json", found)
-        with replacing(options.out / "conformance.md") as file:
-            file.write(markdown(found).encode())
     unknown = [name for name in found.get("tests", {}).get("differ", ()) if not reason(name)]
     return int(bool(unknown) or not all(equal(row) or "refused" in row for row in rows))
 
@@ -104,6 +100,14 @@ def one(number: int, case: Case, checkout: Path, options: argparse.Namespace) ->
         if not out.exists():
             return {"reason": f"the process ended with status {ended.returncode}"}
         return json.loads(out.read_text())
+
+
+def write(found: dict, folder: Path | None) -> None:
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "conformance.json", found)
+        with replacing(folder / "conformance.md") as file:
+            file.write(markdown(found).encode())
 
 
 def machine() -> dict:

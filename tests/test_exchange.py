@@ -167,6 +167,26 @@ def test_snntorch_and_norse_say_the_same():
         assert torch.equal(torch.stack(spikes), net(x)) and 0.02 < net(x).mean() < 0.9
 
 
+class Of(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.linear, self.function = nn.Linear(8, 8), function
+
+    def forward(self, x):
+        return self.function(x, self.linear(x))
+
+
+def test_sums_in_place_and_dropout():
+    def summed(x, y):
+        y += x
+        return y.reshape(12, 8).view(4, 3, 8)
+
+    net = nn.Sequential(Of(summed), nn.Dropout(0.5), LIF())
+    graph, x = to_nir(net, torch.zeros(4, 3, 8)), torch.rand(4, 3, 8)
+    wanted = [("input", "0.linear"), ("0.linear", "2"), ("input", "2"), ("2", "output")]
+    assert sorted(graph.edges) == sorted(wanted) and torch.equal(from_nir(graph)(x), net.eval()(x))
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -187,6 +207,12 @@ class Twice(nn.Module):
         (lambda: nn.Sequential(LIF(), nn.BatchNorm1d(3)), "1: NIR has no batch norm, and nn.fold found no layer"),
         (lambda: nn.Sequential(LIF(), BNLIF(8)), "1: NIR has no batch norm"),
         (lambda: nn.Conv1d(4, 4, 3, groups=2), "layer: NIR's types have no groups"),
+        (lambda: Of(lambda x, y: y.relu_()), "NIR has no node for relu_ of"),
+        (lambda: Of(lambda x, y: y.__setitem__(0, 0.0)), "NIR has no node for __setitem__ of"),
+        (lambda: Of(lambda x, y: y.reshape(3, 4, 8)), "NIR has no node for reshape of"),
+        (lambda: Of(lambda x, y: y[1:]), "NIR has no node for __getitem__ of"),
+        (lambda: Of(lambda x, y: y + y), "output must not get the same spikes twice"),
+        (lambda: Of(lambda x, y: torch.cat((x, y), -1)), "the output must come from layers that NIR has"),
         (Twice, "linear must run once, got a second call"),
         (lambda: nn.MaxPool1d(2), "layer: NIR has no node for MaxPool1d"),
     ],

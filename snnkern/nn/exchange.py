@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from ..spec.arguments import number
@@ -40,9 +41,9 @@ __all__ = ["from_nir", "to_nir"]
 # What NIR does not say of a neuron, in its metadata: that it is computed in the decay form, and fires at the threshold.
 DECAY, AT_THRESHOLD = "snnkern_decay", "snnkern_fire_at_threshold"
 _NEURONS = LIF, BaseNode, IAF, SmoothLIF
-_LEAVES = (*_NEURONS, TTM, nn.Linear, nn.modules.conv._ConvNd, _NormBase, nn.AvgPool2d)
-# Functions that only move the boundary between time and batch, or change nothing in eval mode.
-_PASS = {"unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "detach", "dropout", "feature_dropout"}
+_LEAVES = (*_NEURONS, TTM, nn.Linear, nn.modules.conv._ConvNd, _NormBase, nn.AvgPool2d, _DropoutNd)
+# Functions that leave samples as they are, or change their shape.
+_PASS = {"unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "detach", "__getitem__"}
 _RESHAPE = {"flatten", "reshape", "view"}
 
 
@@ -76,7 +77,7 @@ def to_nir(model: nn.Module, x: torch.Tensor, dt: float = 1e-4):
         model = fold(model)
     except ValueError:  # nothing to fold
         model = copy.deepcopy(model).eval()
-    trace = _Trace(nir, dt)
+    trace = _Trace(nir, dt, tuple(x.shape[:2]))
     for path, module in model.named_modules():
         if isinstance(module, BaseNode):
             module.reset()
@@ -95,9 +96,10 @@ def to_nir(model: nn.Module, x: torch.Tensor, dt: float = 1e-4):
 class _Trace(TorchFunctionMode):
     """Follows tensors from layer to layer. Of each it knows which nodes' outputs it sums, and the shape of a sample."""
 
-    def __init__(self, nir, dt: float) -> None:
+    def __init__(self, nir, dt: float, steps_and_samples: tuple[int, int]) -> None:
         super().__init__()
         self.nir, self.dt, self.nodes, self.edges = nir, dt, {}, []
+        self.leading = steps_and_samples, (math.prod(steps_and_samples),)  # what stands before the shape of a sample
         self.known: dict[int, tuple] = {}  # with the tensor itself: an id belongs to what lives
         self.inside = False
 
@@ -126,6 +128,8 @@ class _Trace(TorchFunctionMode):
             given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
             found = [self.sources(each, f"the input of {path}") for each in given]
             features = found[0][1]
+            if isinstance(module, _DropoutNd):  # in evaluation mode
+                return self.name(out, *found[0])
             if isinstance(module, _NEURONS) and out.shape != given[0].shape:
                 raise ValueError(f"{path} must put out as many steps as it gets: NIR has one clock")
             try:
@@ -139,18 +143,21 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        what = func.__name__
         given = [] if self.inside else [each for each in args if id(each) in self.known]
-        if not given or not isinstance(out, torch.Tensor) or id(out) in self.known:
+        changed = what == "__setitem__" or what.startswith("__i") or (what.endswith("_") and not what.endswith("__"))
+        if not given or (not changed and (not isinstance(out, torch.Tensor) or id(out) in self.known)):
             return out
-        what, (sources, features) = func.__name__, self.sources(given[0], "")
-        same = tuple(out.shape[out.dim() - len(features) :]) == features
-        if (what in _PASS | _RESHAPE and same) or (what == "__getitem__" and out.shape == given[0].shape):
+        sources, features = self.sources(given[0], "")
+        shape = tuple(out.shape) if isinstance(out, torch.Tensor) else ()
+        same = shape in [(*leading, *features) for leading in self.leading]
+        if what in _PASS | _RESHAPE and same:
             self.name(out, sources, features)
-        elif what in _RESHAPE and out.shape[-1:] == (math.prod(features),):
+        elif what in _RESHAPE and shape in [(*leading, math.prod(features)) for leading in self.leading]:
             self.flatten(out, sources, features)
         elif what in ("add", "__add__", "__radd__", "__iadd__", "add_") and len(given) == 2 and not kwargs and same:
             self.name(out, sources + self.sources(given[1], "")[0], features)
-        elif what == "mean" and len(features) == 3 and out.shape == given[0].shape[:-2]:
+        elif what == "mean" and len(features) == 3 and shape == given[0].shape[:-2]:
             pool = self.nir.AvgPool2d(*(np.array(size) for size in (features[1:], features[1:], (0, 0))))
             name = f"{'+'.join(sources)}.mean"
             self.add(name, pool, sources)
