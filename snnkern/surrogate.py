@@ -454,7 +454,8 @@ class Table(Surrogate):
             smallest power of two (1 to 64) beyond which the derivative changes by no more than 1/200 of its peak.
         cells: their number; even, so that 0 is where two of them meet.
 
-    ``error`` is the largest difference from ``function``, as a share of its peak, within cells up to twice as far out.
+    ``error`` is the largest difference from ``function`` within ``half_width``, ``tail`` that from there to twice as
+    far, as shares of its peak.
     """
 
     def __init__(self, function: Callable, half_width: float | None = None, cells: int = 2048) -> None:
@@ -474,9 +475,10 @@ class Table(Surrogate):
             raise ValueError(f"Table: function must have a finite derivative, got {function!r}")
         self._fill(samples, float(half_width + size), getattr(function, "__name__", None) or repr(function))
         far, within = torch.arange(-cells, cells, **numbers), torch.tensor([[0.1], [0.5], [0.9]], **numbers)
-        points = (far + within).view(-1) * size
-        error, peak = (self.grad(points) - derivative(points)).abs().max().item(), samples.abs().max().item()
-        self.error = error / peak if peak else error
+        points, peak = (far + within).view(-1) * size, samples.abs().max().item() or 1.0
+        missed = (self.grad(points) - derivative(points)).abs() / peak
+        self.error = missed[points.abs() < half_width].max().item()
+        self.tail = missed[points.abs() > half_width].max().item()
 
     @classmethod
     def of(cls, held: torch.Tensor, half_width: float) -> Table:
@@ -535,11 +537,11 @@ class Table(Surrogate):
         return self.half_width, self.cells / (2 * self.half_width), float(self.cells)
 
     def __repr__(self) -> str:
-        told = f", error={self.error:.1g}" if "error" in vars(self) else ""
+        told = f", error={self.error:.1g}, tail={self.tail:.1g}" if "error" in vars(self) else ""
         return f"Table({self.name}, half_width={self.half_width!r}, cells={self.cells}{told})"
 
     def __reduce__(self):
-        told = {key: vars(self)[key] for key in ("name", "error") if key in vars(self)}
+        told = {key: vars(self)[key] for key in ("name", "error", "tail") if key in vars(self)}
         return _table, (self.samples, self.half_width, told)
 
     _triton = None  # its kernels take the samples
@@ -675,6 +677,8 @@ def _table_of(function: Callable, numbers: tuple) -> Table:
             "derivative of one, give surrogate.Table of it"
         )
     table = Table(function)
+    if table.error > 1e-3:
+        table = Table(function, cells=1 << 14)
     if table.error > 0.05:
         warnings.warn(f"a surrogate was sampled with a large error: {table}", RuntimeWarning, stacklevel=4)
     return table

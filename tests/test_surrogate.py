@@ -269,7 +269,7 @@ def test_a_table_has_an_antiderivative_and_ends():
 def test_tables_find_their_width_and_tell_their_error():
     assert Table(lambda x: 1 / (1 + 25 * x.abs()) ** 2).half_width < 2
     with pytest.warns(RuntimeWarning, match="sampled with a large error"):
-        from_spikingjelly(lambda x: ((x > 0).double() - torch.sin(40 * x)).detach() + torch.sin(40 * x))
+        from_spikingjelly(lambda x: ((x > 0).double() - torch.sin(4000 * x)).detach() + torch.sin(4000 * x))
     for function in (torch.sigmoid, torch.nn.Identity(), lambda x: torch.exp(-x * x)):
         with pytest.raises(TypeError, match="surrogate_function must be a spike, which steps from 0 to 1"):
             from_spikingjelly(function)
