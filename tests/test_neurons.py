@@ -58,11 +58,11 @@ def named(case):
 
 
 def parameter(kind, shape, low, high, dtype, device="cpu"):
-    """Of a kind of SHAPES for x without time, in [low, high]."""
+    """Of a kind of SHAPES for x without time, multiples of 1/16 in [low, high]."""
     shape = [shape[i] if n < 0 else n for i, n in enumerate(SHAPES[kind])]
     generator = torch.Generator().manual_seed(len(shape) + 11)
     drawn = torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
-    return drawn.to(dtype).to(device).requires_grad_()
+    return drawn.mul(16).round().div(16).to(dtype).to(device).requires_grad_()
 
 
 def leak_of(form, kind, shape, dtype, device="cpu"):
@@ -211,7 +211,7 @@ def check(backend, x, leak, kind, spikes, threshold, v, detach_reset=False, fire
     neuron |= {"detach_reset": detach_reset, "threshold": threshold, **options, **spikes}
     neuron |= {"fire_at_threshold": fire_at_threshold and "surrogate" not in spikes, "steps_out": steps_out}
     grads = draw([steps_out or len(x), *shape], x.dtype, x.device, 2), draw(x.shape, state, x.device, 3)
-    grads = grads[0], grads[1] if sequence else grads[1][0]
+    grads = grads[0].abs(), (grads[1] if sequence else grads[1][0]).abs()  # so that sums over neurons do not cancel
     neuron["return_v"] = "sequence" if sequence else True
     got, wanted = (outcome(x, name, v, inputs, grads, **neuron) for name in (backend, "reference"))
     assert got[0].dtype == x.dtype and torch.equal(got[0], wanted[0]), "spikes"
@@ -243,7 +243,8 @@ if INTERPRETED or EMULATED:
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_every_neuron_equals_the_reference(backend, device, case):
     dtype = case["dtype"] if backend == "cpu" or case["dtype"] != torch.float64 else torch.float32
-    x = moved(LAYOUTS[case["layout"]]((20, 2, 3, 11 if EMULATED else 37)).to(dtype), device)
+    x = LAYOUTS[case["layout"]]((20, 2, 3, 11 if EMULATED else 37)).mul(16).round().div(16)  # meets thresholds
+    x = moved(x.to(dtype), device)
     check(backend, x, **{name: case[name] for name in case if name not in ("layout", "dtype")})
 
 
