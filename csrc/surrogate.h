@@ -134,10 +134,10 @@ struct Table {
   }
 };
 
-#define SNN_SURROGATES(X)                                                                                             \
-  X(Triangle)                                                                                                         \
-  X(Rectangle) X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(FastSigmoid) X(Erf) X(Integer) \
-      X(Table)
+#define SNN_SURROGATES(X) \
+  X(Triangle)             \
+  X(Rectangle)            \
+  X(Dspike) X(Sigmoid) X(ATan) X(Exponential) X(SoftSign) X(SuperSpike) X(FastSigmoid) X(Erf) X(Integer) X(Table)
 
 }  // namespace
 enum class Surrogate : int {

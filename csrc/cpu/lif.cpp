@@ -7,8 +7,8 @@
 // The rows of a tile lie far apart in memory, which hardware prefetchers do not follow, so every access asks for one
 // that comes later. 16-bit numbers become float in registers. Inner dimensions too narrow for vectors are gathered into
 // rows of a stage, a chunk at a time. Batch norm before the neurons, and sums over groups of steps after them, are
-// passes of their own over a row (in backward, over a block) that is in the cache. So are the conversions of neurons that
-// are not plain, `any` below, whose loops ask at run time what they are: the plain ones' pay nothing for them.
+// passes of their own over a row (in backward, over a block) that is in the cache. So are the conversions of neurons
+// that are not plain, `any` below, whose loops ask at run time what they are: the plain ones' pay nothing for them.
 //
 // Segments of time are tiles like any other. Each warms up on the steps before it (in backward: after it), without
 // output, and notes the state from which it then starts, and with which it ends; these are compared bit for bit, and
@@ -134,7 +134,8 @@ struct Forward {
 
   // The steps from t up to `until`, each row where it lies in memory.
   template <class Step>
-  void rows(Step&& step, const Tile& tile, Local<S>& at, int64_t t, int64_t until, int64_t end, const IO* next, bool output) const {
+  void rows(Step&& step, const Tile& tile, Local<S>& at, int64_t t, int64_t until, int64_t end, const IO* next,
+            bool output) const {
     alignas(64) S received[kLanes], fired[kLanes];
     for (; t < until; ++t) {
       const bool within = t + kAhead < end;
