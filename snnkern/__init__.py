@@ -4,6 +4,7 @@ from . import losses, nn, surrogate
 from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
+from .convert import convert
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.pack import packed_spikes
@@ -13,6 +14,7 @@ __all__ = [
     "__version__",
     "backends",
     "bn_lif",
+    "convert",
     "keep_freed_memory",
     "lif",
     "losses",

@@ -1,4 +1,4 @@
-"""The command line: ``snnkern doctor | train | compare | eval | plot | report | search | export | bench``."""
+"""The command line: ``snnkern doctor | train | compare | eval | plot | report | search | export | convert | ...``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from inspect import signature
+from io import BytesIO
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import NamedTemporaryFile
@@ -22,7 +26,7 @@ from rich.table import Table
 from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
-from .files import versions
+from .files import replacing, versions
 from .models import Staged
 from .train.folder import Interrupted, RecipeError, RunError
 
@@ -364,7 +368,8 @@ def export(
 ) -> None:
     """Write a trained network's weights for inference.
 
-    The batch norms are folded into the layers before them; the file is one of safetensors.
+    The batch norms are folded into the layers before them; the file is one of safetensors, or, if OUT ends in .nir, a
+    graph of NIR with a time step of 0.1 ms, for other tools and chips.
     """
     from .nn import fold
 
@@ -379,11 +384,29 @@ def export(
             _fail(f"{path} holds {len(runs)} runs; name one of them, such as {runs[0]}")
         model, recipe, about = restore(runs[0], stage, best)
         try:
+            if out.suffix == ".nir":
+                _write_nir(out, model, about["shape"])
+                return
             folded = fold(model)
         except ValueError as error:
             _fail(f"{path}: {error}", 1)
         save_weights(out, folded, {**about, "folded": True, "recipe": recipe.settings()})
     typer.echo(f"{out}: for snnkern eval, snnkern report, or load_state_dict of snnkern.nn.fold(model)")
+
+
+def _write_nir(out: Path, model: torch.nn.Module, shape: list[int]) -> None:
+    from .nn import to_nir
+    from .train.folder import writing
+
+    frame = shape if len(shape) == 3 else shape[1:]
+    graph = to_nir(model, torch.zeros(2, 2, *frame))
+    import nir  # to_nir says how to install it
+
+    held = BytesIO()
+    nir.write(held, graph)
+    with writing(out), replacing(out) as file:
+        file.write(held.getvalue())
+    typer.echo(f"{out}: for snnkern.nn.from_nir(nir.read(path)), and other tools")
 
 
 @app.command()
@@ -494,6 +517,54 @@ def search(
             typer.echo(f"{verdict(result)}\n{folder / 'search.md'}")
 
 
+@app.command()
+def convert(
+    target: Annotated[str, typer.Argument(metavar="FILE:NAME", help="Such as model.py:make_model; the file is run.")],
+) -> None:
+    """Show which neurons of a model snnkern.convert swaps, and why not the others.
+
+    NAME is a function or a class, called without arguments, or a module that is there. The exit code is 1 if nothing is
+    swapped.
+    """
+    from .convert import convert as swap
+
+    report = swap(_model(target))
+    shown = Table(*report.HEADER, box=SIMPLE)
+    for line in report.lines():
+        shown.add_row(*line)
+    if report:
+        Console(markup=False).print(shown)
+    typer.echo(report.summary())
+    if not report.swapped:
+        raise typer.Exit(1)
+
+
+def _model(target: str) -> torch.nn.Module:
+    file, _, name = target.rpartition(":")
+    if not file or not name.isidentifier():
+        _fail(f"FILE:NAME must be a Python file and a name in it, such as model.py:make_model, got {target!r}")
+    path = Path(file)
+    if not path.is_file():
+        _fail(f"{file}: no such file", 1)
+    sys.path.insert(0, str(path.parent.resolve()))  # as of a script
+    loader = SourceFileLoader(path.stem, str(path))
+    module = module_from_spec(spec_from_loader(path.stem, loader))
+    sys.modules[path.stem] = module
+    loader.exec_module(module)
+    if not hasattr(module, name):
+        _fail(f"{file} has no {name}", 1)
+    made = getattr(module, name)
+    if callable(made) and not isinstance(made, torch.nn.Module):
+        try:
+            signature(made).bind()
+        except TypeError as error:
+            _fail(f"{name} of {file} is called without arguments, but: {error}", 1)
+        made = made()
+    if not isinstance(made, torch.nn.Module):
+        _fail(f"{name} of {file} must make a torch.nn.Module, got {made!r}", 1)
+    return made
+
+
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Measure speed beside other libraries; in a source checkout."""
@@ -507,6 +578,26 @@ def bench(context: typer.Context) -> None:
     except ModuleNotFoundError as error:
         _fail(f"{error}; `pip install 'snnkern[bench]'` brings what the benchmarks need", 1)
     suite(["--help" if part == "-h" else part for part in context.args], prog_name="snnkern bench")
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT.py", show_default=False)],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGUMENT ...]", show_default=False)] = None,
+) -> None:
+    """Run a training script written for SpikingJelly, unchanged, with snnkern's neurons in place of its own.
+
+    SpikingJelly need not be installed. Under torchrun: torchrun --no-python snnkern run SCRIPT.py.
+    """
+    if not script.is_file():
+        _fail(f"SCRIPT.py must be a file, got {script}")
+    from .hook import run
+
+    try:
+        run(str(script), arguments or [])
+    except (Exception, KeyboardInterrupt) as error:  # typer has other codes for some, and hides where they are from
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 
 
 def main() -> None:

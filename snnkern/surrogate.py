@@ -124,7 +124,11 @@ class Surrogate:
 
     def __call__(self, x: torch.Tensor, fired: torch.Tensor | None = None) -> torch.Tensor:
         """1 where ``fired`` (default: where x > 0), else 0, with ``grad`` for a derivative."""
-        return _Spike.apply(x, x > 0 if fired is None else fired, self)
+        spike = _Spike if _compiling() else _SpikeWithTangents
+        return spike.apply(x, x > 0 if fired is None else fired, self)
+
+
+_compiling = torch.compiler.is_dynamo_compiling  # which knows no function with a forward-mode derivative
 
 
 class _Spike(torch.autograd.Function):
@@ -138,12 +142,18 @@ class _Spike(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, _, ctx.surrogate = inputs
         ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return grad * ctx.surrogate.grad(x), None, None
+
+
+class _SpikeWithTangents(_Spike):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _Spike.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
 
     @staticmethod
     def jvp(ctx, tangent, *_):
@@ -213,6 +223,11 @@ class Dspike(Surrogate):
 
     temperature: float = 1.0
     width: float = 1.0
+
+    @classmethod
+    def in_region(cls, region: float, temp: float) -> Dspike:
+        """``DSPIKE(region)(x, temp)`` of SEENN's published code, whose neurons fire at the threshold."""
+        return cls(2 * temp * region, 2 * region)
 
     def _peak(self) -> float:
         return self.temperature / (2 * self.width * math.tanh(self.temperature / 2))
@@ -481,7 +496,10 @@ class Table(Surrogate):
         key = device, dtype
         if key not in self._held:
             start, end = self.samples.unbind(1)
-            self._held[key] = torch.stack([start, end - start], 1).to(device, dtype)
+            pairs = torch.stack([start, end - start], 1).to(device, dtype)
+            if _compiling() or type(pairs) is not torch.Tensor:  # what stands for it while tracing is not for keeps
+                return pairs
+            self._held[key] = pairs
         return self._held[key]
 
     def values(self):
@@ -596,7 +614,10 @@ def parse(text: str, values: torch.Tensor | None = None) -> Surrogate:
     name, _, told = text.removesuffix(")").partition("(")
     if name == "Table":
         return Table.of(values, float(told))
-    return _KNOWN[name](*(map(float, told.split(", ")) if values is None else values.tolist()))
+    if values is None:
+        return _KNOWN[name](*map(float, told.split(", ")))
+    traced = type(values) is not torch.Tensor  # has no numbers yet, and nobody asks for them
+    return _KNOWN[name]() if traced else _KNOWN[name](*values.tolist())
 
 
 # SpikingJelly's classes, by name, in ours; `a` is their alpha.

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 pytest.importorskip("sklearn")
@@ -20,7 +21,9 @@ pytest.importorskip("matplotlib")
 import snnkern
 from snnkern import analysis
 from snnkern.cli import app
+from snnkern.nn import fold, from_nir
 from snnkern.train.compare import named
+from snnkern.train.evaluation import restore
 from snnkern.train.folder import grouped
 from snnkern.train.plot import _cosines, _Run
 
@@ -49,7 +52,7 @@ def runs(tmp_path_factory):
 def test_help_and_version():
     assert succeed("--version") == f"snnkern {snnkern.__version__}\n"
     assert succeed("-h") == succeed("--help") and "report" in succeed("-h")
-    for command in ("doctor", "train", "compare", "eval", "plot", "export", "report", "search"):
+    for command in ("doctor", "train", "compare", "eval", "plot", "export", "report", "search", "convert"):
         assert succeed(command, "-h") == succeed(command, "--help") and "Usage: " in succeed(command, "-h")
 
 
@@ -120,6 +123,13 @@ def test_export_of_one_network(runs, tmp_path):
     result = invoke("export", runs / "both", tmp_path / "b.safetensors")
     assert result.exit_code == 2 and "holds 4 runs; name one of them, such as" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_export_to_nir(runs, tmp_path):
+    nir = pytest.importorskip("nir")
+    succeed("export", runs / "one", tmp_path / "a.nir")
+    model, x = fold(restore(runs / "one" / "seed0").model), torch.rand(3, 2, 1, 8, 8)
+    assert torch.equal(from_nir(nir.read(tmp_path / "a.nir"))(x), model(x))
 
 
 def test_a_network_of_a_stage_that_is_not_finished(runs, tmp_path):

@@ -16,7 +16,7 @@ FLOORS = (
     {"backend"},
     {"ops"},
     {"nn"},
-    {"models", "data", "methods"},
+    {"models", "data", "methods", "hook", "convert"},
     {"losses"},
     {"analysis"},
     {"train"},

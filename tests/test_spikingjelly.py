@@ -40,9 +40,9 @@ def current(*shape, seed=0):
 
 
 def run(node, inputs, v=None):
-    """Outputs of consecutive calls, the last potential, and gradients of the inputs and of the first state."""
+    """Outputs of consecutive calls, the last potential, and gradients of inputs, parameters and the first state."""
     inputs = [x.clone().requires_grad_() for x in inputs]
-    leaves = list(inputs)
+    leaves = [*inputs, *node.parameters()]
     if v is not None:
         node.v = v.clone().requires_grad_()
         leaves.append(node.v)
@@ -82,6 +82,56 @@ def test_gradient_of_initial_state_equals_spikingjelly(backend, tau, decay_input
     settings = dict(tau=tau, decay_input=decay_input, v_reset=v_reset, step_mode="m")
     inputs, v = [current(20, 3, 4, seed=1)], current(3, 4, seed=3) / 2
     assert_same(run(LIFNode(**settings, backend=backend), inputs, v), run(neuron.LIFNode(**settings), inputs, v))
+
+
+def grid(*leaks):
+    """Settings of a node: its leaks, resets and gradients."""
+    return [
+        dict(leak, v_reset=v_reset, detach_reset=detach_reset)
+        for leak, v_reset, detach_reset in product(leaks, RESETS, [False, True])
+    ]
+
+
+LEAKS = [{"tau": tau, "decay_input": decay_input} for tau, decay_input in product([1.7, 20.0], [True, False])]
+NODES = {
+    "IFNode": grid({}),
+    "ParametricLIFNode": grid(*({"init_tau": leak["tau"], "decay_input": leak["decay_input"]} for leak in LEAKS)),
+    "TernaryIFNode": grid({}),
+    "TernaryLIFNode": grid(*LEAKS),
+    "ILIFNode": [dict(tau=tau, detach_reset=detach_reset) for tau in TAUS for detach_reset in [False, True]],
+}
+
+
+@backends
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("name", NODES)
+def test_every_node_equals_its_namesake(backend, name, step_mode):
+    of_w = []  # in some settings its many parts cancel out to nearly nothing: together they say what the error is
+    for settings in NODES[name]:
+        if name == "ILIFNode" and step_mode == "s" and settings["tau"] != 2.0:  # theirs is then rounded otherwise
+            continue
+        settings = dict(settings, v_threshold=0.75, step_mode=step_mode)
+        inputs = [current(12, 3, 4, seed=1), current(12, 3, 4, seed=2)] if step_mode == "m" else [*current(6, 3, 4)]
+        ours, theirs = (getattr(module, name)(**settings) for module in (snnkern.nn, neuron))
+        ours.backend = backend
+        ours.load_state_dict(theirs.state_dict())
+        got, wanted = run(ours, inputs), run(theirs, inputs)
+        of_w += [[run[2][len(inputs) :] for run in (got, wanted)]]
+        assert_same(*((*run[:2], run[2][: len(inputs)]) for run in (got, wanted)))
+        assert isinstance(ours, type(theirs)) and isinstance(ours, neuron.LIFNode) == isinstance(theirs, neuron.LIFNode)
+        theirs.load_state_dict(ours.state_dict())
+    got, wanted = (sum(each, ()) for each in zip(*of_w, strict=True))
+    if got:
+        assert_gradients_close(torch.stack(got), torch.stack(wanted))
+
+
+@backends
+def test_multi_step_classes_equal_their_nodes_in_multi_step_mode(backend):
+    inputs = [current(12, 3, 4, seed=1), current(12, 3, 4, seed=2)]
+    for name, leak in (("IFNode", ()), ("LIFNode", (1.7, False)), ("ParametricLIFNode", (1.7, False))):
+        settings = *leak, 0.75, None, surrogate.ATan(), True
+        ours = getattr(snnkern.nn, f"MultiStep{name}")(*settings, backend)
+        assert_same(run(ours, inputs), run(getattr(neuron, name)(*settings, "m"), inputs))
 
 
 @backends
@@ -189,6 +239,46 @@ def test_set_step_mode_reset_net_and_detach_net_reach_our_nodes():
     functional.set_step_mode(net, "s")
     assert net[2].step_mode == net[7].step_mode == "s"
     net(current(2, 2, 6, 6))
+
+
+@pytest.mark.filterwarnings("ignore")  # of what its counters import
+def test_tools_of_spikingjelly_find_our_nodes():
+    from spikingjelly.activation_based import memopt, op_counter
+
+    x, seen = 3 * current(3, 2, 20), []
+    for make in (LIFNode, neuron.LIFNode):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(20, 9, False), make(step_mode="m"), nn.Linear(9, 5, False), make(step_mode="m"))
+        outputs = monitor.OutputMonitor(net, instance=neuron.LIFNode)
+        net(x)
+        outputs.remove_hooks()
+        functional.reset_net(net)
+        energy = op_counter.estimate_lemaire_energy(net, x)
+        functional.reset_net(net)
+        net[1] = memopt.checkpoint_module(net[1])
+        net(x).sum().backward()
+        seen.append([*outputs.records, torch.tensor(energy.total_pj), net[0].weight.grad])
+    assert len(seen[1]) == 4 and seen[1][0].any()
+    for ours, theirs in zip(*seen, strict=True):
+        assert_gradients_close(ours, theirs)
+
+
+def test_what_theirs_would_compute_by_itself_is_missing():
+    for name in ("neuronal_charge", "_append_v_seq", "apply_hard_reset"):
+        assert not hasattr(LIFNode(), name) and not hasattr(LIFNode, name)
+    with pytest.raises(TypeError, match="neuronal_charge"):
+        type("Custom", (LIFNode,), {"neuronal_charge": lambda self, x: None})
+
+
+def test_functional_forward_of_a_node_leaves_its_state():
+    x = current(5, 3)
+    for step_mode in ("s", "m"):
+        node = LIFNode(step_mode=step_mode, v_reset=-0.3)
+        part = x if step_mode == "m" else x[0]
+        (v,) = node.materialize_states((part,), (-0.3,), step_mode)
+        (spikes,), (after,) = node.functional_forward((part,), (v,))
+        assert torch.equal(v, torch.full((3,), -0.3)) and node.v == -0.3
+        assert torch.equal(spikes, node(part)) and torch.equal(after, node.v)
 
 
 def test_our_nodes_count_as_memory_modules_where_spikingjelly_is_used():

@@ -330,6 +330,15 @@ def test_smooth_spikes_run_on_the_reference(recwarn):
         snnkern.lif(x, surrogate=smooth, backend="cpu")
 
 
+def test_dspike_in_a_region_is_seenns():
+    def seenn(x, region, temp):  # its formula
+        return torch.tanh(temp * x.clamp(-region, region)) / (2 * math.tanh(region * temp)) + 0.5
+
+    x = draw((1000,), torch.float64).requires_grad_()
+    wanted = torch.autograd.grad(seenn(x, 0.75, 3.0).sum(), x)[0]
+    assert torch.allclose(Dspike.in_region(0.75, 3.0).grad(x.detach()), wanted, rtol=1e-12)
+
+
 def test_fast_sigmoid_is_snntorchs():
     x = draw((1000,), torch.float64).requires_grad_()
     wanted = torch.autograd.grad(snntorch_surrogate.fast_sigmoid(25)(x).sum(), x)[0]

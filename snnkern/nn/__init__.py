@@ -1,7 +1,38 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
+from .exchange import from_nir, to_nir
 from .layers import IAF, LIF, TTM, SmoothLIF, carried
-from .node import LIFNode
+from .node import (
+    IFNode,
+    ILIFNode,
+    LIFNode,
+    MultiStepIFNode,
+    MultiStepLIFNode,
+    MultiStepParametricLIFNode,
+    ParametricLIFNode,
+    TernaryIFNode,
+    TernaryLIFNode,
+)
 from .norm import BNLIF, TdBatchNorm, fold
 
-__all__ = ["BNLIF", "IAF", "LIF", "TTM", "LIFNode", "SmoothLIF", "TdBatchNorm", "carried", "fold"]
+__all__ = [
+    "BNLIF",
+    "IAF",
+    "LIF",
+    "TTM",
+    "IFNode",
+    "ILIFNode",
+    "LIFNode",
+    "MultiStepIFNode",
+    "MultiStepLIFNode",
+    "MultiStepParametricLIFNode",
+    "ParametricLIFNode",
+    "SmoothLIF",
+    "TdBatchNorm",
+    "TernaryIFNode",
+    "TernaryLIFNode",
+    "carried",
+    "fold",
+    "from_nir",
+    "to_nir",
+]

@@ -18,6 +18,8 @@ from ..spec.split import CHUNK
 from ..surrogate import Integer, Surrogate, Table
 from .pack import note
 
+LEAST = 2  # elements of what a registered op keeps: torch.compile compiles anew where a size becomes 0 or 1
+
 
 class Op(NamedTuple):
     """What a call of ``lif`` or ``bn_lif`` is besides its tensors."""
@@ -178,7 +180,7 @@ def _launch_bn_forward(op: Op, batch: Batch, layout: Layout, parameters: Paramet
             return count
         once = layout if layout.x_step_stride or layout.steps < 2 else layout._replace(steps=1)
         seen = count * once.steps / max(layout.steps, 1)
-        if seen:
+        if batch.group is None or seen:  # checked before, or its own
             moments = kernels.bn_moments(once, norm, call.x)
         else:  # a process among others may have no sample: its kernel would have no first element to shift by
             moments = norm.table.new_zeros((3, norm.channels), dtype=torch.float64)
@@ -245,9 +247,16 @@ def _outputs(op: Op, x, layout: Layout, keep: bool):
     if op.return_v is True:
         v_last = layout.empty(before + after, state, x.device, without=time_dim)
     saved = None
-    if keep and layout.steps > CHUNK:
-        saved = torch.empty(((layout.steps - 1) // CHUNK, layout.outer * layout.inner), dtype=state, device=x.device)
+    if keep and has_chunks(layout.steps):
+        size = (layout.steps - 1) // CHUNK * layout.outer * layout.inner
+        size = size if type(size) is int and size > LEAST else torch.sym_max(size, LEAST)
+        saved = torch.empty((size,), dtype=state, device=x.device)
     return spikes, v_last, saved
+
+
+def has_chunks(steps) -> bool:
+    """Whether potentials are kept between chunks. Of a size that is traced it is not asked: there may be none then."""
+    return type(steps) is not int or steps > CHUNK
 
 
 def _backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, want_v: bool) -> Backward:

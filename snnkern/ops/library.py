@@ -20,7 +20,6 @@ from ..backend.reference import bn_lif as bn_reference
 from ..spec.layout import Layout, arrange, state_dtype
 from ..spec.neuron import LIFSpec
 from ..spec.norm import Batch, Parameters
-from ..spec.split import CHUNK
 from . import launch
 from .launch import Kept, Op, Wanted
 
@@ -71,7 +70,9 @@ def _spec_of(neuron: str, curve: torch.Tensor | None = None) -> LIFSpec:
 
 @torch.compiler.assume_constant_result
 def name_for(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
-    """The name of the backend that ``choose`` chooses."""
+    """The name of the backend that ``choose`` chooses. ONNX has no such op, but the operations of the reference."""
+    if torch.onnx.is_in_onnx_export():
+        return "reference"
     return name_of(choose(device_type, dtype, backend))
 
 
@@ -103,8 +104,6 @@ def _call(name: str, *arguments):
     """The registered op, as whoever looks on can bear it."""
     if torch.compiler.is_compiling():
         return getattr(torch.ops.snnkern, name)(*arguments)
-    if torch.onnx.is_in_onnx_export():
-        raise RuntimeError(f"ONNX has no {name}: export with backend='reference', whose loop over time is unrolled")
     tensors = [t for t in arguments if isinstance(t, torch.Tensor)]
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         _refuse_tangents(name)
@@ -197,7 +196,7 @@ _RETURNED = {"True": True, "False": False, "sequence": "sequence"}
 def _forward(kernels, x, v, leak, threshold, curve, neuron, time_dim, steps_out, return_v):
     op = _op(kernels, x, curve, neuron, time_dim, steps_out, _RETURNED[return_v])
     spikes, v_last, kept, _ = launch.lif_forward(op, x, v, True, leak, threshold)
-    return spikes, *(_or_empty(t, x, state_dtype(x.dtype)) for t in (v_last, kept.saved))
+    return spikes, *(_or_empty(t, x, state_dtype(x.dtype), n) for t, n in ((v_last, 0), (kept.saved, launch.LEAST)))
 
 
 def _backward(kernels, x, v, saved, leak, threshold, curve, grad_spikes, grad_v_last, neuron, time_dim, steps_out,
@@ -215,8 +214,8 @@ def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual
     running = [None if r is None else r.clone() for r in (running_mean, running_var)]
     parameters = Parameters(weight, bias, *running)
     spikes, v_last, kept, *_ = launch.bn_forward(op, _batch(norm), parameters, y, v, residual, keep=True)
-    tensors = v_last, kept.saved, kept.table, *running
-    return spikes, *(_or_empty(t, y, state_dtype(y.dtype)) for t in tensors)
+    tensors = (v_last, 0), (kept.saved, launch.LEAST), (kept.table, 0), *((r, 0) for r in running)
+    return spikes, *(_or_empty(t, y, state_dtype(y.dtype), n) for t, n in tensors)
 
 
 def _bn_backward(kernels, y, v, saved, table, residual, curve, grad_spikes, grad_v_last, neuron, norm, time_dim,
@@ -232,11 +231,11 @@ def _kept(op: Op, x, v, saved):
     x, layout = arrange(x, op.time_dim, op.steps_out)
     if v is not None:
         v = layout.arrange(v, without=op.time_dim)
-    return Kept(x, v, saved if layout.steps > CHUNK else None), layout
+    return Kept(x, v, saved if launch.has_chunks(layout.steps) else None), layout
 
 
-def _or_empty(t, like, dtype=None):
-    return like.new_empty(0, dtype=dtype) if t is None else t
+def _or_empty(t, like, dtype=None, size=0):
+    return like.new_empty(size, dtype=dtype) if t is None else t
 
 
 def _setup(ctx, inputs, output):

@@ -8,6 +8,7 @@ from ..backend import choose
 from ..spec.arguments import check_dense, check_x, positive
 from ..spec.layout import are_plain_gradients, is_plain
 from . import launch
+from .sharded import is_sharded, on_shards
 
 
 def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = None) -> torch.Tensor:
@@ -44,6 +45,9 @@ def ttm(x: torch.Tensor, steps: int, time_dim: int = 0, backend: str | None = No
     plain = is_plain(x)
     if not plain:
         check_dense(x=x)
+        if is_sharded(x):
+            _check(x, steps, time_dim)
+            return on_shards(lambda x, _: (ttm(x, steps, time_dim, backend), None), x, time_dim)[0]
     time_dim, steps = _check(x, steps, time_dim)
     if steps == x.shape[time_dim]:
         return x

@@ -59,7 +59,7 @@ def number(name: str, value) -> float:
     """``value`` as a float if it is a finite real number of Python or NumPy (arrays and tensors are none)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a float, got {value!r}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # isfinite knows no number that torch.compile traces
         raise ValueError(f"{name} must be finite, got {value!r}")
     return float(value)
 
@@ -98,7 +98,8 @@ def check_state(x, v, time_dim: int, name: str = "x") -> None:
         wanted = x.shape[:time_dim] + x.shape[time_dim + 1 :]
         if v.shape != wanted:
             raise ValueError(f"v must have the shape of {name} without time, {tuple(wanted)}, got {tuple(v.shape)}")
-        if torch.is_grad_enabled() and getattr(v.grad_fn, "ran", False):
+        # While compiling there is no looking at graphs, and none of ours: PyTorch's own message says it, at backward.
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and getattr(v.grad_fn, "ran", False):
             check_alive(v)
 
 
