@@ -795,7 +795,7 @@ BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
 def _split(layout, x, norm, more, shortest, warm=0):
     """Segments of time, and what the kernels take for them: scratch, and steps and warm-up of a segment."""
     whole = 1, None, None, None
-    if norm is not None or layout.steps_out < layout.steps or any(each is not None for each in _of_time(more)):
+    if norm is not None or layout.steps_out < layout.steps or _has_more(more):
         return whole
     split = for_gpu(layout.steps, layout.outer * layout.inner, _processors(x.device.index), shortest, warm)
     if split.segments == 1:
@@ -817,9 +817,9 @@ def _of_norm(norm):
     return (None,) * 4 if norm is None else (norm.table, norm.residual, norm.channels, norm.period)
 
 
-def _of_time(more):
-    """What time is not split with: leak, threshold, and the sequence or its gradient."""
-    return more.leak, more.threshold, more.v_seq, more.grad_v_seq
+def _has_more(more):
+    """Whether it is more than a table. Then time is not split."""
+    return any(each is not None for each in (more.leak, more.threshold, more.v_seq, more.grad_v_seq))
 
 
 def _sizes_of_parameters(more):
@@ -913,7 +913,7 @@ def lif_forward(spec, layout, call):
         warm = warmup(spec.state_gain, torch.float32)
     segments, *split = _split(layout, call.x, norm, more, max(warm, 4 * CHUNK), warm)
     wide, narrow = FORWARD[call.x.element_size()]
-    plain = norm is None and _groups(layout) is None and more is _NO_MORE
+    plain = norm is None and _groups(layout) is None and not _has_more(more)
     tiles = wide if plain else wide._replace(maxnreg=255), narrow
     of, numbers, tensors = (spec, layout, norm, more), _numbers(spec)[:8], (*tensors, *split)
     rest = *_of_norm(norm), _groups(layout), more.v_seq, *_sizes_of_parameters(more)
@@ -929,6 +929,8 @@ def lif_backward(spec, layout, call):
     of_more = more.table, more.grad_v_seq, more.grad_leak, more.grad_threshold, *_sizes_of_parameters(more)
     rest = *_of_norm(norm), *of_norm, _groups(layout), *of_more
     tiles = BACKWARD_FEW if layout.steps <= FEW else BACKWARD
+    if layout.steps > FEW and more.grad_v_seq is not None and more.grad_leak is not None:
+        tiles = tiles[1:] * 2  # two neurons of a thread would spill
 
     def launch(segments, *gradients):
         tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps, *rest
