@@ -185,10 +185,7 @@ struct Output<kV, true> {
   Potentials<kV> potentials;
 
   __device__ __forceinline__ Output(const LIFShape& s, const Place& place, const LIFForward& a)
-      : s(s),
-        sums(s, place, a),
-        left(int(group_start(1, s.steps, s.steps_out))),
-        potentials(s, place, a.more) {}
+      : s(s), sums(s, place, a), left(int(group_start(1, s.steps, s.steps_out))), potentials(s, place, a.more) {}
   template <class Spike>
   __device__ __forceinline__ void operator()(const Spike (&spikes)[kV.width]) {
 #pragma unroll
@@ -743,7 +740,8 @@ __global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, back
       });
   if (a.grad_v && begin == 0) store_state(static_cast<float*>(a.grad_v) + place.state, grad_v);
   if constexpr (kV.grad_leak) store_state(static_cast<float*>(a.more.grad_leak) + place.state, sums.leak);
-  if constexpr (kV.grad_threshold) store_state(static_cast<float*>(a.more.grad_threshold) + place.state, sums.threshold);
+  if constexpr (kV.grad_threshold)
+    store_state(static_cast<float*>(a.more.grad_threshold) + place.state, sums.threshold);
 }
 
 }  // namespace snnkern
