@@ -25,13 +25,21 @@ import snnkern
 from snnkern.backend import why_not
 from snnkern.spec import split as splitting
 from snnkern.spec.layout import state_dtype
-from snnkern.surrogate import ATan, SuperSpike
+from snnkern.surrogate import ATan, SuperSpike, Table
 
 SURROGATE = ATan(2.0)
 NEURON = {"tau": 2.0, "decay_input": False, "surrogate": SURROGATE, "fire_at_threshold": True}
 LONGEST_COMPILED = 16
 NORM = ("norm", "chain")
-OWN = ("split", *NORM, "sums", "norm-sums", "mixed")  # groups of workloads with contenders of their own
+OWN = (
+    "split",
+    *NORM,
+    "sums",
+    "norm-sums",
+    "mixed",
+    "plif",
+    "table",
+)  # groups of workloads with contenders of their own
 
 
 def mixed(ts: list[tuple[int, ...]], greatest: int) -> list[dict]:
@@ -187,6 +195,52 @@ def summed(neuron: Callable[[], nn.Module], steps: int) -> nn.Module:
     return Layer(neuron(), lambda module, x: module(x).unflatten(0, (steps, -1)).sum(1))
 
 
+class Fresh(nn.Module):
+    """A node with state, from rest at every call."""
+
+    def __init__(self, node: nn.Module):
+        super().__init__()
+        self.node = node
+
+    def forward(self, x):
+        self.node.reset()
+        return self.node(x)
+
+
+def plif(backend: str | None = None) -> nn.Module:
+    """Ours, or SpikingJelly's."""
+    if backend is None:
+        from spikingjelly.activation_based import surrogate
+        from spikingjelly.activation_based.neuron import ParametricLIFNode
+
+        options = {"surrogate_function": surrogate.ATan()}
+    else:
+        from snnkern.nn import ParametricLIFNode
+
+        options = {"surrogate_function": SURROGATE, "backend": backend}
+    return Fresh(ParametricLIFNode(init_tau=2.0, decay_input=False, step_mode="m", **options))
+
+
+def leaky_k_relu() -> nn.Module:
+    from spikingjelly.activation_based import neuron, surrogate
+
+    function = surrogate.LeakyKReLU(leak=0.1, k=0.8)
+    return Fresh(neuron.LIFNode(tau=2.0, decay_input=False, surrogate_function=function, step_mode="m"))
+
+
+class PlainLeaky(Plain):
+    """Plain with a leak that is learnt."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, v):
+        h = v - v * self.w.sigmoid() + x
+        s = SURROGATE(h - 1.0, h >= 1.0)
+        return s.to(x.dtype), h * (1 - s)
+
+
 def loop() -> nn.Module:
     return Steps(Plain(), lambda x: torch.zeros_like(x, dtype=state_dtype(x.dtype)))
 
@@ -286,6 +340,8 @@ def sinabs(package: str = "sinabs.layers") -> nn.Module:
 
 
 ABOVE = {"fire_at_threshold": False}
+LEARNT = {"tau": None, "inverse_tau": 0.5}
+LEAKY = {"surrogate": Table(lambda x: torch.where(x < 0, 0.1, 0.8))}  # SpikingJelly's LeakyKReLU(0.1, 0.8)
 NORSE = {**ABOVE, "decay_input": True, "surrogate": SuperSpike(1.0)}
 NORSE_DIFFERS = "its input decays too, fires above the threshold, SuperSpike surrogate"
 SNNTORCH_DIFFERS = "fires above the threshold, no gradient through the reset"
@@ -320,6 +376,9 @@ JOINED = [  # neurons with something before or behind them, and what stands in t
     *(replace(peer, make=partial(normed, peer.make), rounded=True, groups=NORM) for peer in SOME),
     Contender("compiled loop", compiled_normed_loop, compiled=True, rounded=True, groups=NORM),
     *(replace(peer, make=partial(summed, peer.make), groups=("sums",)) for peer in SOME),
+    Contender("SpikingJelly", plif, LEARNT, groups=("plif",), half_state=True, **SPIKINGJELLY),
+    Contender("plain loop", lambda: Steps(PlainLeaky(), torch.zeros_like), LEARNT, groups=("plif",)),
+    Contender("SpikingJelly", leaky_k_relu, LEAKY, groups=("table",), half_state=True, **SPIKINGJELLY),
     Contender("ReLU twin", nn.ReLU, None, "ReLU in place of neurons, on T x N frames", groups=("twin",)),
 ]
 OURS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
@@ -354,6 +413,10 @@ def ours(backend: str) -> list[Contender]:
         Contender(f"{name}, separate", transformed, groups=("sums",)),
         Contender(name, lambda channels, n: snnkern.nn.BNLIF(channels, lif(steps_out=n)), groups=("norm-sums",)),
         Contender(f"{name}, separate", norm_transformed, groups=("norm-sums",)),
+        Contender(name, partial(plif, backend), LEARNT, groups=("plif",)),
+        Contender(f"{name}, leak fixed", lif, groups=("plif",)),
+        Contender(name, partial(lif, **LEAKY), LEAKY, groups=("table",)),
+        Contender(f"{name}, ATan", lif, groups=("table",)),
         Contender(name, lif, groups=("mixed",)),
         Contender(f"{name}, sums apart", lif, groups=("mixed",), apart=("sums",)),
         Contender(f"{name}, repeats apart", lif, groups=("mixed",), apart=("repeats",)),

@@ -99,6 +99,12 @@ def sums(steps: int, steps_out: int, log2: int, dtype: str = "float32") -> Workl
     return Workload("sums", "lif+ttm", steps, shape, dtype, steps_out=steps_out)
 
 
+def neurons(op: str, steps: int, log2: int) -> Workload:
+    """Neurons that few libraries fuse: a leak that is learnt (plif), a surrogate without a formula here (table)."""
+    shape = (2**log2 >> 15, 128, 16, 16) if log2 > 15 else (16, 2**log2 >> 4)
+    return Workload(op, "lif", steps, shape)
+
+
 def norm_sums(steps: int, steps_out: int, dtype: str = "float32") -> Workload:
     """The same behind batch norm: 2**18 neurons."""
     return replace(norm(steps, 2, 128, dtype), group="norm-sums", op="bn+lif+ttm", steps_out=steps_out)
@@ -145,6 +151,7 @@ CPU = [
     *(norm(6, 8, 128, dtype, "channels last") for dtype in BOTH),
     *(sums(steps, steps_out, 18, dtype) for steps, steps_out in SUMS for dtype in BOTH),
     *(norm_sums(steps, steps_out, dtype) for steps, steps_out in SUMS for dtype in BOTH),
+    *(neurons(op, steps, log2) for op in ("plif", "table") for steps, log2 in ((4, 18), (4, 20), (128, 12))),
     chain(4),
     *(twin(4, dtype) for dtype in BOTH),
     mixed("CNN6", 60),
@@ -167,6 +174,7 @@ GPU = [
     *(norm(4, 64, 128, dtype, "channels last") for dtype in BOTH),
     *(norm(6, 64, channels, dtype) for channels in (128, 256, 512) for dtype in BOTH),
     *(sums(steps, steps_out, 24, dtype) for steps, steps_out in ((6, 3), (16, 4)) for dtype in BOTH),
+    *(neurons(op, steps, log2) for op in ("plif", "table") for steps, log2 in ((4, 22), (128, 18))),
     twin(64),
     *(scaling(steps) for steps in (500, 1000, 2000, 5000, 10000)),
     *(model("SpikingMLP", steps, 256) for steps in (100, 1000)),

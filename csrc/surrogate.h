@@ -36,6 +36,14 @@ SNN_HD float ratio(float a, float b) {
   return a * inverse;
 }
 SNN_HD float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+SNN_HD float interpolate(float at, Constants<float> k) {
+  constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: what is added is rounded to an integer, here down
+  const float shifted = __fadd_rd(at < k.c - 1.0f ? at : k.c - 1.0f, kToInteger);
+  const float* cell = k.table + 2 * (__float_as_uint(shifted) - 0x4b400000u);
+  float value, gain;
+  asm("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(value), "=f"(gain) : "l"(cell));
+  return __fmaf_rn(at - (shifted - kToInteger), gain, value);
+}
 #else
 SNN_HD float exp_nonpositive(float x) { return expf(x); }  // exp(x) for x <= 0
 SNN_HD double exp_nonpositive(double x) { return exp(x); }
@@ -46,6 +54,11 @@ SNN_HD V ratio(A a, V b) {
 template <class V, class B, class S>
 SNN_HD V multiply_add(V a, B b, S c) {
   return a * b + c;
+}
+template <class S>
+SNN_HD S interpolate(S at, Constants<S> k) {
+  const int last = int(k.c) - 1, cell = int(at) < last ? int(at) : last;
+  return multiply_add(at - S(cell), k.table[2 * cell + 1], k.table[2 * cell]);
 }
 #endif
 
@@ -119,13 +132,7 @@ struct Integer {  // of x = h / threshold: 1 where 0 <= x <= a
     return x >= S(0) ? inside : V{};
   }
 };
-// A straight line through cell (x + a) b of the table's c: each has its value at the start, and what it gains.
-template <class S>
-SNN_HD S interpolate(S at, Constants<S> k) {
-  const int last = int(k.c) - 1, cell = int(at) < last ? int(at) : last;
-  return multiply_add(at - S(cell), k.table[2 * cell + 1], k.table[2 * cell]);
-}
-struct Table {
+struct Table {  // a straight line through cell (x + a) b of the table's c: its value at the start, and what it gains
   template <class V, class S>
   static SNN_HD V grad(V x, Constants<S> k) {
     const V at = (x + k.a) * k.b, from = at > S(0) ? at : V{};  // a NaN is at 0

@@ -83,8 +83,8 @@ class Surrogate:
         """This one, with the values that its tensors have now for parameters."""
         return type(self)(*(float(getattr(self, field.name)) for field in fields(self))) if self.live else self
 
-    def values(self) -> torch.Tensor | None:
-        """What ``text`` does not say: the parameters, float64, if they may change."""
+    def values(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+        """What ``text`` does not say: the parameters, float64 on the CPU, if they may change; of a Table, ``held``."""
         if not self.live:
             return None
         given = [getattr(self, field.name) for field in fields(self)]
@@ -454,7 +454,8 @@ class Table(Surrogate):
             smallest power of two (1 to 64) beyond which the derivative changes by no more than 1/200 of its peak.
         cells: their number; even, so that 0 is where two of them meet.
 
-    ``error`` is the largest difference from ``function``, as a share of its peak, within cells up to twice as far out.
+    ``error`` is the largest difference from ``function`` within ``half_width``, ``tail`` that from there to twice as
+    far, as shares of its peak.
     """
 
     def __init__(self, function: Callable, half_width: float | None = None, cells: int = 2048) -> None:
@@ -474,15 +475,17 @@ class Table(Surrogate):
             raise ValueError(f"Table: function must have a finite derivative, got {function!r}")
         self._fill(samples, float(half_width + size), getattr(function, "__name__", None) or repr(function))
         far, within = torch.arange(-cells, cells, **numbers), torch.tensor([[0.1], [0.5], [0.9]], **numbers)
-        points = (far + within).view(-1) * size
-        error, peak = (self.grad(points) - derivative(points)).abs().max().item(), samples.abs().max().item()
-        self.error = error / peak if peak else error
+        points, peak = (far + within).view(-1) * size, samples.abs().max().item() or 1.0
+        missed = (self.grad(points) - derivative(points)).abs() / peak
+        self.error = missed[points.abs() < half_width].max().item()
+        self.tail = missed[points.abs() > half_width].max().item()
 
     @classmethod
-    def of(cls, samples: torch.Tensor, half_width: float) -> Table:
-        """Of samples that are there: float64 [cells, 2] on the CPU, the values at both ends of each cell."""
+    def of(cls, held: torch.Tensor, half_width: float) -> Table:
+        """For kernels alone: of what another one ``held``."""
         table = cls.__new__(cls)
-        table._fill(samples, half_width, "samples")
+        table._fill(held, half_width, "held")
+        table._held[held.device, held.dtype] = held
         return table
 
     def _fill(self, samples, half_width, name):
@@ -502,8 +505,8 @@ class Table(Surrogate):
             self._held[key] = pairs
         return self._held[key]
 
-    def values(self):
-        return self.samples
+    def values(self, device, dtype):
+        return self.held(device, dtype)
 
     def twin(self):
         return Table
@@ -534,18 +537,19 @@ class Table(Surrogate):
         return self.half_width, self.cells / (2 * self.half_width), float(self.cells)
 
     def __repr__(self) -> str:
-        told = f", error={self.error:.1g}" if "error" in vars(self) else ""
+        told = f", error={self.error:.1g}, tail={self.tail:.1g}" if "error" in vars(self) else ""
         return f"Table({self.name}, half_width={self.half_width!r}, cells={self.cells}{told})"
 
     def __reduce__(self):
-        told = {key: vars(self)[key] for key in ("name", "error") if key in vars(self)}
+        told = {key: vars(self)[key] for key in ("name", "error", "tail") if key in vars(self)}
         return _table, (self.samples, self.half_width, told)
 
     _triton = None  # its kernels take the samples
 
 
 def _table(samples, half_width, told):
-    table = Table.of(samples, half_width)
+    table = Table.__new__(Table)
+    table._fill(samples, half_width, "")
     vars(table).update(told)
     return table
 
@@ -616,9 +620,7 @@ def parse(text: str, values: torch.Tensor | None = None) -> Surrogate:
         return Table.of(values, float(told))
     if values is None:
         return _KNOWN[name](*map(float, told.split(", ")))
-    return (
-        _KNOWN[name](*values.tolist()) if type(values) is torch.Tensor else _KNOWN[name]()
-    )  # a fake one has no numbers
+    return _KNOWN[name](*values.tolist())
 
 
 # SpikingJelly's classes, by name, in ours; `a` is their alpha.
@@ -675,6 +677,8 @@ def _table_of(function: Callable, numbers: tuple) -> Table:
             "derivative of one, give surrogate.Table of it"
         )
     table = Table(function)
+    if table.error > 1e-3:
+        table = Table(function, cells=1 << 14)
     if table.error > 0.05:
         warnings.warn(f"a surrogate was sampled with a large error: {table}", RuntimeWarning, stacklevel=4)
     return table

@@ -71,7 +71,8 @@ def test_neuron_fires_once_at_the_threshold_and_has_a_lower_bound():
 @pytest.mark.parametrize("detach_reset", [False, True])
 def test_gradient_of_the_neuron_is_the_adjoint_of_its_loop(detach_reset):
     surrogate, theta, v_min = Triangle(1.0), 0.75, -0.5
-    x, weight = current(20, 6).requires_grad_(), current(20, 6, seed=1)
+    x, weight = ((8 * current(20, 6, seed=i)).round() / 8 for i in range(2))
+    x.requires_grad_()
     spikes = IAF(theta, v_min, surrogate, detach_reset)(x)
     (found,) = torch.autograd.grad((spikes * weight).sum(), x)
     v, charges, potentials = torch.zeros(6), [], []
@@ -83,10 +84,11 @@ def test_gradient_of_the_neuron_is_the_adjoint_of_its_loop(detach_reset):
     for weight_t, charge, h in reversed([*zip(weight, charges, potentials, strict=True)]):
         slope = surrogate.grad(h - theta)
         carried = weight_t * slope + carried * (1 if detach_reset else 1 - theta * slope)
-        carried = carried * (charge >= v_min)
+        carried = carried * (charge > v_min)
         wanted.insert(0, carried)
     torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-12, atol=1e-14)
-    assert (torch.stack(charges) < v_min).any() and spikes.sum() > 5
+    charges = torch.stack(charges)
+    assert (charges < v_min).any() and (charges == v_min).any() and spikes.sum() > 5
 
 
 def test_neuron_without_a_bound_is_lif():
@@ -109,7 +111,6 @@ def test_neuron_without_a_bound_is_lif():
         ({"threshold": 0}, "threshold must be positive, got 0"),
         ({"v_min": 0.5}, "v_min must be at most 0, .*got 0.5"),
         ({"v_min": float("-inf")}, "v_min must be finite"),
-        ({"backend": "cpu"}, "backend must be None or 'reference' with v_min, got 'cpu'"),
     ],
 )
 def test_wrong_neurons_are_named(settings, message):

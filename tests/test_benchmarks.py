@@ -24,7 +24,7 @@ from benchmarks.contenders import NEURON, Contender, contenders, normed
 from benchmarks.measure import Call, Clock, CudaClock, kept
 from benchmarks.run import BLANK
 from benchmarks.workloads import CPU, GPU, QUICK, Workload
-from examples import swap
+from examples import cuda_graph, swap
 from snnkern.files import commit
 from snnkern.models import ResNet19, layers
 from snnkern.surrogate import ATan, Triangle
@@ -643,3 +643,13 @@ def test_the_commit_of_a_folder_is_known_only_in_a_checkout(tmp_path, monkeypatc
     assert commit(tmp_path) == clean + "+"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit(tmp_path) is None and run.machine("cpu", "kept")["commit"] is None
+
+
+def test_the_example_of_a_graph_trains_where_there_is_none(monkeypatch, capsys):
+    """On a GPU, ``test_gpu.py`` has the graph itself."""
+    monkeypatch.setattr(cuda_graph, "TRAINING", 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cuda_graph.main()
+    assert "a CUDA graph needs a GPU" in capsys.readouterr().out
+    losses = cuda_graph.train("cpu", graph=False)[0]
+    assert losses[-1] < losses[0] and losses == cuda_graph.train("cpu", graph=False)[0]

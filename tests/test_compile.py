@@ -69,9 +69,13 @@ def results(f, x):
     return y.detach(), torch.autograd.grad(ramp(y), x)[0]
 
 
+TABLE = Table(lambda x: 1 / (1 + x * x), 2.0, cells=8)
 SEQUENCES = {
     "lif": lambda x: snnkern.lif(x, x.new_ones(3, 5))[0],
     "lif of [N, T, ...], summed": lambda x: snnkern.lif(x.transpose(0, 1), time_dim=1, steps_out=2)[0],
+    "lif of tensors": lambda x: snnkern.lif(
+        x, inverse_tau=x.new_full((5,), 0.4), threshold=x.new_ones(()), surrogate=TABLE, return_v="sequence"
+    )[1],
     "LIF": LIF(),
     "BNLIF": BNLIF(5),
     "ttm": lambda x: snnkern.ttm(x, 2),
@@ -149,6 +153,6 @@ def test_the_temperature_of_dspike_may_change_at_every_epoch():
 
 
 @cpu_alone
-def test_a_table_is_in_the_graph():
-    model, x = LIF(surrogate=Table(lambda x: 1 / (1 + x * x), 2.0, cells=8)), draw((2, 3, 5))
+def test_the_reference_compiles_too():
+    model, x = LIF(surrogate=TABLE, backend="reference"), draw((2, 3, 5))
     assert_gradients_close(results(compiled(model)[0], x)[1], results(model, x)[1])

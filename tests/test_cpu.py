@@ -19,7 +19,7 @@ from snnkern.backend import cpu
 from snnkern.spec.split import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
-TESTS = [Path(__file__).parent / name for name in ("test_lif.py", "test_bn_lif.py", "test_split.py", "test_pack.py")]
+TESTS = [Path(__file__).parent / f"test_{name}.py" for name in ("lif", "neurons", "bn_lif", "split", "pack")]
 
 
 @pytest.mark.parametrize("isa", SETS[: SETS.index(_C.cpu_isa())])

@@ -19,6 +19,7 @@ from test_bn_lif import norm_of
 from test_bn_lif import run as run_norm
 from test_cuda_lif import cuobjdump
 from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
+from test_neurons import check as check_neuron
 from test_split import ADVERSARIES
 
 import snnkern
@@ -27,9 +28,9 @@ from snnkern.backend import choose
 from snnkern.backend.cuda import bn_once, program
 from snnkern.ops.pack import pack, unpack
 from snnkern.spec.layout import arrange
-from snnkern.spec.neuron import make_spec
+from snnkern.spec.neuron import GIVEN, make_spec
 from snnkern.spec.norm import Plan
-from snnkern.surrogate import ATan
+from snnkern.surrogate import ATan, Integer, Table
 
 pytestmark = [needs_emulator, pytest.mark.usefixtures("poison")]
 
@@ -64,6 +65,28 @@ def test_every_surrogate(surrogate, dtype):
     x = draw((18, 72), dtype)
     check(x, None, "cuda", draw(x.shape, dtype, seed=2), surrogate=surrogate, fire_at_threshold=True)
     assert widths("lif_backward") == {16 // dtype.itemsize}
+
+
+@pytest.mark.parametrize("bytes_of_a_channel", [16, 8])  # a thread of 16 has one channel, or two
+@pytest.mark.parametrize(
+    ("dtype", "leak", "kind", "spikes", "threshold", "options"),
+    [
+        (torch.float32, {"tau": GIVEN}, "channel", {"reset": None, "ternary": True}, "neuron", {"sequence": True}),
+        (torch.bfloat16, {"inverse_tau": GIVEN}, "scalar", {"reset": -0.3}, "channel", {"v_min": -0.5}),
+        (torch.float32, {"decay": GIVEN}, "channel", {"reset": None, "surrogate": Integer(3)}, "channel", {}),
+        (torch.bfloat16, {"decay": GIVEN}, "neuron", {"reset": -0.1, "surrogate": Table(torch.cos)}, 0.7,
+         {"steps_out": 7}),
+    ],
+)  # fmt: skip
+def test_every_kind_of_parameter(dtype, leak, kind, spikes, threshold, options, bytes_of_a_channel):
+    x = draw((18, 2, 3, bytes_of_a_channel // dtype.itemsize), dtype)
+    check_neuron("cuda", x, leak, kind, spikes, threshold, v=True, **options)
+    assert widths("lif_forward") == {16 // dtype.itemsize} and widths("lif_backward") == {4}
+
+
+def test_gradients_of_parameters_over_a_long_time():
+    x = draw((1000, 2, 3, 4)) + 0.2
+    check_neuron("cuda", x, {"decay": GIVEN}, "scalar", {"reset": None}, "scalar", v=True)
 
 
 @pytest.mark.parametrize("steps", [*range(1, 10), 15, 16, 17, 31, 32, 33, 71])

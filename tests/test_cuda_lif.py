@@ -4,15 +4,18 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from snnkern import _C
+from snnkern.backend._extension import neuron_of
 from snnkern.backend.cuda import lif, program
 from snnkern.spec.layout import layout_of
 from snnkern.spec.neuron import Forward, make_spec
-from snnkern.surrogate import ATan
+from snnkern.surrogate import ATan, Table
 
 if program.missing():
     pytest.skip(program.missing(), allow_module_level=True)
@@ -144,6 +147,17 @@ def cuobjdump():
     return str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
 
 
+def machine_code(name, variant, target, tmp_path):
+    """Its text and registers; nothing spills."""
+    image, _ = program.compile("lif.cuh", f"snnkern::{name}<{program._cpp(variant)}>", target)
+    (tmp_path / "kernel.cubin").write_bytes(image)
+    run = [cuobjdump(), "-sass", "-res-usage", tmp_path / "kernel.cubin"]
+    text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{what}:(\d+)", text)[1]) for what in ("REG", "STACK"))
+    assert stack == 0 and not re.search(r"\b(LDL|STL)\b", text)
+    return text, registers
+
+
 DECAY, DIVIDED, INVERSE = 0, 1, 3  # members of csrc/lif.h's Leak
 KERNELS = [
     ("lif_forward", 0, 4, 4, INVERSE),
@@ -166,15 +180,43 @@ def test_machine_code(name, dtype, width, steps, form, target, tmp_path):
     reset are not contracted: what is fused there belongs to an exact division."""
     backward, split = name in ("lif_backward", "lif_map"), name in ("lif_repair", "lif_map")
     variant = lif.LIFVariant(dtype, width, steps, False, form, True, True, False, 4 * backward, backward, split, False)
-    image, _ = program.compile("lif.cuh", f"snnkern::{name}<{program._cpp(variant)}>", target)
-    (tmp_path / "kernel.cubin").write_bytes(image)
-    run = [cuobjdump(), "-sass", "-res-usage", tmp_path / "kernel.cubin"]
-    text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(re.search(rf"{what}:(\d+)", text)[1]) for what in ("REG", "STACK"))
-    assert stack == 0 and not re.search(r"\b(LDL|STL)\b", text)
+    text, registers = machine_code(name, variant, target, tmp_path)
     assert math.ceil(registers / 8) * 8 * (384 if backward else 1024) <= 1 << 16
     for move in (r"LDG\.E\.NA\.128", r"STG\.E\.128"):
         assert bool(re.search(move, text)) == (width > 1), move
     assert bool(re.search(r"\bFCHK", text)) == (form == DIVIDED)
     if not backward and form != DIVIDED:
         assert not re.search(r"\bFFMA", text)
+
+
+SOFT, INTEGER = {"hard": False}, {"hard": False, "integer": True, "unit": True}
+TERNARY, LANES = {"ternary": True, "bounded": True}, {"leak": 4, "threshold": 4, "rows": True, "sequence": True}
+MORE = [
+    ("lif_forward", 3, 8, 4, INVERSE, {**TERNARY, "leak": 8, "threshold": 8, "sequence": True}),
+    ("lif_forward", 3, 8, 0, DECAY, INTEGER),
+    ("lif_backward", 3, 8, 4, INVERSE, TERNARY),
+    ("lif_backward", 3, 8, 0, DECAY, INTEGER),
+    ("lif_backward", 3, 4, 8, INVERSE, {"leak": 1}),
+    ("lif_backward", 0, 4, 0, DIVIDED, {**TERNARY, **LANES}),
+    ("lif_backward", 3, 4, 0, DECAY, {**SOFT, **LANES, "grouped": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "width", "steps", "form", "more"), MORE)
+def test_machine_code_of_what_only_some_neurons_have(name, dtype, width, steps, form, more, tmp_path):
+    backward = name == "lif_backward"
+    surrogate = _C.surrogates["Integer" if more.get("integer") else "ATan"] * backward
+    variant = lif.LIFVariant(dtype, width, steps, False, form, False, True, False, surrogate, backward, False, False)
+    parameters = {f"grad_{name}": backward and more.get(name, 0) > 0 for name in ("leak", "threshold")}
+    _, registers = machine_code(name, variant._replace(**more, **parameters), "sm_90", tmp_path)
+    assert math.ceil(registers / 8) * 8 * (384 if backward else 1024) <= 1 << 16
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(0, 4), (3, 8)])
+def test_a_table_is_read_in_a_loop(dtype, width, tmp_path):
+    table = _C.surrogates["Table"]
+    variant = lif.LIFVariant(dtype, width, 0, False, INVERSE, False, True, False, table, True, False, False)
+    text, _ = machine_code("lif_backward", variant, "sm_90", tmp_path)
+    assert re.search(r"LDG\.E\.64\.CONSTANT", text)
+    spec = replace(SPEC, surrogate=Table(torch.cos))
+    assert lif.adjoint_of(spec, variant._replace(steps=4), _C.neuron(neuron_of(spec)), True).steps == 0

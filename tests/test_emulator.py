@@ -1,6 +1,7 @@
 """The device of ``emulator`` itself: it notices what a kernel must not do, and its numbers are a GPU's."""
 
 import math
+from fractions import Fraction
 
 import emulator
 import pytest
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(64) mirror(int n, Tensors t) {
 
 struct Numbers {
   const float* x;
-  float *product, *quotient, *sum, *root, *fused, *total;
+  float *product, *quotient, *sum, *down, *root, *fused, *total;
   unsigned short *half, *bfloat;
   double* wide;
 };
@@ -50,6 +51,7 @@ __global__ void numbers(Numbers t) {
   t.product[i] = __fmul_rn(x, y);
   t.quotient[i] = __fdiv_rn(x, y);
   t.sum[i] = __fadd_rn(x, y);
+  t.down[i] = __fadd_rd(x, y);
   t.root[i] = __fsqrt_rn(fabsf(x));
   t.fused[i] = __fmaf_rn(x, y, x);
   t.wide[i] = double(x) / 3.0;
@@ -142,8 +144,12 @@ def test_numbers_are_those_of_a_gpu(launch):
     edges = [0.0, -0.0, math.inf, 65504.0, 65519.9, 65520.0, 6e-8, 2.98e-8, 2.99e-8, 1e-40, 3.3895e38, 1.0009765625]
     for x in torch.cat([torch.randn(500, generator=generator), bits, torch.tensor(edges)]).view(-1, 64):
         y, exact = x.view(-1, 2).flip(1).reshape(-1), x.double()
-        wanted = [x * y, x / y, x + y, exact.abs().sqrt().float(), (exact * y.double() + exact).float()]
-        dtypes = [*[torch.float32] * 6, torch.float16, torch.bfloat16, torch.float64]
+        nearest = x + y
+        above = [math.isfinite(a + b) and (s == math.inf or s > Fraction(a) + Fraction(b))
+                 for a, b, s in zip(x.tolist(), y.tolist(), nearest.tolist(), strict=True)]  # fmt: skip
+        down = torch.where(torch.tensor(above), nearest.nextafter(torch.tensor(-math.inf)), nearest)
+        wanted = [x * y, x / y, nearest, down, exact.abs().sqrt().float(), (exact * y.double() + exact).float()]
+        dtypes = [*[torch.float32] * 7, torch.float16, torch.bfloat16, torch.float64]
         *floats, total, half, bfloat, wide = got = [torch.empty(64, dtype=dtype) for dtype in dtypes]
         launch("numbers", 64, [], x, *got)
         for g, w in zip([*floats, half, bfloat, wide], [*wanted, x.half(), x.bfloat16(), exact / 3], strict=True):

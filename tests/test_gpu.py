@@ -8,6 +8,7 @@ from test_bn_lif import run as run_norm
 from test_lif import draw, run
 
 import snnkern
+from examples import cuda_graph
 
 GPU_BACKENDS = [name for name in BACKENDS if name in ("cuda", "triton") and torch.cuda.is_available()]
 pytestmark = pytest.mark.skipif(not GPU_BACKENDS, reason="needs a GPU")
@@ -97,6 +98,10 @@ def test_a_cuda_graph_replays_it(backend, shape):
         graph.replay()
         for g, w in zip(got, run(x, None, backend, grad), strict=True):
             assert torch.equal(g, w)
+
+
+def test_a_cuda_graph_trains_as_the_steps_do():
+    assert cuda_graph.train("cuda", graph=True)[0] == pytest.approx(cuda_graph.train("cuda", graph=False)[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(5, 1 << 29), (1 << 21, 1 << 10)], ids=str)

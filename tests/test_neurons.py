@@ -37,6 +37,7 @@ SPIKES = [
     {"reset": None, "ternary": True},
     {"reset": None, "surrogate": Integer(3)},
 ]
+FEW = INTERPRETED or EMULATED
 SHAPES = {"scalar": (), "channel": (3, 1), "neuron": (2, 3, -1)}  # of a parameter of x [20, 2, 3, n]
 
 
@@ -58,11 +59,11 @@ def named(case):
 
 
 def parameter(kind, shape, low, high, dtype, device="cpu"):
-    """Of a kind of SHAPES for x without time, in [low, high]."""
+    """Of a kind of SHAPES for x without time, multiples of 1/16 in [low, high]."""
     shape = [shape[i] if n < 0 else n for i, n in enumerate(SHAPES[kind])]
     generator = torch.Generator().manual_seed(len(shape) + 11)
     drawn = torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
-    return drawn.to(dtype).to(device).requires_grad_()
+    return drawn.mul(16).round().div(16).to(dtype).to(device).requires_grad_()
 
 
 def leak_of(form, kind, shape, dtype, device="cpu"):
@@ -77,6 +78,7 @@ def leak_of(form, kind, shape, dtype, device="cpu"):
 # The reference itself
 
 
+@pytest.mark.skipif(FEW, reason="nothing here depends on the kernels")
 @pytest.mark.parametrize(
     "case",
     pairwise(
@@ -138,7 +140,7 @@ def assert_equal_to_theirs(backend, device, node, neuron, x, w=None):
         assert_gradients_close(got.cpu(), want)
 
 
-backends = pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+backends = pytest.mark.parametrize("backend", ["reference"] if FEW else [*BACKENDS, "reference"])
 
 
 def current(*shape):
@@ -185,6 +187,7 @@ LAYOUTS = {
     "time first": lambda shape: draw(shape),
     "time second": lambda shape: draw([shape[1], shape[0], *shape[2:]]).transpose(0, 1),
     "time last": lambda shape: draw([*shape[1:], shape[0]]).movedim(-1, 0),
+    "narrow": lambda shape: draw([shape[1], shape[3], shape[0], shape[2]]).permute(2, 0, 3, 1),
     "channels last": lambda shape: draw([*shape[:2], shape[3], shape[2]]).transpose(2, 3),
     "sliced": lambda shape: draw([shape[0], shape[1], shape[2] + 1, shape[3]])[:, :, 1:],
 }
@@ -210,7 +213,7 @@ def check(backend, x, leak, kind, spikes, threshold, v, detach_reset=False, fire
     neuron |= {"detach_reset": detach_reset, "threshold": threshold, **options, **spikes}
     neuron |= {"fire_at_threshold": fire_at_threshold and "surrogate" not in spikes, "steps_out": steps_out}
     grads = draw([steps_out or len(x), *shape], x.dtype, x.device, 2), draw(x.shape, state, x.device, 3)
-    grads = grads[0], grads[1] if sequence else grads[1][0]
+    grads = grads[0].abs(), (grads[1] if sequence else grads[1][0]).abs()  # so that sums over neurons do not cancel
     neuron["return_v"] = "sequence" if sequence else True
     got, wanted = (outcome(x, name, v, inputs, grads, **neuron) for name in (backend, "reference"))
     assert got[0].dtype == x.dtype and torch.equal(got[0], wanted[0]), "spikes"
@@ -235,21 +238,21 @@ CASES = pairwise(
     layout=list(LAYOUTS),
     dtype=[torch.float32, torch.float64, torch.float16, torch.bfloat16],
 )
-if INTERPRETED or EMULATED:
-    CASES = CASES[:: 7 if EMULATED else 2]
+CASES = CASES[:: 7 if FEW else 1]
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_every_neuron_equals_the_reference(backend, device, case):
     dtype = case["dtype"] if backend == "cpu" or case["dtype"] != torch.float64 else torch.float32
-    x = moved(LAYOUTS[case["layout"]]((20, 2, 3, 11 if EMULATED else 37)).to(dtype), device)
+    x = LAYOUTS[case["layout"]]((20, 2, 3, 11 if FEW else 37)).mul(16).round().div(16)  # meets thresholds
+    x = moved(x.to(dtype), device)
     check(backend, x, **{name: case[name] for name in case if name not in ("layout", "dtype")})
 
 
 KINDS = [{"reset": -0.1}, *SPIKES[1:4]]  # each has its own way through the surrogate
 
 
-@pytest.mark.parametrize("surrogate", [Table(torch.cos, 1.0, 64), FastSigmoid(), ATan()], ids=str)
+@pytest.mark.parametrize("surrogate", [Table(torch.cos, 1.0, 64), *([] if FEW else [FastSigmoid(), ATan()])], ids=str)
 @pytest.mark.parametrize("spikes", KINDS, ids=str)
 def test_surrogates_of_every_kind(backend, device, spikes, surrogate):
     x = draw((18, 67), device=device)
@@ -260,12 +263,19 @@ AFTER_NORM = [{**each, "v_min": -1.0} for each in SPIKES[:4]]
 AFTER_NORM += [*SPIKES[2:], {"inverse_tau": 0.4}, {"surrogate": Table(torch.cos, 1.0, 64)}]
 
 
-@pytest.mark.parametrize("kind", AFTER_NORM[1::2] if EMULATED else AFTER_NORM, ids=str)
-@pytest.mark.parametrize("training", [False, True])
-def test_after_batch_norm(backend, device, kind, training):
-    y = draw((18, 2, 16, 5), device=device)
-    residual = draw(y.shape, device=device, seed=7) if training else None
-    check_bn_lif(y, backend, state_of(y), residual, threshold=0.7, training=training, **kind)
+@pytest.mark.parametrize("kind", AFTER_NORM[1::2] if FEW else AFTER_NORM, ids=str)
+@pytest.mark.parametrize(("shape", "time_dim"), [((18, 2, 16, 5), 0), ((6, 18, 3, 5), 1)][1 if FEW else 0 :], ids=str)
+def test_after_batch_norm(backend, device, kind, shape, time_dim):
+    y = draw(shape, device=device)
+    residual = draw(shape, device=device, seed=7) if time_dim else None
+    check_bn_lif(y, backend, state_of(y, time_dim), residual, None, time_dim, threshold=0.7, **kind)
+
+
+@pytest.mark.skipif(FEW, reason="would take minutes, and the path is the compiled kernels' own")
+@pytest.mark.parametrize("spikes", SPIKES[::2], ids=str)
+def test_tensors_larger_than_the_cache(backend, device, spikes):
+    x = draw((17, 2, 3, 7001), device=device)
+    check(backend, x, {"decay": GIVEN}, "neuron", spikes, "channel", True, sequence=True)
 
 
 @pytest.mark.parametrize("spikes", SPIKES, ids=str)

@@ -269,7 +269,7 @@ def test_a_table_has_an_antiderivative_and_ends():
 def test_tables_find_their_width_and_tell_their_error():
     assert Table(lambda x: 1 / (1 + 25 * x.abs()) ** 2).half_width < 2
     with pytest.warns(RuntimeWarning, match="sampled with a large error"):
-        from_spikingjelly(lambda x: ((x > 0).double() - torch.sin(40 * x)).detach() + torch.sin(40 * x))
+        from_spikingjelly(lambda x: ((x > 0).double() - torch.sin(4000 * x)).detach() + torch.sin(4000 * x))
     for function in (torch.sigmoid, torch.nn.Identity(), lambda x: torch.exp(-x * x)):
         with pytest.raises(TypeError, match="surrogate_function must be a spike, which steps from 0 to 1"):
             from_spikingjelly(function)
@@ -316,6 +316,13 @@ def test_a_schedule_compiles_once():
             temperature.fill_(value)
             wanted = torch.autograd.grad(snnkern.lif(x, surrogate=Dspike(value))[0].sum(), x)[0]
             assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], wanted)
+
+
+def test_a_table_compiles():
+    table, x = Table(Spike.apply), draw((20, 40)).requires_grad_()
+    compiled = torch.compile(lambda x: snnkern.lif(x, surrogate=table)[0], fullgraph=True, backend="aot_eager")
+    wanted = torch.autograd.grad(snnkern.lif(x, surrogate=table)[0].sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], wanted)
 
 
 def test_smooth_spikes_run_on_the_reference(recwarn):

@@ -1,5 +1,7 @@
 """Tensors that are not plain memory, and whoever looks on: fake and wrapped tensors, modes, tracing, torch.func."""
 
+import copy
+import io
 import math
 import warnings
 
@@ -15,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 import snnkern
-from snnkern.nn import BNLIF, LIF, LIFNode
+from snnkern.nn import BNLIF, LIF, TTM, LIFNode
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -136,17 +138,31 @@ def test_a_subclass_sees_the_call_and_keeps_its_class():
     assert type(spikes) is Sub and any("snnkern.lif" in name for name in names)
 
 
-def test_sharded_tensors_are_refused_in_words(tmp_path):
+@pytest.fixture
+def mesh(tmp_path):
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        x = distribute_tensor(draw((20, 3, 4)), init_device_mesh("cpu", (1,)), [Shard(1)])
-        with pytest.raises(NotImplementedError, match=r"snnkern\.lif"):
-            snnkern.lif(x)
-    finally:
-        torch.distributed.destroy_process_group()
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_tensors_that_cannot_be_are_refused(mesh):
+    """Those that can are computed by two processes in ``test_ddp.py``."""
+    from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+
+    x = draw((20, 3, 4))
+    sharded = distribute_tensor(x, mesh, [Shard(1)])
+    for of in (distribute_tensor(x, mesh, [Shard(0)]), DTensor.from_local(x, mesh, [Partial()])):
+        for op in (snnkern.lif, lambda x: snnkern.ttm(x, 5)):
+            with pytest.raises(ValueError, match="x must be sharded along other dimensions than time, 0"):
+                op(of)
+    with pytest.raises(TypeError, match="v must be no tensor, or a DTensor, for x in a DTensor, got Tensor"):
+        snnkern.lif(sharded, torch.zeros(3, 4))
+    with pytest.raises(TypeError, match="threshold must be no tensor, or a DTensor"):
+        snnkern.lif(sharded, threshold=torch.ones(4))
+    with pytest.raises(NotImplementedError, match="bn_lif takes no DTensor"):
+        bn_lif(sharded)
 
 
 @ops
@@ -222,20 +238,58 @@ def test_make_fx_leaves_sizes_open():
     assert same(graph(other), snnkern.lif(other))
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attribute", "ignore:While compiling, we found certain side effects")
 @pytest.mark.parametrize("strict", [False, True])
-def test_export(strict):
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), LIF())
-    x = draw((20, 3, 4))
-    batch = torch.export.Dim("N", min=2)
-    program = torch.export.export(model, (x,), dynamic_shapes=({1: batch},), strict=strict)
-    other = draw((20, 7, 4))
-    assert torch.equal(program.module()(other), model(other))
+@pytest.mark.parametrize("neuron", [LIF(), LIFNode(step_mode="m")], ids=["LIF", "LIFNode"])
+def test_export(neuron, strict):
+    """A program of any number of steps, with gradients; a node's starts from the state that the node had."""
+    neuron = copy.deepcopy(neuron)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), neuron)
+    model[0].weight.data.mul_(5)
+    sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("N", min=2)}
+    program = torch.export.export(model, (draw((20, 3, 4)),), dynamic_shapes=(sizes,), strict=strict)
+    for shape in ((33, 7, 4), (3, 2, 4)):
+        found = []
+        for f in (program.module(), model):
+            if isinstance(neuron, LIFNode):
+                neuron.reset()
+            x = draw(shape, seed=5).requires_grad_()
+            spikes = f(x)
+            found.append((spikes, *torch.autograd.grad(spikes.cumsum(0).square().sum(), x)))
+        assert same(*found) and found[0][1].norm() > 0
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_onnx_export_says_what_to_do(tmp_path):
-    with pytest.raises(RuntimeError, match="ONNX has no lif: export with backend='reference'"):
-        torch.onnx.export(LIF(), (draw((3, 4)),), tmp_path / "lif.onnx", dynamo=False)
+ONNX = {
+    "LIF": LIF(tau=2.5, decay_input=False, reset=-0.2, fire_at_threshold=True, backend="cpu"),
+    "LIF summed": LIF(reset=None, steps_out=3),
+    "LIFNode": LIFNode(step_mode="m"),
+    "BNLIF": BNLIF(4),
+    "TTM": TTM(3),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:The tensor attribute")
+@pytest.mark.parametrize(
+    ("model", "dynamo"),
+    [*((model, False) for model in ONNX.values()), (ONNX["LIFNode"], True)],
+    ids=[*ONNX, "LIFNode, dynamo"],
+)
+def test_onnx_exporters_unroll_the_reference(model, dynamo):
+    runtime, model = pytest.importorskip("onnxruntime"), copy.deepcopy(model).eval()
+    file, x, other = io.BytesIO(), draw((6, 3, 4)), draw((6, 7, 4), seed=5)
+    if dynamo:
+        pytest.importorskip("onnxscript")
+        sizes = ({1: torch.export.Dim("N")},)
+        torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=sizes, verbose=False).save(file)
+    else:
+        torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {1: "N"}})
+    session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    if isinstance(model, LIFNode):
+        model.reset()
+    (got,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    wanted = model(other)
+    assert torch.equal(torch.from_numpy(got), wanted) and wanted.abs().sum() > 0
 
 
 # torch.func and its relatives
@@ -272,6 +326,40 @@ def test_torch_func_grad_of_batch_norm_and_sums():
 
     x = draw((20, 3, 4)).requires_grad_()
     assert torch.equal(torch.func.grad(loss)(x.detach()), torch.autograd.grad(loss(x), x)[0])
+
+
+@pytest.mark.parametrize("neuron", [LIF, lambda: LIFNode(step_mode="m")], ids=["LIF", "LIFNode"])
+def test_modules_as_functions_of_their_parameters(neuron):
+    """``functional_call`` under ``grad``, for every sample by itself, and of several models at once."""
+
+    def network(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 6), neuron(), torch.nn.Linear(6, 3), neuron())
+        for parameter in model.parameters():
+            parameter.data.mul_(4)
+        return model
+
+    def loss(parameters, x):
+        return (torch.func.functional_call(stateless, parameters, (x,)) * torch.arange(3)).square().sum()
+
+    def fresh(model):  # without the state that the last call left
+        return copy.deepcopy(model).requires_grad_(True)
+
+    models, x = [network(seed) for seed in range(3)], draw((6, 5, 4)).mul(2)
+    stateless, parameters = fresh(models[0]), dict(models[0].named_parameters())
+    whole = fresh(models[0])
+    wanted = torch.autograd.grad((whole(x) * torch.arange(3)).square().sum(), whole.parameters())
+    assert all(g.norm() > 0 for g in wanted)
+    got = torch.func.grad(loss)(parameters, x)
+    assert all(map(torch.equal, got.values(), wanted))
+    stateless = fresh(models[0])
+    samples = torch.vmap(torch.func.grad(lambda p, x: loss(p, x.unsqueeze(1))), in_dims=(None, 1))(parameters, x)
+    for g, w in zip(samples.values(), wanted, strict=True):
+        torch.testing.assert_close(g.sum(0), w)
+    stacked, _ = torch.func.stack_module_state(models)
+    stateless = fresh(models[0])
+    got = torch.vmap(lambda p: torch.func.functional_call(stateless, p, (x,)))(stacked)
+    torch.testing.assert_close(got, torch.stack([fresh(model)(x) for model in models]))
 
 
 @pytest.mark.parametrize("op", [lambda x: snnkern.lif(x)[1], lambda x: snnkern.lif(x.transpose(1, 2))[0]])

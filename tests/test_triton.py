@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import INTERPRETED
+from conftest import INTERPRETED, assert_gradients_close
 from test_bn_lif import check as check_norm
 from test_lif import FORMS, RESETS, SURROGATES, check, check_all, draw, state_of
 
@@ -23,7 +23,7 @@ import snnkern
 from snnkern import backend as backends
 from snnkern import surrogate as surrogates
 from snnkern.spec.layout import layout_of
-from snnkern.spec.neuron import Backward, Forward, make_spec
+from snnkern.spec.neuron import GIVEN, Backward, Forward, More, Parameter, make_spec
 from snnkern.spec.norm import Norm, Parameters, Plan
 from snnkern.spec.split import CHUNK
 
@@ -144,6 +144,35 @@ def test_norms_in_many_programs(monkeypatch, name, wide):
 
 
 @in_interpreter
+@pytest.mark.parametrize(
+    "name", ["rows of 64, time second", "rows of 7, in short rows of time", "few channels last, time second"]
+)
+def test_parameters_in_many_programs(monkeypatch, name):
+    """A leak of each channel and a threshold of each neuron, found as the channels of norms are."""
+    shape, time_dim, last, span = NORMS[name]
+    monkeypatch.setattr(kernels, "WIDE", sys.maxsize)
+    monkeypatch.setattr(kernels, "_machine", lambda: ("interpreter", 8))
+    launch, spans = kernels.lif_forward_kernel.run, set()
+    monkeypatch.setattr(
+        kernels.lif_forward_kernel, "run", lambda *a, **o: spans.add(o["LEAK"]) or launch(*a, **o), raising=False
+    )
+    x = with_channels(shape, last).requires_grad_()
+    v = state_of(x.detach(), time_dim)
+    leak = (draw((shape[2],)).sigmoid() + 1).reshape(-1, *[1] * (len(shape) - 3)).requires_grad_()
+    threshold = (draw(v.shape, seed=4).sigmoid() + 0.3).requires_grad_()
+    results = []
+    for backend in ("triton", "reference"):
+        options = {"time_dim": time_dim, "return_v": "sequence", "backend": backend}
+        outputs = snnkern.lif(x, v, tau=leak, threshold=threshold, **options)
+        grads = draw(x.shape, seed=2), draw(x.shape, seed=3)
+        results.append((outputs, torch.autograd.grad(outputs, (x, leak, threshold), grads)))
+    (got, gradients), (wanted, of_reference) = results
+    assert spans == {span} and all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    for one, other in zip(gradients, of_reference, strict=True):
+        assert_gradients_close(one, other)
+
+
+@in_interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_sums_in_parts_are_the_sums(monkeypatch, dtype):
     """The moments to 1e-12 and the table to the bit, against float64: means of 1e4, and a channel that is constant."""
@@ -227,14 +256,23 @@ def eight(layout, dtype):
     return x, state, state if layout.steps > CHUNK else None
 
 
-def launches(monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, steps_out=None, **neuron):
-    """The launches that a forward and a backward pass make for x of ``shape``."""
+def launches(
+    monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, steps_out=None, parameters=(None, None),
+    sequence=False, **neuron
+):  # fmt: skip
+    """The launches that a forward and a backward pass make for x of ``shape``; ``parameters``: channels and period of a
+    leak and of a threshold that are tensors."""
     made, spec = record(monkeypatch, machine), spec_of(**neuron)
     layout = layout_of(torch.empty(shape, device="meta"), time_dim)
     layout = layout._replace(steps_out=steps_out or layout.steps)
     x, state, saved = eight(layout, dtype)
-    kernels.lif_forward(spec, layout, Forward(x, state, x, state, saved))
-    kernels.lif_backward(spec, layout, Backward(x, state, saved, x, state, x, state))
+    leak, threshold = (None if sizes is None else Parameter(state, *sizes) for sizes in parameters)
+    more = More(leak, threshold, threshold and state, v_seq=state if sequence else None)
+    kernels.lif_forward(spec, layout, Forward(x, state, x, state, saved, more=more))
+    table = state if isinstance(spec.surrogate, surrogates.Table) else None
+    gradients = {"grad_v_seq": more.v_seq, "grad_leak": leak and state, "grad_threshold": threshold and state}
+    more = more._replace(table=table, v_seq=None, **gradients)
+    kernels.lif_backward(spec, layout, Backward(x, state, saved, x, state, x, state, more=more))
     return made
 
 
@@ -387,6 +425,25 @@ def test_kernels_of_split_time(monkeypatch, tmp_path, target, kind):
             assert max(loads_in_flight(sass(kernel, tmp_path))) >= CHUNK
 
 
+TABLE = surrogates.Table(torch.cos, 1.0, 64)
+NEURONS = {  # each has some of what plain ones have not
+    "parametric": ("sm_80", 64, torch.float32, {"inverse_tau": GIVEN, "parameters": ((1, 1), None)}),
+    "ternary": ("sm_90", 4, torch.bfloat16, {"tau": GIVEN, "reset": 0.3, "ternary": True, "v_min": -1.0,
+                "sequence": True, "surrogate": TABLE, "parameters": ((64, 196), None)}),
+    "integer": ("gfx942", 4, torch.float16, {"tau": 3.0, "threshold": GIVEN, "reset": None,
+                "surrogate": surrogates.Integer(), "parameters": (None, (LARGE, 1))}),
+}  # fmt: skip
+
+
+@compiles
+@pytest.mark.parametrize("name", NEURONS)
+def test_neurons_that_are_not_plain(monkeypatch, tmp_path, name):
+    target, steps, dtype, neuron = NEURONS[name]
+    for kernel in compiled(monkeypatch, target, (steps, LARGE), dtype, **neuron):
+        assert_nothing_is_spilled(kernel, tmp_path)
+        assert_nothing_is_contracted(kernel, neuron, tmp_path)
+
+
 @compiles
 @pytest.mark.parametrize("shape, time_dim", [((4, LARGE), 0), ((64, 4, 4096), 1)], ids=str)
 def test_forward_moves_sixteen_bytes_at_a_time(monkeypatch, tmp_path, shape, time_dim):
@@ -499,7 +556,7 @@ def test_one_kernel_serves_every_number_of_steps(monkeypatch):
     assert kernel_of(33, 4096) == kernel_of(500, 4096) == kernel_of(501, 8192)
     assert kernel_of(4000, 256) == kernel_of(5001, 512)  # split over time
     sizes = {param.name for param in KERNELS["lif_forward_kernel"].params if param.do_not_specialize}
-    assert sizes == {"channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step", "per_row"}
+    assert sizes == set(kernels._sizes)
     for kernel, _, args, _ in launches(monkeypatch, ("cuda", 32), SPLIT):
         given = dict(zip(kernel.arg_names, args, strict=False))
         assert given["segment_steps"] % 16 == given.get("warmup", 0) % 16 == 0  # else Triton would make another kernel

@@ -283,8 +283,9 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
     };
     const auto walked = [&](auto out, bool past_cache) {
       with_surrogate(p.surrogate, [&](auto curve) {
-        walk_back<decltype(curve), W, vectors()>(n, h, grad_s.from(j), out, x.from(j + count), grad_v + j, steps,
-                                                 past_cache);
+        if constexpr (!std::is_same_v<decltype(curve), Integer>)
+          walk_back<decltype(curve), W, vectors()>(n, h, grad_s.from(j), out, x.from(j + count), grad_v + j, steps,
+                                                   past_cache);
       });
     };
     if (!norm.lanes) {
@@ -316,8 +317,8 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
 // The same of neurons that are not plain, whose lanes j, j + 1, ... are `own`'s from `first` on: in the cache, and in
 // the state's numbers. First pass: what they receive becomes h; the drives go to `drives`.
 template <class S>
-void recompute(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> drives, const S* start,
-               int steps, int count) {
+[[gnu::noinline]] void recompute(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> drives,
+                                 const S* start, int steps, int count) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
   over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
@@ -339,9 +340,9 @@ void recompute(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h,
 // Second pass. A drive becomes what its step adds to the leak's gradient, `by_threshold` what it adds to the
 // threshold's.
 template <class Curve, class S>
-void walk_back(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> grad_s,
-               Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives, Rows<S> by_threshold, S* grad_v, int steps,
-               int count) {
+[[gnu::noinline]] void walk_back(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> grad_s,
+                                 Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives, Rows<S> by_threshold, S* grad_v,
+                                 int steps, int count) {
   const Neuron<S> n = neuron;
   Kind kind = n.kind();
   kind.integer = std::is_same_v<Curve, Integer>;

@@ -82,7 +82,8 @@ inline void transpose(V (&rows)[width]) {
 }
 
 // Calls `block` for a square of the tile and the stage that can be transposed in registers, `run` for a stretch of
-// lanes that lie side by side: what gathering and scattering have in common.
+// lanes that lie side by side: what gathering and scattering have in common. Neither is inlined, which would be once
+// for every form of the neuron.
 template <class V, class IO, class Block, class Run>
 inline void by_neuron(const Sequence<IO>& in, Tile tile, int64_t t, int steps, Block&& block, Run&& run) {
   constexpr int width = sizeof(V) / sizeof(State<std::remove_const_t<IO>>);
@@ -100,7 +101,7 @@ inline void by_neuron(const Sequence<IO>& in, Tile tile, int64_t t, int steps, B
   }
 }
 template <class IO, class S>
-void gather(const Sequence<const IO>& from, Tile tile, int64_t t, int steps, S* stage) {
+[[gnu::noinline]] void gather(const Sequence<const IO>& from, Tile tile, int64_t t, int steps, S* stage) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S);
   by_neuron<V>(
@@ -125,7 +126,7 @@ void gather(const Sequence<const IO>& from, Tile tile, int64_t t, int steps, S* 
       });
 }
 template <class IO, class S>
-void scatter(const Sequence<IO>& to, Tile tile, int64_t t, int steps, const S* stage) {
+[[gnu::noinline]] void scatter(const Sequence<IO>& to, Tile tile, int64_t t, int steps, const S* stage) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S);
   by_neuron<V>(

@@ -92,8 +92,8 @@ struct Came {
 }  // namespace
 
 struct SumsTensors {
-  LIFBackward a;
   double* sums;
+  LIFBackward a;
 };
 
 // Blocks that a multiprocessor's registers hold, few rather than spills; snnkern/backend/cuda/bn_lif.py launches so
@@ -105,8 +105,9 @@ constexpr int sums_blocks(const LIFVariant& v) {
 
 template <LIFVariant kV>
 __global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV))
-    bn_lif_sums(Neuron<float> n, LIFShape s, Bands b, SumsTensors tensors) {
+    bn_lif_sums(Neuron<float> neuron, LIFShape s, Bands b, SumsTensors tensors) {
   const LIFBackward& a = tensors.a;
+  const Neurons<kV> n(neuron, a.more, 0);
   __shared__ Share<kV.width> share;
   if (threadIdx.x == 0) share = {b, blockIdx.x, quotient(s.outer * s.inner, b.channels * b.period), int(blockDim.x)};
   __syncthreads();
@@ -119,11 +120,12 @@ __global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV))
       const Input<kV> input(s, place, a, affine);
       Came<kV> came(s);
       float grad_v[kV.width], sum[kV.lanes] = {}, moment[kV.lanes] = {};
+      Sums<kV> none;
       load_or(grad_v, a.grad_v_last, place.state, 0.0f);
       int steps = 0;  // of the chunk, on the way back
       Column<kV.width, backward_threads(kV.width)> column(shared_memory);
       back<kV>(
-          n, s, place, a, grad_v, input, column, 0, steps_of<kV>(s),
+          n, s, place, a, grad_v, none, input, column, 0, steps_of<kV>(s),
           [&](const typename Input<kV>::Step& step) {
             came.push(step.x);
             ++steps;
@@ -139,8 +141,8 @@ __global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV))
             if (--steps) return;
 #pragma unroll
             for (int l = 0; l < kV.lanes; ++l) {
-              total[0][l] += of_input<kV>(n, sum[l]);
-              total[1][l] += of_input<kV>(n, moment[l]);
+              total[0][l] += of_input<kV>(neuron, sum[l]);
+              total[1][l] += of_input<kV>(neuron, moment[l]);
               sum[l] = moment[l] = 0.0f;
             }
           });
@@ -151,10 +153,11 @@ __global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV))
 
 template <LIFVariant kV>
 __global__ void __launch_bounds__(backward_threads(kV.width), divides(kV) || kV.lanes > 1 ? sums_blocks(kV) : 0)
-    bn_lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
+    bn_lif_backward(Neuron<float> neuron, LIFShape s, LIFBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;
+  const Neurons<kV> n(neuron, a.more, place.state);
   const Input<kV> input(s, place, a);
   float pull[kV.lanes], push[kV.lanes];
   const auto* table = static_cast<const float*>(a.pull_push);
@@ -168,16 +171,17 @@ __global__ void __launch_bounds__(backward_threads(kV.width), divides(kV) || kV.
   char *to = static_cast<char*>(a.grad_x) + last, *of_residual = static_cast<char*>(a.grad_residual) + last;
   Came<kV> came(s);
   float grad_v[kV.width];
+  Sums<kV> none;
   load_or(grad_v, a.grad_v_last, place.state, 0.0f);
   Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
-      n, s, place, a, grad_v, input, column, 0, steps_of<kV>(s),
+      n, s, place, a, grad_v, none, input, column, 0, steps_of<kV>(s),
       [&](const typename Input<kV>::Step& step) { came.push(step.x); },
       [&](const float (&g)[kV.width], const float (&)[kV.width]) {
         const Numbers x = came.pop();
         float grad[kV.width];
 #pragma unroll
-        for (int e = 0; e < kV.width; ++e) grad[e] = of_input<kV>(n, g[e]);
+        for (int e = 0; e < kV.width; ++e) grad[e] = of_input<kV>(neuron, g[e]);
         if (a.grad_residual) {
           Numbers::rounded(grad).store(of_residual);
           of_residual -= stride;

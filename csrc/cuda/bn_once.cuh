@@ -18,14 +18,14 @@ struct Channel {         // as in snnkern/backend/cuda/bn_once.py
 };
 
 struct OnceForward {
-  LIFForward lif;
   NormParameters of;
   double* moments;  // [channels, 2 * kCluster + 1]
+  LIFForward lif;
 };
 struct OnceBackward {
-  LIFBackward lif;
   float* affine;  // [2, channels]
   double* sums;   // [channels, 2 * kCluster]
+  LIFBackward lif;
 };
 
 namespace {
@@ -119,10 +119,11 @@ __device__ __forceinline__ T* of_channel(const void* numbers, int64_t channel) {
 // `plan` is of one channel and kCluster parts.
 template <LIFVariant kV>
 __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
-    bn_lif_forward_once(Neuron<float> n, LIFShape s, NormPlan plan, Channel all, OnceForward a) {
+    bn_lif_forward_once(Neuron<float> neuron, LIFShape s, NormPlan plan, Channel all, OnceForward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   const Norm& norm = a.lif.norm;
   const Items<kV.width> items{all, norm};
+  const Neurons<kV> n(neuron, a.lif.more, 0);
   const int64_t channel = items.channel;
   const float shift =  // the channel's first element
       Pack<kV.dtype, 1>::load(static_cast<const char*>(a.lif.x) +
@@ -171,9 +172,9 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
   kept = Slots<kV.dtype, kV.width>(shared_memory);
   items.each(s, kV.rows, [&](const Place& place) {
     const Again<kV> again{{s, place, a.lif, affine}, kept};
-    Output<kV> output(s, place, a.lif.spikes);
+    Output<kV> output(s, place, a.lif);
     float v[kV.width];
-    load_or(v, a.lif.v, place.state, n.v_start);
+    load_or(v, a.lif.v, place.state, neuron.v_start);
     forward<kV>(n, v, again, output, 0, steps_of<kV>(s), [](const auto&) { return false; });
     if (a.lif.v_last) store_state(static_cast<float*>(a.lif.v_last) + place.state, v);
   });
@@ -183,12 +184,13 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
 // potentials.
 template <LIFVariant kV>
 __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
-    bn_lif_backward_once(Neuron<float> n, LIFShape s, NormPlan plan, Channel all, OnceBackward a) {
+    bn_lif_backward_once(Neuron<float> neuron, LIFShape s, NormPlan plan, Channel all, OnceBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   using Gradients = Column<kV.width, kOnceThreads>;
   const LIFBackward& b = a.lif;
   const Norm& norm = b.norm;
   const Items<kV.width> items{all, norm};
+  const Neurons<kV> n(neuron, b.more, 0);
   const int64_t channel = items.channel, stride = s.inner * size_of(kV.dtype);
   const int steps = steps_of<kV>(s);
   const int64_t rounds = (all.share + kOnceThreads - 1) / kOnceThreads;
@@ -206,16 +208,17 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
     const Input<kV> input(s, place, b, of);
     char* of_residual = static_cast<char*>(b.grad_residual) + place.sequence * size_of(kV.dtype) + (steps - 1) * stride;
     float grad_v[kV.width], sum = 0, sum_centred = 0;
+    Sums<kV> none;
     load_or(grad_v, b.grad_v_last, place.state, 0.0f);
     back<kV>(
-        n, s, place, b, grad_v, input, column, 0, steps,
+        n, s, place, b, grad_v, none, input, column, 0, steps,
         [&](const typename Input<kV>::Step& step) { kept.push(step.x); },
         [&](const float (&g)[kV.width], const float (&)[kV.width]) {
           const Numbers x = kept.pop();
           float grad[kV.width];
 #pragma unroll
           for (int e = 0; e < kV.width; ++e) {
-            grad[e] = of_input<kV>(n, g[e]);
+            grad[e] = of_input<kV>(neuron, g[e]);
             sum += grad[e];
             sum_centred = __fmaf_rn(grad[e], input.centred(x, e), sum_centred);
           }

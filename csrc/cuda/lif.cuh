@@ -14,10 +14,12 @@
 //              finds gain and carry of every segment but the first, then each segment composes those after it. Compared
 //              with the serial loop only the order of rounding changes.
 //
-// forward() and back() are written for any input (here x, with a norm what becomes of it: bn_lif.cuh), and for spikes
-// that are written step by step or summed over groups of steps.
+// forward() and back() are written for any input (here x, with a norm what becomes of it: bn_lif.cuh), for spikes that
+// are written step by step or summed over groups of steps, and for a leak and a threshold that all neurons share or
+// that are tensors: a thread reads its own of them once, and sums up their gradients over the chunk, then over time.
 #pragma once
 #include "../neuron.h"
+#include "channels.cuh"
 #include "memory.cuh"
 
 namespace snnkern {
@@ -37,7 +39,14 @@ struct LIFVariant {  // what a kernel is compiled for; as in snnkern/backend/cud
   // With a norm (bn_lif.cuh): channels a thread has to know, 1 or as many as neurons; else 0.
   int lanes;
   bool residual;
+  bool ternary, integer, bounded;
+  bool unit;            // of integer spikes: the threshold is 1
+  int leak, threshold;  // of tensors: numbers a thread has to know, 1 or as many as neurons; else 0
+  bool sequence;        // v_seq is written; of backward: grad_v_seq is read
+  bool grad_leak, grad_threshold;
 };
+
+constexpr Kind kind_of(const LIFVariant& v) { return {v.hard, v.ternary, v.integer, v.bounded, v.detached}; }
 
 // Steps loaded together.
 constexpr int loaded_together(const LIFVariant& v) {
@@ -46,8 +55,10 @@ constexpr int loaded_together(const LIFVariant& v) {
 
 constexpr int kForwardThreads = 128;
 constexpr int backward_threads(int width) { return width == 8 ? 64 : 128; }  // up to 32 KiB of shared memory
-// Where charge divides, the calls take registers.
-constexpr bool divides(const LIFVariant& v) { return v.form == Leak::tau || v.form == Leak::tau_input; }
+// Where a step divides, the calls take registers.
+constexpr bool divides(const LIFVariant& v) {
+  return v.form == Leak::tau || v.form == Leak::tau_input || (v.integer && !v.unit);
+}
 // Blocks that a multiprocessor has registers for, 0: as many as the compiler likes, who spills for more where charge
 // divides or a norm has a channel for every neuron of a thread.
 constexpr int blocks_of(const LIFVariant& v, int threads) { return divides(v) || v.lanes > 1 ? 384 / threads : 0; }
@@ -56,6 +67,50 @@ namespace {
 
 template <LIFVariant kV>
 constexpr int kLoaded = loaded_together(kV);
+
+// A thread's neurons: the numbers of all, and those of tensors that are their own.
+template <LIFVariant kV>
+struct Neurons {
+  const Neuron<float>& all;
+  const float* table;  // of the surrogate
+  float leak[kV.leak > 0 ? kV.leak : 1], inverse[kV.leak > 0 ? kV.leak : 1];
+  float threshold[kV.threshold > 0 ? kV.threshold : 1], fire_above[kV.threshold > 0 ? kV.threshold : 1];
+
+  __device__ __forceinline__ Neurons(const Neuron<float>& all, const More& more, int64_t neuron)
+      : all(all), table(static_cast<const float*>(more.table)) {
+    if constexpr (kV.leak > 0) {
+      const Parameter p = more.leak;
+      Channels<kV.leak>(p.channels, p.period, neuron).read(leak, static_cast<const float*>(p.data));
+#pragma unroll
+      for (int l = 0; l < kV.leak; ++l) inverse[l] = ratio(1.0f, leak[l]);
+    }
+    if constexpr (kV.threshold > 0) {
+      const Parameter p = more.threshold;
+      const Channels<kV.threshold> channels(p.channels, p.period, neuron);
+      channels.read(threshold, static_cast<const float*>(p.data));
+      channels.read(fire_above, static_cast<const float*>(more.fire_above));
+    }
+  }
+  __device__ __forceinline__ Neuron<float> operator[](int e) const {
+    Neuron<float> n = all;
+    if constexpr (!kV.rest) n.rest = 0.0f;  // v - 0 is no operation, in the longest chain of a thread
+    if constexpr (kV.unit) n.threshold = 1.0f;
+    if constexpr (kV.surrogate == Surrogate::Table) n.k.table = table;
+    if constexpr (kV.leak > 0) {
+      const int l = kV.leak > 1 ? e : 0;
+      const bool divided = kV.form == Leak::tau || kV.form == Leak::tau_input;
+      n.leak = leak[l];
+      n.input_gain = divided ? inverse[l] : leak[l];  // read of_input alone
+      n.state_gain = kV.form == Leak::decay ? leak[l] : 1.0f - n.input_gain;
+    }
+    if constexpr (kV.threshold > 0) {
+      const int l = kV.threshold > 1 ? e : 0;
+      n.threshold = threshold[l];
+      n.fire_above = fire_above[l];
+    }
+    return n;
+  }
+};
 
 // --- what a thread reads and writes, a step after the other ---
 
@@ -78,17 +133,43 @@ struct Input {
   __device__ __forceinline__ float operator()(const Step& step, int e) const { return step.get(e); }
 };
 
-// Spikes of [outer, steps_out, inner]: as they are,
+// The potential after every step, where somebody wants it.
+template <LIFVariant kV>
+struct Potentials {
+  float* at;
+  int64_t stride;
+
+  __device__ __forceinline__ Potentials(const LIFShape& s, const Place& place, const More& more)
+      : at(static_cast<float*>(more.v_seq) + place.sequence), stride(s.inner) {}
+  __device__ __forceinline__ void operator()(const float (&v)[kV.width]) {
+    if constexpr (!kV.sequence) return;
+    store_state(at, v);
+    at += stride;
+  }
+};
+
+// Spikes, bool or float, of [outer, steps_out, inner]: as they are,
 template <LIFVariant kV, bool kGrouped = kV.grouped>
 struct Output {
   char* at;
   int64_t stride;
+  Potentials<kV> potentials;
 
-  __device__ __forceinline__ Output(const LIFShape& s, const Place& place, void* spikes)
-      : at(static_cast<char*>(spikes) + place.spikes * size_of(kV.dtype)), stride(s.inner * size_of(kV.dtype)) {}
+  __device__ __forceinline__ Output(const LIFShape& s, const Place& place, const LIFForward& a)
+      : at(static_cast<char*>(a.spikes) + place.spikes * size_of(kV.dtype)),
+        stride(s.inner * size_of(kV.dtype)),
+        potentials(s, place, a.more) {}
   __device__ __forceinline__ void skip(int64_t steps) { at += steps * stride; }
   __device__ __forceinline__ void operator()(const bool (&fired)[kV.width]) {
-    Pack<kV.dtype, kV.width>::spikes(fired).store(at);
+    put(Pack<kV.dtype, kV.width>::spikes(fired));
+  }
+  __device__ __forceinline__ void operator()(const float (&spikes)[kV.width]) {
+    put(Pack<kV.dtype, kV.width>::rounded(spikes));
+  }
+
+ private:
+  __device__ __forceinline__ void put(const Pack<kV.dtype, kV.width>& pack) {
+    pack.store(at);
     at += stride;
   }
 };
@@ -101,15 +182,16 @@ struct Output<kV, true> {
   float total[kV.width] = {};
   int64_t group = 0;
   int left;  // steps of the group
+  Potentials<kV> potentials;
 
-  __device__ __forceinline__ Output(const LIFShape& s, const Place& place, void* spikes)
-      : s(s), sums(s, place, spikes), left(int(group_start(1, s.steps, s.steps_out))) {}
-  __device__ __forceinline__ void operator()(const bool (&fired)[kV.width]) {
+  __device__ __forceinline__ Output(const LIFShape& s, const Place& place, const LIFForward& a)
+      : s(s), sums(s, place, a), left(int(group_start(1, s.steps, s.steps_out))), potentials(s, place, a.more) {}
+  template <class Spike>
+  __device__ __forceinline__ void operator()(const Spike (&spikes)[kV.width]) {
 #pragma unroll
-    for (int e = 0; e < kV.width; ++e) total[e] += fired[e] ? 1.0f : 0.0f;
+    for (int e = 0; e < kV.width; ++e) total[e] += float(spikes[e]);
     if (--left) return;
-    Pack<kV.dtype, kV.width>::rounded(total).store(sums.at);
-    sums.at += sums.stride;
+    sums(total);
 #pragma unroll
     for (int e = 0; e < kV.width; ++e) total[e] = 0.0f;
     ++group;
@@ -118,8 +200,10 @@ struct Output<kV, true> {
 };
 
 struct NoOutput {
+  template <class Spike, int kWidth>
+  __device__ __forceinline__ void operator()(const Spike (&)[kWidth]) {}
   template <int kWidth>
-  __device__ __forceinline__ void operator()(const bool (&)[kWidth]) {}
+  static __device__ __forceinline__ void potentials(const float (&)[kWidth]) {}
 };
 
 // The gradient of spikes, from step `end - 1` back: of every step,
@@ -165,6 +249,30 @@ struct Upstream<kV, true> {
     --left;
     Step step;
     if constexpr (kV.given) step = Step::load(at);
+    return step;
+  }
+};
+
+// That, and the gradient of the potential after every step, where there is one.
+template <LIFVariant kV>
+struct Gradients {
+  struct Step {
+    typename Upstream<kV>::Step spikes;
+    Pack<DType::f32, kV.width> v;
+  };
+  Upstream<kV> spikes;
+  const float* at;
+  int64_t stride;
+
+  __device__ __forceinline__ Gradients(const LIFShape& s, const Place& place, const LIFBackward& a, int end)
+      : spikes(s, place, a.grad_spikes, end), stride(s.inner) {
+    at = static_cast<const float*>(a.more.grad_v_seq) + place.sequence + (end - 1) * stride;
+  }
+  __device__ __forceinline__ Step next() {
+    Step step;
+    step.spikes = spikes.next();
+    if constexpr (kV.sequence) step.v = Pack<DType::f32, kV.width>::load(at);
+    at -= stride;
     return step;
   }
 };
@@ -248,11 +356,24 @@ struct Segment {  // its steps
   }
 };
 
-// charge of neuron.h; it saves the longest chain of a thread an operation that v - 0 is none.
 template <LIFVariant kV>
-__device__ __forceinline__ float charged(Neuron<float> n, float v, float x) {
-  if constexpr (!kV.rest) n.rest = 0.0f;
-  return charge(kV.form, n, v, x);
+__device__ __forceinline__ float charged(const Neuron<float>& n, float v, float x) {
+  const float h = charge(kV.form, n, v, x);
+  return kV.bounded ? bound(n, h) : h;
+}
+
+// Of h, the spike, and the potential in its place; of binary ones whether it is one.
+template <LIFVariant kV>
+__device__ __forceinline__ auto fire(const Neuron<float>& n, float& h) {
+  if constexpr (kV.ternary || kV.integer) {
+    const float s = spike(kind_of(kV), n, n.threshold, n.fire_above, h);
+    h = reset(kind_of(kV), n, n.threshold, h, s);
+    return s;
+  } else {
+    const bool fired = h > n.fire_above;
+    h = reset(kV.hard, n, h);
+    return fired;
+  }
 }
 
 // --- forward ---
@@ -270,21 +391,22 @@ __device__ __forceinline__ void load_or(float (&v)[kWidth], const void* from, in
 // Steps a thread's neurons from t to `end`; `input` is at t. Where chunks begin, but for the first of all, keep(v)
 // keeps the potential, and ends the walk by returning true.
 template <LIFVariant kV, class In, class Out, class Keep>
-__device__ __forceinline__ bool forward(const Neuron<float>& n, float (&v)[kV.width], const In& input, Out& output,
-                                        int t, int end, const Keep& keep) {
+__device__ __forceinline__ bool forward(const Neurons<kV>& n, float (&v)[kV.width], const In& input, Out& output, int t,
+                                        int end, const Keep& keep) {
   Ahead<In, kLoaded<kV>> x{input};
   x.fill(end - t);
   return x.template walk<kV.width == 1>(
       t, end, [&](int t) { return t > 0 && t % kChunk == 0 && keep(v); },
       [&](const typename In::Step& step) {
-        bool fired[kV.width];
+        decltype(fire<kV>(n.all, v[0])) spikes[kV.width];
 #pragma unroll
         for (int e = 0; e < kV.width; ++e) {
-          const float h = charged<kV>(n, v[e], x.stream(step, e));
-          fired[e] = h > n.fire_above;
-          v[e] = reset(kV.hard, n, h);
+          const Neuron<float> own = n[e];
+          v[e] = charged<kV>(own, v[e], x.stream(step, e));
+          spikes[e] = fire<kV>(own, v[e]);
         }
-        output(fired);
+        output(spikes);
+        output.potentials(v);
       });
 }
 
@@ -342,38 +464,87 @@ struct Column {
   }
 };
 
-// dL/dh = dL/ds * curve + dL/dv * through. An infinite h has curve 0; the select keeps inf * 0 out.
+// Of a step: dL/dh = dL/ds * curve + dL/dv * through, and dL/dthreshold = dL/ds * curve + dL/dv * through of its own.
+struct Factors {
+  float curve, through, of_threshold, through_threshold;
+};
+
+// neuron.h's pulled, but for the gradients. An infinite h has curve 0; the selects keep inf * 0 out.
 template <LIFVariant kV>
-__device__ __forceinline__ void factors(const Neuron<float>& n, float h, float& curve, float& through) {
-  with_surrogate(kV.surrogate, [&](auto surrogate) { curve = decltype(surrogate)::grad(h - n.threshold, n.k); });
-  through = kV.hard && h > n.fire_above ? 0.0f : 1.0f;
-  if constexpr (kV.detached) return;
-  if constexpr (kV.hard)
-    through = __fmaf_rn(curve != 0.0f ? n.reset - h : 0.0f, curve, through);
-  else
-    through = __fmaf_rn(-n.threshold, curve, through);
+__device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
+  const auto curve = [&](float x) {
+    float found;
+    with_surrogate(kV.surrogate, [&](auto surrogate) { found = decltype(surrogate)::grad(x, n.k); });
+    return found;
+  };
+  Factors f;
+  float event, by_threshold, event_by;  // of what resets by h, and, negative, of the spike and of that by the threshold
+  if constexpr (kV.integer) {
+    const float u = h / n.threshold;
+    f.curve = event = curve(u) * ratio(1.0f, n.threshold);
+    by_threshold = event_by = event != 0.0f ? event * u : 0.0f;
+  } else if constexpr (kV.ternary) {
+    const float rise = curve(h - n.threshold), fall = curve(-h - n.threshold);
+    f.curve = event_by = rise + fall;
+    by_threshold = event = rise - fall;
+    if constexpr (!kV.hard) event = f.curve, event_by = by_threshold;
+  } else {
+    f.curve = event = by_threshold = event_by = curve(h - n.threshold);
+  }
+  f.of_threshold = -by_threshold;
+  f.through = kV.hard && (kV.ternary ? magnitude(h) : h) > n.fire_above ? 0.0f : 1.0f;
+  f.through_threshold = kV.hard ? 0.0f : -spike(kind_of(kV), n, n.threshold, n.fire_above, h);
+  if constexpr (!kV.detached) {
+    float change = kV.hard ? n.reset - h : -n.threshold;  // of v, at an event
+    if constexpr (kV.hard) change = event != 0.0f ? change : 0.0f;
+    f.through = __fmaf_rn(change, event, f.through);
+    f.through_threshold = __fmaf_rn(-change, event_by, f.through_threshold);
+  }
+  if (kV.bounded && h <= n.v_min) f.curve = f.through = 0.0f;
+  return f;
 }
+
+// What a leak is a factor of, or a divisor: see lif_backward of snnkern/ops/launch.py.
+template <LIFVariant kV>
+__device__ __forceinline__ float drive(const Neuron<float>& n, float v, float x) {
+  if constexpr (kV.form == Leak::decay) return v;
+  return of_input(kV.form) ? x - (v - n.rest) : n.rest - v;
+}
+
+// The gradients of a thread's leaks and thresholds: sums over time.
+template <LIFVariant kV>
+struct Sums {
+  float leak[kV.width] = {}, threshold[kV.width] = {};
+
+  __device__ __forceinline__ void add(const Sums& more) {
+#pragma unroll
+    for (int e = 0; e < kV.width; ++e) {
+      if constexpr (kV.grad_leak) leak[e] += more.leak[e];
+      if constexpr (kV.grad_threshold) threshold[e] += more.threshold[e];
+    }
+  }
+};
 
 // Walks back over the steps from `begin`, where a chunk begins, to `end`, from the gradient of the last potential to
 // that of the one before the first. `input` is at step 0. Calls came(step) for the steps of a chunk in their order,
 // then found(g, through) in reverse: g is the gradient of h, and without that of spikes it is `through` times that of
-// v.
+// v. Adds to `sums`, chunk by chunk.
 template <LIFVariant kV, int kThreads, class In, class Came, class Found>
-__device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, const Place& place,
-                                     const LIFBackward& a, float (&grad_v)[kV.width], const In& input,
+__device__ __forceinline__ void back(const Neurons<kV>& n, const LIFShape& s, const Place& place, const LIFBackward& a,
+                                     float (&grad_v)[kV.width], Sums<kV>& sums, const In& input,
                                      Column<kV.width, kThreads>& column, int begin, int end, const Came& came,
                                      const Found& found) {
   if (begin >= end) return;
   int t = (end - 1) / kChunk * kChunk, length = end - t;
   Ahead<In, kLoaded<kV>> x{input};
-  Ahead<Upstream<kV>, kLoaded<kV>> upstream{Upstream<kV>(s, place, a.grad_spikes, end)};
+  Ahead<Gradients<kV>, kLoaded<kV>> upstream{Gradients<kV>(s, place, a, end)};
   Saved saved(a.saved, place, t);
   float v[kV.width];
   const auto start = [&] {  // of the chunk at t
     if (t > 0)
       load_state(v, saved.at);
     else
-      load_or(v, a.v, place.state, n.v_start);
+      load_or(v, a.v, place.state, n.all.v_start);
   };
 
   x.stream.skip(t);
@@ -382,13 +553,16 @@ __device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, 
   while (true) {
     upstream.fill(length);
     x.template chunk<false>(length, [&](const typename In::Step& step) {
-      float h[kV.width];
+      float h[kV.width], drives[kV.width];
 #pragma unroll
       for (int e = 0; e < kV.width; ++e) {
-        h[e] = charged<kV>(n, v[e], x.stream(step, e));
-        v[e] = reset(kV.hard, n, h[e]);
+        const Neuron<float> own = n[e];
+        if constexpr (kV.grad_leak) drives[e] = drive<kV>(own, v[e], x.stream(step, e));
+        h[e] = v[e] = charged<kV>(own, v[e], x.stream(step, e));
+        fire<kV>(own, v[e]);
       }
       column.push(h);
+      if constexpr (kV.grad_leak) column.push(drives);
       came(step);
     });
     const int now = length;
@@ -400,19 +574,30 @@ __device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, 
       saved.at -= saved.stride;
       start();
     }
-    upstream.template chunk<true>(now, [&](const typename Upstream<kV>::Step& step) {
-      float g[kV.width], h[kV.width], through[kV.width];
+    Sums<kV> of_chunk;
+    upstream.template chunk<true>(now, [&](const typename Gradients<kV>::Step& step) {
+      float g[kV.width], h[kV.width], through[kV.width], drives[kV.width];
+      if constexpr (kV.grad_leak) column.pop(drives);
       column.pop(h);
 #pragma unroll
       for (int e = 0; e < kV.width; ++e) {
-        float curve;
-        factors<kV>(n, h[e], curve, through[e]);
+        const Neuron<float> own = n[e];
+        const Factors f = factors<kV>(own, h[e]);
+        if constexpr (kV.sequence) grad_v[e] += step.v.get(e);
+        if constexpr (kV.grad_threshold) {
+          of_chunk.threshold[e] = __fmaf_rn(grad_v[e], f.through_threshold, of_chunk.threshold[e]);
+          if constexpr (kV.given)
+            of_chunk.threshold[e] = __fmaf_rn(step.spikes.get(e), f.of_threshold, of_chunk.threshold[e]);
+        }
+        through[e] = f.through;
         g[e] = grad_v[e] * through[e];
-        if constexpr (kV.given) g[e] = __fmaf_rn(step.get(e), curve, g[e]);
-        grad_v[e] = g[e] * n.state_gain;
+        if constexpr (kV.given) g[e] = __fmaf_rn(step.spikes.get(e), f.curve, g[e]);
+        if constexpr (kV.grad_leak) of_chunk.leak[e] = __fmaf_rn(g[e], drives[e], of_chunk.leak[e]);
+        grad_v[e] = g[e] * own.state_gain;
       }
       found(g, through);
     });
+    sums.add(of_chunk);
     if (!more) return;
   }
 }
@@ -420,7 +605,7 @@ __device__ __forceinline__ void back(const Neuron<float>& n, const LIFShape& s, 
 // The gradient of what neurons receive, from that of h.
 template <LIFVariant kV>
 __device__ __forceinline__ float of_input(const Neuron<float>& n, float g) {
-  return kV.form == Leak::tau_input || kV.form == Leak::tau_input_inverse ? g * n.input_gain : g;
+  return of_input(kV.form) ? g * n.input_gain : g;
 }
 
 extern __shared__ __align__(16) char shared_memory[];
@@ -431,18 +616,19 @@ extern __shared__ __align__(16) char shared_memory[];
 
 template <LIFVariant kV>
 __global__ void __launch_bounds__(kForwardThreads, blocks_of(kV, kForwardThreads))
-    lif_forward(Neuron<float> n, LIFShape s, LIFForward a) {
+    lif_forward(Neuron<float> neuron, LIFShape s, LIFForward a) {
   const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;
+  const Neurons<kV> n(neuron, a.more, place.state);
   const int segment = kV.split ? int(blockIdx.y) : 0;
   const auto [begin, end] = Segment::of<kV>(s, segment);
   Input<kV> input(s, place, a);
-  Output<kV> output(s, place, a.spikes);
+  Output<kV> output(s, place, a);
   float v[kV.width];
   float* starts = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
   if constexpr (kV.split) {
     const int from = begin > s.warmup ? begin - int(s.warmup) : 0;
-    load_or(v, from > 0 ? nullptr : a.v, place.state, n.v_start);
+    load_or(v, from > 0 ? nullptr : a.v, place.state, neuron.v_start);
     input.skip(from);
     NoOutput none;
     forward<kV>(n, v, input, none, from, begin, [](const auto&) { return false; });
@@ -450,7 +636,7 @@ __global__ void __launch_bounds__(kForwardThreads, blocks_of(kV, kForwardThreads
     input.skip(begin - from);
     output.skip(begin);
   } else {
-    load_or(v, a.v, place.state, n.v_start);
+    load_or(v, a.v, place.state, neuron.v_start);
   }
   Saved saved(a.saved, place, begin);
   forward<kV>(n, v, input, output, begin, end, [&](const float (&v)[kV.width]) {
@@ -464,9 +650,10 @@ __global__ void __launch_bounds__(kForwardThreads, blocks_of(kV, kForwardThreads
 }
 
 template <LIFVariant kV>
-__global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> n, LIFShape s, LIFForward a) {
+__global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> neuron, LIFShape s, LIFForward a) {
   const Place place(s, this_thread(), kV.rows);
   if (!place.inside) return;
+  const Neurons<kV> n(neuron, a.more, place.state);
   const float* starts = static_cast<const float*>(a.scratch) + place.state;
   float* ends = static_cast<float*>(a.scratch) + s.segments * place.neurons + place.state;
   const auto same = [](float a, float b) { return __float_as_uint(a) == __float_as_uint(b); };
@@ -482,7 +669,7 @@ __global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> n, L
     const auto [begin, end] = Segment::of<kV>(s, segment);
     float v[1] = {ends[(segment - 1) * place.neurons]};
     Input<kV> input(s, place, a);
-    Output<kV> output(s, place, a.spikes);
+    Output<kV> output(s, place, a);
     Saved saved(a.saved, place, begin);
     input.skip(begin);
     output.skip(begin);
@@ -501,16 +688,18 @@ __global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> n, L
 
 // Gain and carry of every segment but the first.
 template <LIFVariant kV>
-__global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, LIFShape s, LIFBackward a) {
+__global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> neuron, LIFShape s, LIFBackward a) {
   const Place place(s, this_thread(), kV.rows);
   if (!place.inside) return;
+  const Neurons<kV> n(neuron, a.more, place.state);
   const int segment = int(blockIdx.y) + 1;
   const auto [begin, end] = Segment::of<kV>(s, segment);
   float carry[1] = {0.0f}, gain = 1.0f;
+  Sums<kV> sums;
   Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
-      n, s, place, a, carry, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
-      [&](const float (&)[1], const float (&through)[1]) { gain *= through[0] * n.state_gain; });
+      n, s, place, a, carry, sums, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
+      [&](const float (&)[1], const float (&through)[1]) { gain *= through[0] * neuron.state_gain; });
   float* gains = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
   *gains = gain;
   gains[s.segments * place.neurons] = carry[0];
@@ -518,10 +707,11 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> n, 
 
 template <LIFVariant kV>
 __global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, backward_threads(kV.width)))
-    lif_backward(Neuron<float> n, LIFShape s, LIFBackward a) {
+    lif_backward(Neuron<float> neuron, LIFShape s, LIFBackward a) {
   using Numbers = Pack<kV.dtype, kV.width>;
   const Place place(s, this_thread() * kV.width, kV.rows);
   if (!place.inside) return;
+  const Neurons<kV> n(neuron, a.more, place.state);
   const int segment = kV.split ? int(blockIdx.y) : 0;
   const auto [begin, end] = Segment::of<kV>(s, segment);
   float grad_v[kV.width];
@@ -538,16 +728,20 @@ __global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, back
   const int64_t stride = s.inner * size_of(kV.dtype);
   char* to = static_cast<char*>(a.grad_x) + place.sequence * size_of(kV.dtype) + (end - 1) * stride;
   Column<kV.width, backward_threads(kV.width)> column(shared_memory);
+  Sums<kV> sums;
   back<kV>(
-      n, s, place, a, grad_v, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
+      n, s, place, a, grad_v, sums, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
       [&](const float (&g)[kV.width], const float (&)[kV.width]) {
         float grad[kV.width];
 #pragma unroll
-        for (int e = 0; e < kV.width; ++e) grad[e] = of_input<kV>(n, g[e]);
+        for (int e = 0; e < kV.width; ++e) grad[e] = of_input<kV>(n[e], g[e]);
         Numbers::rounded(grad).store(to);
         to -= stride;
       });
   if (a.grad_v && begin == 0) store_state(static_cast<float*>(a.grad_v) + place.state, grad_v);
+  if constexpr (kV.grad_leak) store_state(static_cast<float*>(a.more.grad_leak) + place.state, sums.leak);
+  if constexpr (kV.grad_threshold)
+    store_state(static_cast<float*>(a.more.grad_threshold) + place.state, sums.threshold);
 }
 
 }  // namespace snnkern

@@ -23,6 +23,8 @@ def sampled(derivative: Callable[[torch.Tensor], torch.Tensor]) -> Table:
     half_width = 2.0 ** math.ceil(math.log2(reach + FAR / (1 << 15)))
     for cells in (1 << 12, 1 << 14, 1 << 16):
         table = Table(derivative, half_width, cells)
-        if table.error <= ERROR:
+        if max(table.error, table.tail) <= ERROR:
             return table
-    raise ValueError(f"its surrogate gradient cannot be sampled: a table misses it by {table.error:.0e} of its peak")
+    raise ValueError(
+        f"its surrogate gradient cannot be sampled: a table misses it by {max(table.error, table.tail):.0e} of its peak"
+    )

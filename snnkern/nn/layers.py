@@ -14,7 +14,6 @@ from ..backend.reference import lif as reference
 from ..ops.lif import lif
 from ..ops.ttm import ttm
 from ..spec.arguments import check_residual, check_x, number, positive
-from ..spec.layout import state_dtype
 from ..spec.neuron import GIVEN, new_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
@@ -164,17 +163,15 @@ class IAF(_Stateless):
 
         h[t] = max(v[t-1] + x[t], v_min)    s[t] = (h[t] >= threshold)    v[t] = h[t] - threshold s[t]    v[0] = 0
 
-    At most one spike a step: charge for more stays, and fires at the next steps. The gradient is autograd's of this
-    loop with the surrogate for ds/dh; where ``v[t-1] + x[t] < v_min`` none passes. As no kernel knows the bound, it is
-    a loop of PyTorch operations; with ``v_min=None`` it is ``snnkern.lif``.
+    At most one spike a step: charge for more stays, and fires at the next steps. ``snnkern.lif``, whose gradient is
+    autograd's of this loop with the surrogate for ds/dh; none passes where h is v_min.
 
     ``forward(x, residual=None)``, as ``LIF``.
 
     Args:
         threshold: positive.
         v_min: lower bound of the potential, at most 0; None for none.
-        surrogate, detach_reset, time_dim: those of ``LIF``.
-        backend: that of ``LIF`` without a bound; with one ``None`` or ``"reference"``.
+        surrogate, detach_reset, time_dim, backend: those of ``LIF``.
 
     Source: sinabs' ``IAF`` with ``SingleSpike``, and -1 for ``min_v_mem`` as in the published code of Du et al.,
     "Temporal Flexibility in Spiking Neural Networks", ICLR 2025, which lets several spikes fire a step.
@@ -198,32 +195,18 @@ class IAF(_Stateless):
             raise ValueError(f"v_min must be at most 0, where the potential starts, got {v_min!r}")
         if backend is not None:
             load(backend)
-            if v_min is not None and backend != "reference":
-                raise ValueError(f"backend must be None or 'reference' with v_min, got {backend!r}: no kernel has it")
         self.time_dim, self.backend = time_dim, backend
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         check_residual(residual)
         x, spec, memory = x if residual is None else x + residual, self.spec, self._memory
-        v = memory and memory.take()
-        if self.v_min is None:
-            neuron = {"decay": 1.0, "reset": None, "threshold": spec.threshold, "fire_at_threshold": True}
-            options = {"surrogate": spec.surrogate, "detach_reset": spec.detach_reset, "return_v": memory is not None}
-            spikes, v = lif(x, v, **neuron, **options, time_dim=self.time_dim, backend=self.backend)
-        else:
-            spikes, v = self._bounded(x, 0.0 if v is None else v)
+        neuron = {"decay": 1.0, "reset": None, "threshold": spec.threshold, "fire_at_threshold": True}
+        neuron |= {"v_min": self.v_min, "surrogate": spec.surrogate, "detach_reset": spec.detach_reset}
+        options = {"return_v": memory is not None, "time_dim": self.time_dim, "backend": self.backend}
+        spikes, v = lif(x, memory and memory.take(), **neuron, **options)
         if memory is not None:
             memory.v = v
         return spikes
-
-    def _bounded(self, x, v):
-        spec, time_dim, spikes = self.spec, check_x(x, self.time_dim), []
-        for x_t in x.to(state_dtype(x.dtype)).unbind(time_dim):
-            h = (v + x_t).clamp(min=self.v_min)
-            s = spec.surrogate(h - spec.threshold, h >= spec.threshold)
-            v = h - spec.threshold * (s.detach() if spec.detach_reset else s)
-            spikes.append(s.to(x.dtype))
-        return torch.stack(spikes, time_dim) if spikes else torch.empty_like(x), v
 
     def extra_repr(self) -> str:
         return f"threshold={self.spec.threshold}, v_min={self.v_min}, {self.spec.surrogate!r}"

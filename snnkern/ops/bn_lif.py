@@ -14,6 +14,7 @@ from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .launch import Kept, Op, Wanted, bn_backward, bn_forward
 from .lif import smooth_backend
 from .pack import note
+from .sharded import is_sharded
 from .ttm import ttm
 
 
@@ -102,6 +103,8 @@ def bn_lif(
         check_dense(
             y=y, v=v, residual=residual, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var
         )
+        if is_sharded(y):
+            raise NotImplementedError("bn_lif takes no DTensor: normalise apart from the neurons, which lif computes")
     if plain and surrogate.live:
         neuron = *neuron[:5], surrogate.now(), *neuron[6:]
     try:

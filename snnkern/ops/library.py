@@ -82,7 +82,7 @@ def name_of(kernels) -> str:
 
 def lif(x, v, leak, threshold, spec: LIFSpec, time_dim: int, steps_out: int | None, return_v: bool | str, backend: str):
     """``snnkern.lif`` of checked arguments, as one node of the graph. ``steps_out`` None: as many as x has."""
-    curve = spec.surrogate.values()
+    curve = _curve(spec, x)
     rest = neuron(spec), time_dim, steps_out, str(return_v), backend
     spikes, v_last, _ = _call("lif", x, v, leak, threshold, curve, *rest)
     return spikes, v_last
@@ -91,7 +91,7 @@ def lif(x, v, leak, threshold, spec: LIFSpec, time_dim: int, steps_out: int | No
 def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last):
     """``launch.lif_backward``, of what a plain forward kept and gradients that are not plain."""
     x, v, saved = _as_given(op, layout, kept)
-    parameters = kept.leak, kept.threshold, op.spec.surrogate.values()
+    parameters = kept.leak, kept.threshold, _curve(op.spec, x)
     rest = neuron(op.spec), op.time_dim, op.steps_out, str(op.return_v), name_of(op.kernels)
     return _call("lif_backward", x, v, saved, *parameters, grad_spikes, grad_v_last, *rest)
 
@@ -118,6 +118,10 @@ def _as_given(op: Op, layout: Layout, kept: Kept):
     return kept.x, v, _or_empty(kept.saved, kept.x)
 
 
+def _curve(spec: LIFSpec, x) -> torch.Tensor | None:
+    return spec.surrogate.values(x.device, state_dtype(x.dtype))
+
+
 def neuron(spec: LIFSpec) -> str:
     if spec.surrogate.text is None:
         spec.surrogate.twin()  # raises
@@ -136,7 +140,7 @@ def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, r
         parameters = Parameters(weight, bias, *running)
         return *bn_reference(y, parameters, v, residual, norm, spec, time_dim, steps_out), *running
     rest = neuron(spec), batch(norm), time_dim, steps_out, return_v, name
-    spikes, v_last, _, _, *running = _call("bn_lif", *tensors, spec.surrogate.values(), *rest)
+    spikes, v_last, _, _, *running = _call("bn_lif", *tensors, _curve(spec, tensors[0]), *rest)
     return spikes, v_last, *running
 
 
@@ -145,7 +149,7 @@ def bn_lif_backward(op: Op, layout: Layout, norm: Batch, kept: Kept, grad_spikes
     _refuse_group(norm)
     y, v, saved = _as_given(op, layout, kept)
     residual = None if kept.residual is None else layout.restore(kept.residual)
-    curve, rest = op.spec.surrogate.values(), (op.time_dim, op.steps_out, name_of(op.kernels))
+    curve, rest = _curve(op.spec, y), (op.time_dim, op.steps_out, name_of(op.kernels))
     rest = curve, grad_spikes, grad_v_last, neuron(op.spec), batch(norm), *rest
     gradients = _call("bn_lif_backward", y, v, saved, kept.table, residual, *rest)
     return _wanted(wanted, *gradients)

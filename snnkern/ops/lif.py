@@ -131,8 +131,6 @@ def lif(
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
     leak, thresholds = _check_parameters(x, time_dim, leak, thresholds)
     kernels = choose(x.device.type, x.dtype, backend if surrogate.spiking else smooth_backend(surrogate, backend))
-    if _until_kernels_know(spec, leak, thresholds, return_v):
-        kernels = choose(x.device.type, x.dtype, "reference")
     op = Op(spec, time_dim, steps_out, kernels, return_v)
     if kernels.differentiable:
         smooth, sequence = not surrogate.spiking, return_v == "sequence"
@@ -161,7 +159,7 @@ def _registered(x, v, leak, threshold, neuron, steps_out, time_dim, return_v, ba
     leak, threshold = _check_parameters(x, time_dim, leak, threshold)
     smooth = not spec.surrogate.spiking
     name = library.name_for(x.device.type, x.dtype, smooth_backend(spec.surrogate, backend) if smooth else backend)
-    if name == "reference" or _until_kernels_know(spec, leak, threshold, return_v):
+    if name == "reference":
         from ..backend.reference import lif as reference
 
         sequence = return_v == "sequence"
@@ -170,13 +168,6 @@ def _registered(x, v, leak, threshold, neuron, steps_out, time_dim, return_v, ba
         steps = None if given is None or repeat else steps_out
         spikes, v_last = library.lif(x, v, leak, threshold, spec, time_dim, steps, return_v, name)
     return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
-
-
-def _until_kernels_know(spec, leak, threshold, return_v) -> bool:  # TEMPORARY
-    from ..surrogate import FastSigmoid, Table
-
-    some = leak is not None or threshold is not None or return_v == "sequence" or spec.v_min is not None
-    return some or not spec.binary or isinstance(spec.surrogate, (FastSigmoid, Table)) or spec.form.endswith("inverse")
 
 
 def smooth_backend(surrogate: Surrogate, backend: str | None) -> str:

@@ -37,14 +37,10 @@ def on_shards(op: Callable, x, time_dim: int, v=None, *parameters):
     of_gradient = [Partial() if p.is_shard() else p for p in placements]
     everywhere = [Replicate()] * mesh.ndim
     uneven = any(p.is_shard() and x.shape[p.dim] % mesh.size() for p in placements)
-    y, v_last = op(
-        x.to_local(),
-        None if v is None else v.redistribute(mesh, of_state).to_local(),
-        *(
-            None if p is None else p.redistribute(mesh, everywhere).to_local(grad_placements=of_gradient)
-            for p in parameters
-        ),
-    )
+    parts = [
+        p if p is None else p.redistribute(mesh, everywhere).to_local(grad_placements=of_gradient) for p in parameters
+    ]
+    y, v_last = op(x.to_local(), v if v is None else v.redistribute(mesh, of_state).to_local(), *parts)
 
     def whole(t, placements, *steps):
         if not uneven:  # told nothing, as torch.compile cannot tell it sizes that it traces

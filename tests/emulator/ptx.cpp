@@ -272,6 +272,14 @@ Function function_of(Parts& parts) {
     if (!shared && !parts.take("global")) unknown();
     return [by = shared ? (to ? -kSharedWindow : kSharedWindow) : 0](const Bits* a) { return a[0] + by; };
   }
+  if (op == "add" && parts.take("rm")) {
+    if (t.kind != Type::f32) unknown();
+    return on<float>([](float a, float b) {
+      const double sum = double(a) + b, of_b = sum - a, lost = (a - (sum - of_b)) + (b - of_b);
+      const float nearest = float(sum);
+      return nearest > sum || (nearest == sum && lost < 0) ? std::nextafter(nearest, -INFINITY) : nearest;
+    });
+  }
   if (op == "add") return exact(), on_numbers(t, [](auto a, auto b) { return a + b; });
   if (op == "sub") return exact(), on_numbers(t, [](auto a, auto b) { return a - b; });
   if (op == "neg") return on_numbers(t, [](auto a) { return -a; });
@@ -322,7 +330,6 @@ Function function_of(Parts& parts) {
 
 struct Kernel {
   struct Parameter {
-    string name;
     int at, bytes;
   };
 
@@ -380,7 +387,8 @@ struct Kernel {
       align = std::max(align, bytes);
       if (bracket != string::npos) bytes *= std::stoi(words.back().substr(bracket + 1));
       parameter_bytes = (parameter_bytes + align - 1) / align * align;
-      parameters.push_back({words.back().substr(0, bracket), parameter_bytes, bytes});
+      parameters.push_back({parameter_bytes, bytes});
+      registers[words.back().substr(0, bracket)] = new_register(parameter_bytes);  // its address
       parameter_bytes += bytes;
     }
   }
@@ -586,14 +594,11 @@ struct Kernel {
     i.offset = plus == string::npos ? 0 : std::strtoll(address.c_str() + plus + 1, nullptr, 0);
     const vector<string> numbers = members(operands.at(loads ? 0 : 1));
     if (int(numbers.size()) != (vector_of.empty() ? 1 : vector_of[1] - '0')) unknown();
-    if (parts.take("param")) {  // one number, the same for all threads: a register that a launch sets
-      const auto found = std::find_if(parameters.begin(), parameters.end(), [&](auto& p) { return p.name == base; });
-      if (!loads || found == parameters.end()) unknown();
-      if (i.offset + i.bytes * int(numbers.size()) > found->bytes) unknown();
-      i.offset += found->at;
+    i.from = {source(base)};
+    if (parts.take("param")) {  // one number, the same for all threads
+      if (!loads) unknown();
       i.mode = "param";
     } else {
-      i.from = {source(base)};
       i.shared = parts.take("shared");
       if (!i.shared) parts.take("global");
     }
@@ -864,7 +869,7 @@ struct Launch {
         }
         case Instruction::load: {
           const int n = int(i.to.size());
-          const char* from = i.mode == "param" ? parameters.data() + i.offset : access(w, i, l, n * i.bytes);
+          const char* from = i.mode == "param" ? parameter(w, i, l, n * i.bytes) : access(w, i, l, n * i.bytes);
           for (int k = 0; k < n; ++k) {
             Bits found = 0;
             if (from) std::memcpy(&found, from + k * i.bytes, i.bytes);
@@ -881,6 +886,12 @@ struct Launch {
         }
       }
     }
+  }
+
+  const char* parameter(const Warp& w, const Instruction& i, int l, int bytes) {
+    const Bits at = w.registers[i.from[0]][l] + i.offset;
+    if (at >= parameters.size() || at + bytes > parameters.size()) return fault("out of bounds", i, w, l, at), nullptr;
+    return parameters.data() + at;
   }
 
   // Where the bytes of lane l's access lie in this process; nullptr if they are not the kernel's. `values`: what is

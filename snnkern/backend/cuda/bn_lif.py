@@ -15,9 +15,9 @@ import torch
 from ...spec.layout import DTYPES
 from ...spec.split import CHUNK, Split
 from .. import on
-from .._extension import _C, addresses
+from .._extension import _C, addresses, words_of
 from . import lif
-from .lif import backward_threads, blocks, processors
+from .lif import backward_threads, blocks, lanes_of, processors
 from .program import Grid, prepare, stream_of
 
 MOMENT_THREADS, CHANNEL_THREADS = 256, 128  # kMomentThreads, kChannelThreads, a warp each
@@ -121,42 +121,44 @@ def lif_forward(spec, layout, call):
         return lif.lif_forward(spec, layout, call)
     x, v, spikes, v_last, saved, norm, _ = call
     tensors = x, v, spikes, v_last, saved, None
-    return _launch(_forward, spec, layout, norm, x, tensors, (norm.table, norm.residual), False)
+    return _launch(_forward, spec, layout, norm, x, tensors, (norm.table, norm.residual), False, None)
 
 
 def bn_sums(spec, layout, call):
-    x, v, saved, grad_spikes, grad_v_last, _, _, norm, *_ = call
+    x, v, saved, grad_spikes, grad_v_last, _, _, norm, _, _, more = call
     if not x.numel():
         return torch.zeros((2, norm.channels), dtype=torch.float64, device=x.device)
     tensors = x, v, saved, grad_spikes, grad_v_last, None, None, None
     rest = norm.table, norm.residual, None, None
-    return _launch(_sums, spec, layout, norm, x, tensors, rest, grad_spikes is not None)
+    return _launch(_sums, spec, layout, norm, x, tensors, rest, grad_spikes is not None, more)
 
 
 def lif_backward(spec, layout, call):
     if call.norm is None:
         return lif.lif_backward(spec, layout, call)
-    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, pull_push, grad_residual, _ = call
+    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, pull_push, grad_residual, more = call
     tensors = x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, None
     rest = norm.table, norm.residual, pull_push, grad_residual
-    return _launch(_backward, spec, layout, norm, x, tensors, rest, grad_spikes is not None)
+    return _launch(_backward, spec, layout, norm, x, tensors, rest, grad_spikes is not None, more)
 
 
-def _launch(make, spec, layout, norm, x, tensors, rest, given):
-    """The words are those of csrc/lif.h's LIFForward or LIFBackward; where ``make`` tells parts, an output follows, the
-    sums of that many."""
+def _launch(make, spec, layout, norm, x, tensors, rest, given, more):
+    """The words are those of csrc/lif.h's LIFForward or LIFBackward; where ``make`` tells parts, an output goes before,
+    the sums of that many."""
     if not layout.outer * layout.inner:
         return None
     words = [*addresses(*tensors), norm.channels, norm.period, *addresses(*rest)]
     n, device = len(tensors), x.device
     aligned = not reduce(or_, words[:n] + words[n + 2 :]) & 15
+    if more is not None:
+        words += words_of(more)
     key = make, layout, norm.channels, norm.period, norm.residual is not None, x.dtype, aligned, given, device.index
     with on(device):
         launch, parts = lif.made_once(spec, key)
         sums = None
         if parts:
             sums = torch.empty((2 * parts, norm.channels), dtype=torch.float64, device=device)
-            words.append(sums.data_ptr())
+            words.insert(0, sums.data_ptr())
         launch(stream_of(device.index), *words)
     return sums
 
@@ -197,7 +199,7 @@ def _normed(spec, layout, period, residual, dtype, aligned, streams, device):
 
 def _sums_blocks(variant) -> int:
     """Blocks that a multiprocessor's registers hold: csrc/cuda/bn_lif.cuh's sums_blocks."""
-    divides = variant.form in (1, 2)  # Leak::tau_input, Leak::tau
+    divides = variant.form in (1, 2) or variant.integer > variant.unit  # Leak::tau_input, Leak::tau; the threshold
     of_64 = 4 if variant.lanes > 1 or divides else 6 if variant.residual or variant.grouped else 8
     blocks_of_64 = of_64 * 3 // 2 if variant.steps and not divides else of_64
     return blocks_of_64 * 64 // backward_threads(variant.width)
@@ -213,11 +215,6 @@ def _columns(layout, dtype, width) -> int:
     """Potentials and x of a chunk in shared memory."""
     x = min(layout.steps, CHUNK) * backward_threads(width) * max(width * dtype.itemsize, 4)
     return lif.column_bytes(layout, width) + x
-
-
-def lanes_of(period, width) -> int:
-    """Of how many of its neighbouring neurons a thread has to know the channel."""
-    return 1 if period % width == 0 else width
 
 
 def band_width(period, width) -> int:

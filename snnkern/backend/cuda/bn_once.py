@@ -17,7 +17,7 @@ import torch
 from ...spec.layout import DTYPES
 from ...spec.split import CHUNK, Split
 from .. import on
-from .._extension import _C, addresses
+from .._extension import _C, addresses, words_of
 from . import lif
 from .program import Grid, prepare, stream_of
 
@@ -27,24 +27,27 @@ CLUSTER, THREADS = 8, 384  # kCluster, kOnceThreads
 def bn_forward(plan, spec, layout, call, parameters) -> bool:
     """Moments, table, running statistics and ``lif_forward`` at once; False: this is none of these cases."""
     *tensors, norm, _ = call
-    words = [*addresses(*tensors, None), *norm[:2], *addresses(norm.table, norm.residual, *parameters)]
+    before, words = addresses(*parameters), [*addresses(*tensors, None), *norm[:2], *addresses(*norm[2:])]
     moments = (norm.channels, 2 * CLUSTER + 1)
-    return _launch("bn_lif_forward_once", plan, spec, layout, call, words, words[:6], moments)
+    return _launch("bn_lif_forward_once", plan, spec, layout, call, before, words, words[:6], moments)
 
 
 def bn_backward(plan, spec, layout, call, affine) -> bool:
     """Sums, the gradients of weight and bias, and ``lif_backward`` at once; False as above."""
-    *tensors, norm, pull_push, grad_residual, _ = call
+    *tensors, norm, pull_push, grad_residual, more = call
     if pull_push is None:  # the statistics were the running ones
         return False
-    rest = norm.table, norm.residual, pull_push, grad_residual, affine
-    words = [*addresses(*tensors, None), *norm[:2], *addresses(*rest)]
+    words = [*addresses(*tensors, None), *norm[:2], *addresses(*norm[2:], pull_push, grad_residual)]
+    packed = [*words[:8], words[13]]
+    if more is not None:
+        words += words_of(more)
     given, sums = call.grad_spikes is not None, (norm.channels, 2 * CLUSTER)
-    return _launch("bn_lif_backward_once", plan, spec, layout, call, words, [*words[:8], words[13]], sums, given)
+    return _launch("bn_lif_backward_once", plan, spec, layout, call, addresses(affine), words, packed, sums, given)
 
 
-def _launch(name, plan, spec, layout, call, words, packed, sums, given=False) -> bool:
-    """``packed``: addresses of what threads read or write more than a number of."""
+def _launch(name, plan, spec, layout, call, before, words, packed, sums, given=False) -> bool:
+    """``words``: of csrc/lif.h's LIFForward or LIFBackward; those ``before`` and the sums go before them. ``packed``:
+    addresses of what threads read or write more than a number of."""
     norm, device = call.norm, call.x.device
     residual = addresses(norm.residual)[0]
     aligned = not reduce(or_, packed, residual) & 15
@@ -53,7 +56,7 @@ def _launch(name, plan, spec, layout, call, words, packed, sums, given=False) ->
         launch = _prepared(*key)
         if launch is not None:
             sums = torch.empty(sums, dtype=torch.float64, device=device)
-            launch(stream_of(device.index), *words, sums.data_ptr())
+            launch(stream_of(device.index), *before, sums.data_ptr(), *words)
     return launch is not None
 
 

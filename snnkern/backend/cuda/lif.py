@@ -6,15 +6,17 @@ On the current stream of x's device; nothing here waits for the device.
 from __future__ import annotations
 
 import struct
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import NamedTuple
 
 import torch
 
 from ...spec.layout import DTYPES
 from ...spec.split import CHUNK, Split, for_gpu, warmup
+from ...surrogate import Table
 from .. import on
-from .._extension import _C, addresses, neuron_of
+from .._extension import _C, addresses, neuron_of, words_of
 from .program import Grid, prepare, stream_of
 
 FORWARD_THREADS = 128  # kForwardThreads
@@ -46,6 +48,25 @@ class LIFVariant(NamedTuple):
     grouped: bool
     lanes: int = 0
     residual: bool = False
+    ternary: bool = False
+    integer: bool = False
+    bounded: bool = False
+    unit: bool = False
+    leak: int = 0
+    threshold: int = 0
+    sequence: bool = False
+    grad_leak: bool = False
+    grad_threshold: bool = False
+
+
+class Extra(NamedTuple):
+    """What a launch has of ``More``: channels and period of parameters that are tensors, the sequence, gradients."""
+
+    leak: tuple[int, int] | None
+    threshold: tuple[int, int] | None
+    sequence: bool
+    grad_leak: bool
+    grad_threshold: bool
 
 
 class Launches(NamedTuple):
@@ -56,28 +77,44 @@ class Launches(NamedTuple):
 
 
 def lif_forward(spec, layout, call):
-    x, v, spikes, v_last, saved, *_ = call
+    x, v, spikes, v_last, saved, _, more = call
     words = a, b, c, d, e = addresses(x, v, spikes, v_last, saved)
-    _launch(_forward, spec, layout, x, words, (a | b | c | d | e) & 15, False)
+    _launch(_forward, spec, layout, x, words, (a | b | c | d | e) & 15, False, more)
 
 
 def lif_backward(spec, layout, call):
-    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, *_ = call
+    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, _, _, _, more = call
     words = a, b, c, d, e, f, g = addresses(x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v)
-    _launch(_backward, spec, layout, x, words, (a | b | c | d | e | f | g) & 15, bool(d))
+    _launch(_backward, spec, layout, x, words, (a | b | c | d | e | f | g) & 15, bool(d), more)
 
 
-def _launch(make, spec, layout, x, words, misaligned, given):
+def _launch(make, spec, layout, x, words, misaligned, given, more):
     device = x.device
-    key = make, layout, x.dtype, misaligned == 0, given, device.index
+    if more is None:
+        key = make, layout, x.dtype, misaligned == 0, given, device.index
+    else:
+        rest = words_of(more)
+        key = make, layout, x.dtype, (misaligned | _misaligned(rest)) == 0, given, device.index, _extra_of(more)
     with on(device):
         kernels, split = made_once(spec, key)
-        if split.segments > 1:
-            scratch = split.scratch(layout, torch.float32, device)
+        scratch = split.scratch(layout, torch.float32, device) if split.segments > 1 else None
+        if scratch is not None:
             words.append(scratch.data_ptr())
+        if more is not None:  # between them: scratch, if there is none; Norm; of backward pull_push and grad_residual
+            words += [0] * (10 + 4 * (make is _backward) - len(words)) + rest
         stream = stream_of(device.index)
         for kernel in kernels:
             kernel(stream, *words)
+
+
+def _extra_of(more) -> Extra:
+    leak, threshold = (p and p[1:] for p in more[:2])
+    sequence = more.v_seq is not None or more.grad_v_seq is not None
+    return Extra(leak, threshold, sequence, more.grad_leak is not None, more.grad_threshold is not None)
+
+
+def _misaligned(words) -> int:
+    return reduce(or_, (word for i, word in enumerate(words) if i not in (1, 2, 4, 5))) & 15  # but channels and periods
 
 
 def made_once(spec, key):
@@ -94,10 +131,13 @@ def made_once(spec, key):
     return found
 
 
-def _forward(spec, layout, dtype, aligned, given, device) -> Launches:
-    warm = warmup(spec.state_gain, torch.float32)
-    split = _split(layout, device, max(warm, 4 * CHUNK), warm)
-    variant, constants = compiled_for(spec, layout, dtype, aligned, 1, split, device)
+def _forward(spec, layout, dtype, aligned, given, device, extra=None) -> Launches:
+    if _whole(extra):
+        split = Split(1, layout.steps, 0)
+    else:
+        warm = warmup(spec.state_gain, torch.float32)
+        split = _split(layout, device, max(warm, 4 * CHUNK), warm)
+    variant, constants = compiled_for(spec, layout, dtype, aligned, 1, split, device, extra)
     across = blocks(layout, variant.width, FORWARD_THREADS)
     kernels = [("lif_forward", Grid(across, split.segments, FORWARD_THREADS, 0))]
     if variant.split:
@@ -105,12 +145,15 @@ def _forward(spec, layout, dtype, aligned, given, device) -> Launches:
     return _prepared(kernels, variant, constants, split, device)
 
 
-def _backward(spec, layout, dtype, aligned, given, device) -> Launches:
-    split = _split(layout, device, 8 * CHUNK)
-    variant, constants = compiled_for(spec, layout, dtype, aligned, 1 + given, split, device)
+def _backward(spec, layout, dtype, aligned, given, device, extra=None) -> Launches:
+    split = Split(1, layout.steps, 0) if _whole(extra) else _split(layout, device, 8 * CHUNK)
+    widest = 4 if _whole(extra) else 8  # of 16-bit numbers: what is kept besides would not fit registers
+    variant, constants = compiled_for(spec, layout, dtype, aligned, 1 + given, split, device, extra, widest)
     variant = adjoint_of(spec, variant, constants[0], given)
     threads = backward_threads(variant.width)
     across, shared = blocks(layout, variant.width, threads), column_bytes(layout, variant.width)
+    if variant.grad_leak:  # what the leak is a factor of, too
+        shared *= 2
     kernels = [("lif_backward", Grid(across, split.segments, threads, shared))]
     if variant.split:
         kernels.insert(0, ("lif_map", Grid(across, split.segments - 1, threads, shared)))
@@ -122,29 +165,44 @@ def _prepared(kernels, variant, constants, split, device) -> Launches:
     return Launches(tuple(prepare("lif.cuh", name, variant, grid, constants, device) for name, grid in some), split)
 
 
+def _whole(extra) -> bool:
+    """Whether time is one segment."""
+    return extra is not None and (extra.leak or extra.threshold or extra.sequence)
+
+
 def _split(layout, device, shortest, warm=0) -> Split:
     if layout.steps_out < layout.steps:  # a group of steps may lie in two segments
         return Split(1, layout.steps, 0)
     return for_gpu(layout.steps, layout.outer * layout.inner, processors(device), shortest, warm)
 
 
-def compiled_for(spec, layout, dtype, aligned, streams, split, device):
+def compiled_for(spec, layout, dtype, aligned, streams, split, device, extra=None, widest=8):
     """The variant, of forward, and the constants of a LIF kernel that reads so many tensors step by step."""
     neuron, code = _C.neuron(neuron_of(spec)), DTYPES.index(dtype)
     form, hard, _, rest = _told(neuron)
     if layout.steps >> 30:
         raise ValueError(f"the CUDA kernels count up to 2**30 time steps, got {layout.steps}")
-    width, parts = 16 // dtype.itemsize, split.segments > 1
+    width, parts = min(16 // dtype.itemsize, widest), split.segments > 1
     if parts or not (aligned and fits(layout, width) and _fill(layout, width, streams, processors(device))):
         width = 1
     grouped = layout.steps_out < layout.steps
     steps = layout.steps if layout.steps <= FEW_STEPS and not grouped else 0  # of groups, many would not fit registers
     variant = LIFVariant(code, width, steps, layout.outer > 1, form, rest, hard, False, 0, False, parts, grouped)
+    if not spec.binary or spec.v_min is not None:
+        kind = spec.ternary, spec.levels > 0, spec.v_min is not None, spec.levels > 0 and spec.threshold == 1
+        variant = variant._replace(**dict(zip(("ternary", "integer", "bounded", "unit"), kind, strict=True)))
+    if extra is not None:
+        leak, threshold, *rest = extra
+        lanes = (lanes_of(p[1], width) if p else 0 for p in (leak, threshold))
+        kind = zip(("leak", "threshold", "sequence", "grad_leak", "grad_threshold"), (*lanes, *rest), strict=True)
+        variant = variant._replace(**dict(kind))
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
 
 
 def adjoint_of(spec, variant, neuron, given) -> LIFVariant:
-    return variant._replace(detached=spec.detach_reset, surrogate=_told(neuron)[2], given=given)
+    variant = variant._replace(detached=spec.detach_reset, surrogate=_told(neuron)[2], given=given)
+    # Without a loop, the compiler has all of a table's loads on their way, in more registers than there are.
+    return variant._replace(steps=0) if isinstance(spec.surrogate, Table) else variant
 
 
 def fits(layout, width) -> bool:
@@ -156,6 +214,11 @@ def _fill(layout, width, streams, processors) -> bool:
     few = layout.steps <= FEW_STEPS
     each = WIDE_THREADS_OF_FEW_STEPS if few else IN_FLIGHT // (streams * 4 * 16)
     return layout.outer * layout.inner // width >= processors * each
+
+
+def lanes_of(period, width) -> int:
+    """Of how many of its neighbouring neurons a thread has to know the channel."""
+    return 1 if period % width == 0 else width
 
 
 def blocks(layout, width, threads) -> int:

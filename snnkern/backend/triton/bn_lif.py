@@ -21,7 +21,7 @@ import triton.language as tl
 
 from ...spec.split import CHUNK
 from .. import on
-from .lif import FEW, _compiled, _form, _groups, _in_time, _machine, _numbers, _retrace, _sizes_of, _start, _Tile
+from .lif import FEW, _curve, _form, _groups, _in_time, _machine, _numbers, _retrace, _sizes_of, _start, _Tile
 
 _counts = ["per_part", "images", "channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step"]
 
@@ -184,12 +184,12 @@ def bn_prepare_kernel(
 
 @triton.jit(do_not_specialize=_counts)
 def bn_sums_kernel(
-    x, v0, saved, grad_spikes, grad_v_last, sums, table, residual, groups,
+    x, v0, saved, grad_spikes, grad_v_last, sums, table, residual, groups, samples,
     per_part, images, channels, period, steps, neurons, inner, x_outer, x_step,
-    leak, rest, threshold, fire_above, v_start, input_gain, state_gain, a, b, c,
+    leak, rest, threshold, fire_above, v_start, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     UNIT: tl.constexpr, OUTER: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr,
-    DETACH: tl.constexpr, CURVE: tl.constexpr,
+    TERNARY: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr,
 ):  # fmt: skip
     """Sums of g, the gradient of what the neurons receive, and of g (x - mean)."""
     BLOCK: tl.constexpr = ROWS * CHANNELS * SPAN
@@ -216,9 +216,10 @@ def bn_sums_kernel(
             x + outer * x_outer + column, x_step, v0, saved, v_start,
             None if grad_spikes is None else grad_spikes + u_at, None, None,
             None if residual is None else residual + r_at,
-            mean, scale, offset, None, None, groups, steps, inner, neurons, n, 1 - exists.to(tl.int32), 1,
-            leak, rest, threshold, fire_above, input_gain, state_gain, a, b, c,
-            FORM, HARD, CHUNK, K, TAILS, BLOCK, DETACH, CURVE, "sums",
+            mean, scale, offset, None, None, groups, None, None, None, steps, inner, neurons,
+            n, 1 - exists.to(tl.int32), 1,
+            leak, rest, threshold, fire_above, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
+            samples, FORM, HARD, CHUNK, K, TAILS, BLOCK, TERNARY, DETACH, CURVE, "sums",
         )  # fmt: skip
     _store_part(sums, total, moment, channels, ROWS, CHANNELS, SPAN)
 
@@ -343,6 +344,7 @@ def bn_sums(spec, layout, call):
             norm.table,
             norm.residual,
             _groups(layout),
+            None if call.more is None else call.more.table,
             *sizes,
             *_numbers(spec),
             FORM=_form(spec),
@@ -352,8 +354,9 @@ def bn_sums(spec, layout, call):
             UNIT=unit,
             OUTER=layout.outer > 1,
             **work.shape,
+            TERNARY=spec.ternary,
             DETACH=spec.detach_reset,
-            CURVE=_compiled(spec.surrogate.twin()._triton),
+            CURVE=_curve(spec),
             **tile.options,
         )
     return sums

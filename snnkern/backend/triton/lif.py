@@ -20,7 +20,11 @@ See ``csrc/cuda/lif.cuh``, too. Where scratch, [2, segments, neurons], is None, 
 
 So does what is None of ``table`` and ``residual``, the norm before the neurons, and ``groups``, the steps out where
 they are fewer than the steps. With either, time is not split: a group could lie in two segments, and with a norm the
-sums of its gradients would have to be split as well.
+sums of its gradients would have to be split as well. Nor is it with a leak or a threshold that is a tensor, or with
+``v_seq`` and its gradient.
+
+What else neurons may have compiles away likewise: ``v_min``, ``levels`` of an integer spike (and ``per_threshold``, its
+1 / threshold where a product with that is the quotient), TERNARY spikes, ``samples`` of a surrogate that is a table.
 """
 
 from __future__ import annotations
@@ -35,14 +39,15 @@ import triton
 import triton.language as tl
 
 from ... import surrogate
-from ...spec.neuron import LIFSpec
+from ...spec.neuron import LIFSpec, More
 from ...spec.split import CHUNK, for_gpu, warmup
 from .. import on
 from . import interpreted
 
 surrogate.tl = tl  # the language of the twins there
 
-_sizes = ["channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step", "per_row"]
+_sizes = ["channels", "period", "leak_channels", "leak_period", "threshold_channels", "threshold_period"]
+_sizes += ["groups", "steps", "neurons", "inner", "x_outer", "x_step", "per_row"]
 
 
 @triton.jit
@@ -84,12 +89,58 @@ def _charge(v, x, leak, rest, FORM: tl.constexpr):
 
 
 @triton.jit
-def _reset(h, fired, threshold, rest, HARD: tl.constexpr):
+def _drive(v, x, rest, FORM: tl.constexpr):
+    """What the leak multiplies, or divides."""
+    above_rest = v if rest is None or FORM == "decay" else v - rest
+    if FORM == "decay":
+        drive = above_rest
+    elif FORM == "tau_input" or FORM == "tau_input_inverse":
+        drive = x - above_rest
+    else:
+        drive = -above_rest
+    return drive
+
+
+@triton.jit
+def _bound(h, v_min):
+    return h if v_min is None else tl.where(h <= v_min, v_min, h)
+
+
+@triton.jit
+def _in_thresholds(h, threshold, per_threshold):
+    return tl.div_rn(h, threshold) if per_threshold is None else h * per_threshold
+
+
+@triton.jit
+def _fire(h, threshold, fire_above, levels, per_threshold, TERNARY: tl.constexpr):
+    """The spike; of those that are 0 or 1, whether it is one."""
+    if levels is not None:
+        u = _in_thresholds(h, threshold, per_threshold)
+        u = tl.where(u > 0.0, u, 0.0)  # a NaN does not fire
+        s = (tl.where(u < levels, u, levels) + 12582912.0) - 12582912.0  # 1.5 * 2**23: rounds when added
+    elif TERNARY:
+        s = tl.where(h > fire_above, 1.0, 0.0) - tl.where(-h > fire_above, 1.0, 0.0)
+    else:
+        s = h > fire_above
+    return s
+
+
+@triton.jit
+def _count(s):
+    """As a number."""
+    return tl.where(s, 1.0, 0.0) if s.dtype == tl.int1 else s
+
+
+@triton.jit
+def _reset(h, s, threshold, rest, HARD: tl.constexpr):
     # A select, not a product: an infinite h leaves no NaN behind.
+    fired = s if s.dtype == tl.int1 else s != 0.0
     if HARD:
         v = tl.where(fired, 0.0 if rest is None else rest, h)
-    else:
+    elif s.dtype == tl.int1:
         v = tl.where(fired, h - threshold, h)
+    else:
+        v = h - threshold * s
     return v
 
 
@@ -173,6 +224,35 @@ def _channel(
 
 
 @triton.jit
+def _of_lanes(
+    p, channels, period, inner, per_row, SPAN: tl.constexpr, SIDE: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A parameter as a program's neurons have it: a number (SPAN None), or of a tensor the only one ("one") or those of
+    their channels."""
+    if SPAN == "one":
+        p = tl.load(p)
+    elif SPAN is not None:
+        p = tl.load(p + _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK))
+    return p
+
+
+@triton.jit
+def _gains(leak, FORM: tl.constexpr):
+    """dh/dx, None: 1, and dh/dv[t-1], of a leak that is a tensor."""
+    if FORM == "decay":
+        gains = None, leak
+    elif FORM == "tau_input":
+        gains = tl.div_rn(1.0, leak), 1.0 - tl.div_rn(1.0, leak)
+    elif FORM == "tau":
+        gains = None, 1.0 - tl.div_rn(1.0, leak)
+    elif FORM == "tau_input_inverse":
+        gains = leak, 1.0 - leak
+    else:
+        gains = None, 1.0 - leak
+    return gains
+
+
+@triton.jit
 def _segment(p, segment_steps, steps):
     """Where it begins, a multiple of CHUNK, and ends."""
     begin = p * segment_steps.to(steps.dtype)
@@ -182,9 +262,10 @@ def _segment(p, segment_steps, steps):
 @triton.jit
 def _march(
     v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
-    residual, mean, scale, offset, groups, steps,
-    leak, rest, threshold, fire_above,
+    residual, mean, scale, offset, groups, v_seq, steps,
+    leak, rest, threshold, fire_above, v_min, levels, per_threshold,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
+    TERNARY: tl.constexpr,
 ):  # fmt: skip
     """The potential before step ``end`` from that before ``begin``, a multiple of CHUNK; spikes None: no output."""
     exists = i < limit
@@ -202,6 +283,8 @@ def _march(
                     s_t = spikes + t * inner
                 if residual is not None:
                     r_t = residual + t * inner
+                if v_seq is not None:
+                    v_t = v_seq + t * inner
                 xs = ()
                 rs = ()
                 for _ in tl.static_range(K >> p):
@@ -215,10 +298,10 @@ def _march(
                         if (t + k > 0) & ((t + k) % CHUNK == 0):
                             tl.store(saved + ((t + k) // CHUNK - 1) * neurons + n, v, exists)
                     received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
-                    h = _charge(v, received, leak, rest, FORM)
-                    fired = h > fire_above
+                    h = _bound(_charge(v, received, leak, rest, FORM), v_min)
+                    s = _fire(h, threshold, fire_above, levels, per_threshold, TERNARY)
                     if groups is not None:
-                        total += tl.where(fired, 1.0, 0.0)
+                        total += _count(s)
                         phase += 2 * groups
                         ends = phase >= 2 * steps
                         tl.store(spikes + written, total.to(spikes.dtype.element_ty), i < tl.where(ends, limit, 0))
@@ -226,20 +309,26 @@ def _march(
                         written += tl.where(ends, inner, 0)
                         phase -= tl.where(ends, 2 * steps, 0)
                     elif spikes is not None:
-                        tl.store(s_t, tl.where(fired, 1.0, 0.0).to(spikes.dtype.element_ty), exists)
+                        tl.store(s_t, _count(s).to(spikes.dtype.element_ty), exists)
                         s_t += inner
-                    v = _reset(h, fired, threshold, rest, HARD)
+                    v = _reset(h, s, threshold, rest, HARD)
+                    if v_seq is not None:
+                        tl.store(v_t, v, exists)
+                        v_t += inner
         begin = done
     return v
 
 
 @triton.jit(do_not_specialize=_sizes)
 def lif_forward_kernel(
-    x, v0, spikes, v_last, saved, scratch, segment_steps, warmup, table, residual, channels, period, groups,
+    x, v0, spikes, v_last, saved, scratch, segment_steps, warmup, table, residual, channels, period, groups, v_seq,
+    leak_channels, leak_period, threshold_channels, threshold_period,
     steps, neurons, inner, x_outer, x_step, per_row,
-    leak, rest, threshold, fire_above, v_start,
+    leak, rest, threshold, fire_above, v_start, v_min, levels, per_threshold,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
-    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, TERNARY: tl.constexpr,
+    SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
+    LEAK: tl.constexpr = None, THRESHOLD: tl.constexpr = None,
 ):  # fmt: skip
     if TAILS == 0:
         steps = K
@@ -257,6 +346,13 @@ def lif_forward_kernel(
         mean = tl.load(table + channel)
         scale = tl.load(table + channels + channel)
         offset = tl.load(table + 2 * channels + channel)
+    if v_seq is not None:
+        v_seq += row * (steps * inner) + column
+    leak = _of_lanes(leak, leak_channels, leak_period, inner, per_row, LEAK, SIDE, FLAT, BLOCK)
+    fire_above = _of_lanes(
+        fire_above, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK
+    )
+    threshold = _of_lanes(threshold, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK)
     v = _start(v0, v_start, n, exists, BLOCK)
     begin, end = 0, steps
     if scratch is not None:
@@ -264,13 +360,15 @@ def lif_forward_kernel(
         first = tl.maximum(begin - warmup, 0)
         v = tl.where(first > 0, v_start, v)
         v = _march(v, first, begin, x, x_step, None, inner, None, neurons, n, i, limit,
-                   None, None, None, None, None, steps,
-                   leak, rest, threshold, fire_above, FORM, HARD, CHUNK, K, TAILS)  # fmt: skip
+                   None, None, None, None, None, None, steps,
+                   leak, rest, threshold, fire_above, v_min, levels, per_threshold,
+                   FORM, HARD, CHUNK, K, TAILS, TERNARY)  # fmt: skip
         starts = scratch + tl.program_id(1) * neurons + n
         tl.store(starts, v, exists)
     v = _march(v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
-               residual, mean, scale, offset, groups, steps,
-               leak, rest, threshold, fire_above, FORM, HARD, CHUNK, K, TAILS)  # fmt: skip
+               residual, mean, scale, offset, groups, v_seq, steps,
+               leak, rest, threshold, fire_above, v_min, levels, per_threshold,
+               FORM, HARD, CHUNK, K, TAILS, TERNARY)  # fmt: skip
     if scratch is not None:
         tl.store(starts + tl.cdiv(steps, segment_steps) * neurons, v, exists)
     if v_last is not None:
@@ -286,9 +384,9 @@ def _differ(a, b, exists):
 def lif_repair_kernel(
     x, v0, spikes, v_last, saved, scratch, segment_steps, warmup,
     steps, neurons, inner, x_outer, x_step, per_row,
-    leak, rest, threshold, fire_above, v_start,
+    leak, rest, threshold, fire_above, v_start, v_min, levels, per_threshold,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
-    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, TERNARY: tl.constexpr,
 ):  # fmt: skip
     """Runs again the segments that did not start where the one before ended, for all neurons of a program."""
     if TAILS == 0:
@@ -312,8 +410,9 @@ def lif_repair_kernel(
             if tl.max(_differ(v, tl.load(starts + p * neurons, exists, other=0.0), exists), 0) > 0:
                 begin, end = _segment(p, segment_steps, steps)
                 v = _march(v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
-                           None, None, None, None, None, steps,
-                           leak, rest, threshold, fire_above, FORM, HARD, CHUNK, K, TAILS)  # fmt: skip
+                           None, None, None, None, None, None, steps,
+                           leak, rest, threshold, fire_above, v_min, levels, per_threshold,
+                           FORM, HARD, CHUNK, K, TAILS, TERNARY)  # fmt: skip
             else:
                 v = tl.load(ends + p * neurons, exists, other=0.0)
         if v_last is not None:
@@ -321,36 +420,83 @@ def lif_repair_kernel(
 
 
 @triton.jit
-def _adjoint(h, upstream, grad_v, g, fired, threshold, rest, HARD: tl.constexpr, DETACH: tl.constexpr):
-    """dL/dh = dL/ds g + dL/dv (keep + (rest - h) g),   keep = 0 where the neuron fired, else 1
+def _interpolate(x, a, b, c, samples):
+    """Of surrogate.Table: a straight line through cell (x + a) b of c, each of which has its value and its slope."""
+    at = (x + a) * b
+    at = tl.where(at > 0.0, at, 0.0)  # a NaN is at 0
+    at = tl.where(at < c, at, c)
+    cell = tl.minimum(at, c - 1.0).to(tl.int32)
+    return tl.fma(at - cell.to(tl.float32), tl.load(samples + 2 * cell + 1), tl.load(samples + 2 * cell))
 
-    after a hard reset; after a soft one keep = 1, and -threshold is in the place of rest - h. In any order: unlike that
-    of the neurons, its rounding may differ from backend to backend.
-    """
-    keep = tl.where(fired, 0.0, grad_v) if HARD else grad_v
-    if DETACH:
-        curved = upstream
-    elif HARD:
-        curved = tl.fma(grad_v, -h if rest is None else rest - h, upstream)
-        curved = tl.where(g != 0.0, curved, upstream)  # at an infinite h, g is 0 and the product a NaN
+
+@triton.jit
+def _slope(x, a, b, c, samples, CURVE: tl.constexpr):
+    return CURVE(x, a, b, c) if samples is None else _interpolate(x, a, b, c, samples)
+
+
+@triton.jit
+def _slopes(
+    h, above, threshold, a, b, c, samples, levels, per_threshold, TERNARY: tl.constexpr, CURVE: tl.constexpr
+):  # fmt: skip
+    """ds/dh and -ds/dthreshold."""
+    if levels is not None:
+        u = _in_thresholds(h, threshold, per_threshold)
+        inverse = tl.div_rn(1.0, threshold) if per_threshold is None else per_threshold
+        g = tl.where((u >= 0.0) & (u <= levels), inverse, 0.0)
+        by = tl.where(g != 0.0, g * u, 0.0)
+    elif TERNARY:
+        rise = _slope(above, a, b, c, samples, CURVE)
+        fall = _slope(-h - threshold, a, b, c, samples, CURVE)
+        g = rise + fall
+        by = rise - fall
     else:
-        curved = tl.fma(grad_v, -threshold, upstream)
-    return tl.fma(curved, g, keep)
+        g = _slope(above, a, b, c, samples, CURVE)
+        by = g
+    return g, by
+
+
+@triton.jit
+def _adjoint(
+    h, upstream, grad_v, g, event, kept, threshold, rest, HARD: tl.constexpr, DETACH: tl.constexpr
+):  # fmt: skip
+    """What comes through a step to h, or minus that to the threshold:
+
+    dL/ds g + dL/dv (kept + (rest - h) event)
+
+    after a hard reset; after a soft one, -threshold is in the place of rest - h. ``g`` and ``event`` are derivatives of
+    the spike and of what resets (None: the same). In any order: unlike that of the neurons, its rounding may differ
+    from backend to backend.
+    """
+    if HARD:
+        change = -h if rest is None else rest - h
+    else:
+        change = -threshold
+    if DETACH:
+        through = tl.fma(upstream, g, kept)
+    elif event is None:
+        curved = tl.fma(grad_v, change, upstream)
+        if HARD:
+            curved = tl.where(g != 0.0, curved, upstream)  # at an infinite h, g is 0 and the product a NaN
+        through = tl.fma(curved, g, kept)
+    else:
+        through = tl.fma(upstream, g, kept + tl.where(event != 0.0, grad_v * change * event, 0.0))
+    return through
 
 
 @triton.jit
 def _retrace(
     grad_v, one, two, begin, end, x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
-    residual, mean, scale, offset, pull, push, groups, steps, inner, neurons, n, i, limit,
-    leak, rest, threshold, fire_above, input_gain, state_gain, a, b, c,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
-    BLOCK: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr, WANTED: tl.constexpr,
+    residual, mean, scale, offset, pull, push, groups, grad_v_seq, grad_leak, grad_threshold, steps, inner, neurons,
+    n, i, limit, leak, rest, threshold, fire_above, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
+    samples, FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
+    BLOCK: tl.constexpr, TERNARY: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of the steps: dL/dx = input_gain dL/dh (None: 1), dL/dv[t-1] = state_gain dL/dh.
 
     From dL/dv after step end - 1 to that before ``begin``. Returns it, ``one`` and ``two``. WANTED on the way:
 
-    - "gradients": writes grad_x and grad_residual
+    - "gradients": writes grad_x and grad_residual; adds dL/dleak to ``one`` and dL/dthreshold to ``two``, unless
+      grad_leak or grad_threshold is None, over K steps at a time
     - "map": ``one``, a gain: dL/dv before begin = gain dL/dv after end + what it is for dL/dv = 0 after end
     - "sums": adds dL/dx to ``one``, and dL/dx (x - mean) to ``two``: in float32 over K steps, then in float64
     """
@@ -367,6 +513,9 @@ def _retrace(
             upstream = ()
             if residual is not None:
                 r_at = t * inner
+            vs = ()
+            if grad_v_seq is not None:
+                v_at = t * inner
             if grad_spikes is not None:
                 if groups is None:
                     u_t = grad_spikes + t * inner
@@ -380,6 +529,9 @@ def _retrace(
                 if residual is not None:
                     rs += (tl.load(residual + r_at, exists, other=0.0),)  # a scalar grows: fewer registers
                     r_at += inner if WHOLE else tl.where(t + k + 1 < end, inner, 0)
+                if grad_v_seq is not None:
+                    vs += (tl.load(grad_v_seq + v_at, exists, other=0.0),)
+                    v_at += inner if WHOLE else tl.where(t + k + 1 < end, inner, 0)
                 if grad_spikes is not None:
                     upstream += (tl.load(u_t, exists, other=0.0),)
                     if groups is None:
@@ -390,28 +542,59 @@ def _retrace(
                         phase -= tl.where(ends, 2 * steps, 0)
                         u_t += tl.where(ends & (t + k + 1 < end), inner, 0)
             hs = ()
+            drives = ()
             for k in tl.static_range(K):
                 received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
-                h = _charge(v, received, leak, rest, FORM)
-                v = _reset(h, h > fire_above, threshold, rest, HARD)
+                if grad_leak is not None:
+                    drives += (_drive(v, received, rest, FORM),)
+                h = _bound(_charge(v, received, leak, rest, FORM), v_min)
+                s = _fire(h, threshold, fire_above, levels, per_threshold, TERNARY)
+                v = _reset(h, s, threshold, rest, HARD)
                 hs += (h,)
             if WANTED == "gradients":
                 g_t = grad_x + (t + K) * inner
-            elif WANTED == "sums":
+            if WANTED == "sums" or grad_leak is not None:
                 total = tl.zeros([BLOCK], tl.float32)
+            if WANTED == "sums" or grad_threshold is not None:
                 moment = tl.zeros([BLOCK], tl.float32)
             for k in tl.static_range(K - 1, -1, -1):
                 now = exists if WHOLE else i < tl.where(t + k < end, limit, 0)
                 h = hs[k]
                 above = h - threshold
-                g = CURVE(above, a, b, c)
+                g, by = _slopes(h, above, threshold, a, b, c, samples, levels, per_threshold, TERNARY, CURVE)
                 # As h > fire_above, but of numbers that are at hand: nobody keeps K steps of answers in registers.
                 fired = above > fire_above - threshold
+                if TERNARY:
+                    fired |= -h - threshold > fire_above - threshold
+                magnitude = by if TERNARY and HARD else None  # the derivative of |s|, which resets
+                if samples is not None and HARD:  # whose ends need not be 0
+                    finite = tl.where((tl.abs(h) if TERNARY else h) == float("inf"), threshold, h)
+                else:
+                    finite = h
                 direct = tl.zeros([BLOCK], tl.float32) if grad_spikes is None else _float(upstream[k])
-                grad_h = _adjoint(h, direct, grad_v, g, fired, threshold, rest, HARD, DETACH)
+                after = grad_v if grad_v_seq is None else grad_v + vs[k]
+                kept = tl.where(fired, 0.0, after) if HARD else after
+                grad_h = _adjoint(finite, direct, after, g, magnitude, kept, threshold, rest, HARD, DETACH)
+                if v_min is not None:
+                    grad_h = tl.where(h <= v_min, 0.0, grad_h)
                 received = grad_h if input_gain is None else grad_h * input_gain
+                if grad_leak is not None:
+                    by_leak = grad_h * drives[k]
+                    total += by_leak if WHOLE else tl.where(now, by_leak, 0.0)
+                if grad_threshold is not None:
+                    if HARD:
+                        kept = tl.zeros([BLOCK], tl.float32)
+                    else:
+                        kept = after * _count(_fire(h, threshold, fire_above, levels, per_threshold, TERNARY))
+                    turned = g if TERNARY and HARD else None
+                    by_threshold = _adjoint(finite, direct, after, by, turned, kept, threshold, rest, HARD, DETACH)
+                    moment -= by_threshold if WHOLE else tl.where(now, by_threshold, 0.0)
                 if WANTED == "map":  # what becomes of 1, without anything from above
-                    through = _adjoint(h, tl.zeros([BLOCK], tl.float32), one, g, fired, threshold, rest, HARD, DETACH)
+                    kept = tl.where(fired, 0.0, one) if HARD else one
+                    nothing = tl.zeros([BLOCK], tl.float32)
+                    through = _adjoint(finite, nothing, one, g, magnitude, kept, threshold, rest, HARD, DETACH)
+                    if v_min is not None:
+                        through = tl.where(h <= v_min, 0.0, through)
                     one = through * state_gain if WHOLE else tl.where(now, through * state_gain, one)
                 elif WANTED == "sums":
                     if not WHOLE:  # else what does not exist receives 0, from what is 0
@@ -431,6 +614,10 @@ def _retrace(
             if WANTED == "sums":
                 one += total.to(tl.float64)
                 two += moment.to(tl.float64)
+            if grad_leak is not None:
+                one += total
+            if grad_threshold is not None:
+                two += moment
     return grad_v, one, two
 
 
@@ -438,11 +625,13 @@ def _retrace(
 def lif_backward_kernel(
     x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, scratch, segment_steps,
     table, residual, channels, period, pull_push, grad_residual, groups,
+    samples, grad_v_seq, grad_leak, grad_threshold, leak_channels, leak_period, threshold_channels, threshold_period,
     steps, neurons, inner, x_outer, x_step, per_row,
-    leak, rest, threshold, fire_above, v_start, input_gain, state_gain, a, b, c,
+    leak, rest, threshold, fire_above, v_start, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
-    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, TERNARY: tl.constexpr,
     DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
+    LEAK: tl.constexpr = None, THRESHOLD: tl.constexpr = None,
 ):  # fmt: skip
     """With grad_x None, finds gain and carry of each segment but the first:
 
@@ -473,6 +662,15 @@ def lif_backward_kernel(
         if pull_push is not None:
             pull = tl.load(pull_push + channel)
             push = tl.load(pull_push + channels + channel)
+    if grad_v_seq is not None:
+        grad_v_seq += at
+    leak = _of_lanes(leak, leak_channels, leak_period, inner, per_row, LEAK, SIDE, FLAT, BLOCK)
+    if LEAK is not None:
+        input_gain, state_gain = _gains(leak, FORM)
+    fire_above = _of_lanes(
+        fire_above, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK
+    )
+    threshold = _of_lanes(threshold, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK)
     grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
     begin, end = 0, steps
     if scratch is not None:
@@ -489,16 +687,20 @@ def lif_backward_kernel(
                 through = tl.load(gains + later, exists, other=0.0) * grad_v
                 grad_v = tl.where(grad_v != 0.0, through + carry, carry)
         begin, end = _segment(segment, segment_steps, steps)
-    gain = tl.full([BLOCK], 1.0, tl.float32)
-    grad_v, gain, _ = _retrace(
-        grad_v, gain, gain, begin, end,
+    zeros = tl.zeros([BLOCK], tl.float32)
+    grad_v, one, two = _retrace(
+        grad_v, zeros + 1.0 if grad_x is None else zeros, zeros, begin, end,
         x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
-        residual, mean, scale, offset, pull, push, groups, steps, inner, neurons, n, i, limit,
-        leak, rest, threshold, fire_above, input_gain, state_gain, a, b, c,
-        FORM, HARD, CHUNK, K, TAILS, BLOCK, DETACH, CURVE, "map" if grad_x is None else "gradients",
+        residual, mean, scale, offset, pull, push, groups, grad_v_seq, grad_leak, grad_threshold, steps, inner, neurons,
+        n, i, limit, leak, rest, threshold, fire_above, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
+        samples, FORM, HARD, CHUNK, K, TAILS, BLOCK, TERNARY, DETACH, CURVE, "map" if grad_x is None else "gradients",
     )  # fmt: skip
+    if grad_leak is not None:
+        tl.store(grad_leak + n, one, exists)
+    if grad_threshold is not None:
+        tl.store(grad_threshold + n, two, exists)
     if grad_x is None:
-        tl.store(gains + segment * neurons, gain, exists)
+        tl.store(gains + segment * neurons, one, exists)
         tl.store(carries + segment * neurons, grad_v, exists)
     elif grad_v0 is not None:
         tl.store(grad_v0 + n, grad_v, exists if scratch is None else i < tl.where(begin == 0, limit, 0))
@@ -506,24 +708,48 @@ def lif_backward_kernel(
 
 def _form(spec: LIFSpec) -> str:
     """``_inverse``: the leak is a power of two, and dividing by it is multiplying by its inverse, bit for bit."""
-    return f"{spec.form}_inverse" if spec.form != "decay" and math.frexp(spec.leak)[0] == 0.5 else spec.form
+    divides = spec.form in ("tau_input", "tau") and spec.leak is not None
+    return f"{spec.form}_inverse" if divides and _has_inverse(spec.leak) else spec.form
+
+
+def _has_inverse(number: float) -> bool:
+    """Whether ``number`` is a power of two, and so is its inverse in float32."""
+    return math.frexp(number)[0] == 0.5 and 2.0**-126 <= number <= 2.0**126
 
 
 @lru_cache(maxsize=512)
 def _numbers(spec: LIFSpec) -> list[float | None]:
-    """leak, ..., c of the kernels (the first five are forward's), as float32; see Neuron in ``csrc/neuron.h``. None: a
-    rest of 0 or an input gain of 1, which kernels leave out."""
-    threshold = torch.tensor(spec.threshold, dtype=torch.float32, device="cpu")
-    below = torch.nextafter(threshold, torch.full_like(threshold, -math.inf))
-    fire_above = (below if spec.fire_at_threshold else threshold).item()
-    input_gain = 1 / spec.leak if spec.form == "tau_input" else None
-    leak = 1 / spec.leak if _form(spec).endswith("inverse") else spec.leak
+    """leak, ..., c of the kernels (the first eight are forward's), as float32; see Neuron in ``csrc/neuron.h``. None: a
+    rest of 0 or an input gain of 1, which kernels leave out, what the neuron does not have, and what is a tensor."""
+    fire_above, input_gain, state_gain, per_threshold = None, None, None, None
+    if spec.threshold is not None:
+        threshold = torch.tensor(spec.threshold, dtype=torch.float32, device="cpu")
+        below = torch.nextafter(threshold, torch.full_like(threshold, -math.inf))
+        fire_above = (below if spec.fire_at_threshold else threshold).item()
+        if spec.levels and _has_inverse(spec.threshold):
+            per_threshold = 1 / spec.threshold
+    leak = spec.leak
+    if leak is not None:
+        if spec.form.startswith("tau_input"):
+            input_gain = leak if spec.form.endswith("inverse") else 1 / leak
+        state_gain = spec.state_gain
+        leak = leak if _form(spec) == spec.form else 1 / leak
     forward = leak, spec.rest or None, spec.threshold, fire_above, spec.v_start
-    numbers = *forward, input_gain, spec.state_gain, *spec.surrogate.constants()
+    more = spec.v_min, float(spec.levels) if spec.levels else None, per_threshold
+    numbers = *forward, *more, input_gain, state_gain, *spec.surrogate.constants()
     return [None if number is None else ctypes.c_float(number).value for number in numbers]
 
 
 _compiled = lru_cache(maxsize=None)(triton.jit)  # a surrogate's twin, compiled once
+
+
+_NO_MORE = More()
+
+
+def _curve(spec: LIFSpec):
+    """The surrogate's twin; None: the kernels have it themselves."""
+    twin = spec.surrogate.twin()._triton
+    return None if twin is None else _compiled(twin)
 
 
 @lru_cache(maxsize=1)
@@ -566,10 +792,10 @@ BACKWARD_FEW = _Tile(4, 2, 3, maxnreg=255), _Tile(1, 1, 3)
 BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
-def _split(layout, x, norm, shortest, warm=0):
+def _split(layout, x, norm, more, shortest, warm=0):
     """Segments of time, and what the kernels take for them: scratch, and steps and warm-up of a segment."""
     whole = 1, None, None, None
-    if norm is not None or layout.steps_out < layout.steps:
+    if norm is not None or layout.steps_out < layout.steps or _has_more(more):
         return whole
     split = for_gpu(layout.steps, layout.outer * layout.inner, _processors(x.device.index), shortest, warm)
     if split.segments == 1:
@@ -591,6 +817,34 @@ def _of_norm(norm):
     return (None,) * 4 if norm is None else (norm.table, norm.residual, norm.channels, norm.period)
 
 
+def _has_more(more):
+    """Whether it is more than a table. Then time is not split."""
+    return any(each is not None for each in (more.leak, more.threshold, more.v_seq, more.grad_v_seq))
+
+
+def _sizes_of_parameters(more):
+    """leak_channels, ..., threshold_period"""
+    return [size for p in (more.leak, more.threshold) for size in ((None, None) if p is None else p[1:])]
+
+
+def _span(p, block, rows):
+    """SPAN and SIDE of ``_channel``, of what has channels and a period, where programs begin at multiples of a block in
+    rows of so many neurons (1: in one row)."""
+    line = p.channels if p.period == 1 else p.period
+    same = p.period % block == 0 and (rows == 1 or rows % block == 0)
+    side = 4 if line % 4 == 0 and (rows == 1 or rows % 4 == 0) else 1
+    return "same" if same else "last" if p.period == 1 else "any", side
+
+
+def _spans(more, block, rows):
+    """LEAK, THRESHOLD and SIDE of ``_of_lanes``: None, there is no tensor."""
+    spans = [
+        (None, 4) if p is None else ("one", 4) if p.channels == 1 else _span(p, block, rows)
+        for p in (more.leak, more.threshold)
+    ]
+    return {"LEAK": spans[0][0], "THRESHOLD": spans[1][0], "SIDE": min(side for _, side in spans)}
+
+
 def _groups(layout):
     return layout.steps_out if layout.steps_out < layout.steps else None
 
@@ -603,7 +857,17 @@ def _in_time(most, steps):
     return {"K": 1 << log_k, "TAILS": log_k}
 
 
-def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **options):
+def _given(numbers, more):
+    """leak, ..., with tensors where they are given."""
+    numbers = list(numbers)
+    if more.leak is not None:
+        numbers[0] = more.leak.data
+    if more.threshold is not None:
+        numbers[2:4] = more.threshold.data, more.fire_above
+    return numbers
+
+
+def _launch(kernel, tiles, segments, spec, layout, norm, more, tensors, numbers, **options):
     outer, inner = layout.outer, layout.inner
     neurons = outer * inner
     if neurons == 0:
@@ -614,12 +878,12 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
         flat = outer > 1 and inner % block > 0 and inner < 4 * block
         if not flat:
             break
+    rows = 1 if flat or outer == 1 else inner  # where programs begin, but for multiples of a block
     if norm is not None:
-        rows = 1 if flat or outer == 1 else inner  # where programs begin, but for multiples of a block
-        line = norm.channels if norm.period == 1 else norm.period
-        same = norm.period % block == 0 and (rows == 1 or rows % block == 0)
-        options["SPAN"] = "same" if same else "last" if norm.period == 1 else "any"
-        options["SIDE"] = 4 if line % 4 == 0 and (rows == 1 or rows % 4 == 0) else 1
+        options["SPAN"], options["SIDE"] = _span(norm, block, rows)
+    elif more.leak is not None or more.threshold is not None:
+        options |= _spans(more, block, rows)
+        numbers = _given(numbers, more)
     unit, sizes = _sizes_of(layout)
     per_row = triton.cdiv(inner, block)
     with on(tensors[0].device):
@@ -636,34 +900,42 @@ def _launch(kernel, tiles, segments, spec, layout, norm, tensors, numbers, **opt
             UNIT=unit,
             FLAT=flat,
             BLOCK=block,
+            TERNARY=spec.ternary,
             **tile.options,
             **options,
         )
 
 
 def lif_forward(spec, layout, call):
-    *tensors, norm, _ = call
-    warm = warmup(spec.state_gain, torch.float32)
-    segments, *split = _split(layout, call.x, norm, max(warm, 4 * CHUNK), warm)
+    *tensors, norm, more = call
+    more, warm = more or _NO_MORE, 0
+    if spec.leak is not None:
+        warm = warmup(spec.state_gain, torch.float32)
+    segments, *split = _split(layout, call.x, norm, more, max(warm, 4 * CHUNK), warm)
     wide, narrow = FORWARD[call.x.element_size()]
-    tiles = wide if norm is None and _groups(layout) is None else wide._replace(maxnreg=255), narrow
-    of, numbers, tensors = (spec, layout, norm), _numbers(spec)[:5], (*tensors, *split)
-    _launch(lif_forward_kernel, tiles, segments, *of, (*tensors, *_of_norm(norm), _groups(layout)), numbers)
+    plain = norm is None and _groups(layout) is None and not _has_more(more)
+    tiles = wide if plain else wide._replace(maxnreg=255), narrow
+    of, numbers, tensors = (spec, layout, norm, more), _numbers(spec)[:8], (*tensors, *split)
+    rest = *_of_norm(norm), _groups(layout), more.v_seq, *_sizes_of_parameters(more)
+    _launch(lif_forward_kernel, tiles, segments, *of, (*tensors, *rest), numbers)
     if segments > 1:
         _launch(lif_repair_kernel, tiles, 1, *of, tensors, numbers)
 
 
 def lif_backward(spec, layout, call):
-    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, *of_norm, _ = call
-    segments, scratch, segment_steps, _ = _split(layout, x, norm, 8 * CHUNK)
-    of_norm = *_of_norm(norm), *of_norm
+    x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, *of_norm, more = call
+    more = more or _NO_MORE
+    segments, scratch, segment_steps, _ = _split(layout, x, norm, more, 8 * CHUNK)
+    of_more = more.table, more.grad_v_seq, more.grad_leak, more.grad_threshold, *_sizes_of_parameters(more)
+    rest = *_of_norm(norm), *of_norm, _groups(layout), *of_more
     tiles = BACKWARD_FEW if layout.steps <= FEW else BACKWARD
-    curve = _compiled(spec.surrogate.twin()._triton)
+    if layout.steps > FEW and more.grad_v_seq is not None and more.grad_leak is not None:
+        tiles = tiles[1:] * 2  # two neurons of a thread would spill
 
     def launch(segments, *gradients):
-        tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps, *of_norm, _groups(layout)
-        _launch(lif_backward_kernel, tiles, segments, spec, layout, norm, tensors, _numbers(spec),
-                DETACH=spec.detach_reset, CURVE=curve)  # fmt: skip
+        tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps, *rest
+        _launch(lif_backward_kernel, tiles, segments, spec, layout, norm, more, tensors, _numbers(spec),
+                DETACH=spec.detach_reset, CURVE=_curve(spec))  # fmt: skip
 
     if segments > 1:
         launch(segments - 1, None, None, None)
