@@ -205,3 +205,35 @@ def test_compiled_ones_are_refused_by_pytorch():
     compiled = torch.compile(lambda x: checkpoint(node, x, use_reentrant=False), fullgraph=True, backend="aot_eager")
     with pytest.raises(RuntimeError, match="side effect"):
         compiled(draw((6, 5, 8)).requires_grad_())
+
+
+class Again(torch.autograd.Function):
+    """Runs a node once more in backward, from the state that it keeps itself, as SpikingJelly's memopt does."""
+
+    @staticmethod
+    def forward(ctx, x, node):
+        ctx.node, ctx.v = node, node.v
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return node(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        node, now = ctx.node, ctx.node.v
+        node.v = ctx.v
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            found = torch.autograd.grad(node(x), x, grad)
+        node.v = now
+        return *found, None
+
+
+def test_who_gives_the_state_in_backward_is_obeyed():
+    node, x, results = LIFNode(step_mode="m"), draw((5, 4, 6)).requires_grad_(), []
+    for call in (node, lambda x: Again.apply(x, node)):
+        node.reset()
+        with torch.no_grad():
+            node(x[:1])
+        y = call(x[1:])
+        results.append((y, node.v, torch.autograd.grad(y.square().sum(), x)[0]))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

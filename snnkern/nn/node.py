@@ -18,7 +18,7 @@ from ..spec.layout import state_dtype
 from ..spec.neuron import GIVEN, new_spec
 from ..surrogate import Integer, Sigmoid, Surrogate, from_spikingjelly
 from .imports import after_import
-from .recompute import repeatable
+from .recompute import given, repeatable
 
 # What LIFNode.backend may be, and the wish it stands for: SpikingJelly's own names leave the choice to us.
 _BACKENDS = {None: None, "torch": None, "cupy": None, "inductor": None, **{name: name for name in ORDER}}
@@ -68,6 +68,7 @@ class BaseNode(nn.Module):
     """
 
     _printed = ()  # attributes that say how a class charges
+    _given_in = -1  # see recompute.py
     _fire_at_threshold = True
     lava_s_cale = 1 << 6  # for SpikingJelly's lava_exchange
 
@@ -269,6 +270,7 @@ class BaseNode(nn.Module):
     def __setattr__(self, name: str, value: object) -> None:
         if name in self.__dict__.get("_memories", ()):
             self._memories[name] = value
+            given(self)
             return
         if name == "surrogate_function":  # nn.Module lets nothing but a module take the place of a module
             self._modules.pop(name, None)
@@ -287,7 +289,7 @@ class BaseNode(nn.Module):
         return replica
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, **self._detached_state()}
+        return {**self.__dict__, **self._detached_state(), "_given_in": -1}
 
     def _detached_state(self) -> dict:
         memories = {name: _detached(value) for name, value in self._memories.items()}

@@ -84,8 +84,15 @@ def _find() -> tuple[object | None, object | None]:
     return frame and frame.f_locals["ctx"], again
 
 
+def given(node) -> None:
+    """For whoever assigns the state: a run in the same backward starts from that, as SpikingJelly's memopt has it."""
+    node.__dict__["_given_in"] = _running()
+
+
 def _repeat(step, node, x, part, call):
     start = getattr(part, "_snnkern_starts", {}).get(node)
+    if start is None and node._given_in == _running():
+        return step(node, x)
     if start is None:
         raise RuntimeError(
             f"{type(node).__name__} runs in a backward and cannot tell which of its calls this repeats: that works for "
