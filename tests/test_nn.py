@@ -16,6 +16,7 @@ import snnkern
 from snnkern.models import CNN6
 from snnkern.nn import (
     LIF,
+    BinarySteps,
     ILIFNode,
     LIFNode,
     MultiStepIFNode,
@@ -639,3 +640,15 @@ def test_spikingjelly_is_not_imported():
         "import sys, snnkern.nn; snnkern.nn.LIFNode(); sys.exit(any(m.startswith('spikingjelly') for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_integers_as_binary_steps():
+    spikes = ILIFNode(step_mode="m")(3 * current(5, 2, 6))
+    layer, to_binary = nn.Linear(spikes.shape[-1], 3, bias=False), BinarySteps(4)
+    assert torch.equal(to_binary(spikes), spikes)
+    binary = to_binary.eval()(spikes)
+    assert set(spikes.unique().tolist()) > {0.0, 1.0} and set(binary.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(snnkern.ttm(binary, 5), spikes)
+    assert torch.allclose(snnkern.ttm(layer(binary), 5), layer(spikes), atol=1e-6)
+    with pytest.raises(ValueError, match="levels must be at least 1"):
+        BinarySteps(0)

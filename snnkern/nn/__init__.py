@@ -1,7 +1,7 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
 from .exchange import from_nir, to_nir
-from .layers import IAF, LIF, TTM, SmoothLIF, carried
+from .layers import IAF, LIF, TTM, BinarySteps, SmoothLIF, carried
 from .node import (
     IFNode,
     ILIFNode,
@@ -20,6 +20,7 @@ __all__ = [
     "IAF",
     "LIF",
     "TTM",
+    "BinarySteps",
     "IFNode",
     "ILIFNode",
     "LIFNode",

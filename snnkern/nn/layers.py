@@ -232,6 +232,30 @@ class TTM(nn.Module):
         return f"steps={self.steps}, time_dim={self.time_dim}"
 
 
+class BinarySteps(nn.Module):
+    """Integer spikes [T, N, ...], 0 to ``levels``, as ``levels`` steps of binary ones each, [T*levels, N, ...], in eval
+    mode; in training they pass.
+
+    A neuron that fires s spikes at a step fires at the first s of its binary steps. Layers without bias, then
+    ``snnkern.ttm(y, T)``, give what they give for the integers but for rounding: inference of I-LIF by additions alone.
+
+    Source: Luo et al., ECCV 2024; see ``surrogate.Integer``.
+    """
+
+    def __init__(self, levels: int = 4):
+        super().__init__()
+        self.levels = positive("levels", levels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return x
+        level = torch.arange(self.levels, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
+        return (x.unsqueeze(1) > level).to(x.dtype).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}"
+
+
 @contextmanager
 def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
     """Inside, a model's neurons go on from call to call: as one call with all the steps, by so many at a time.
