@@ -108,14 +108,13 @@ def lif(
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = from_spikingjelly(surrogate)
-    leaks, leak, thresholds = (decay, tau, inverse_tau), None, None
-    tensor = torch.Tensor
-    if isinstance(decay, tensor) or isinstance(tau, tensor) or isinstance(inverse_tau, tensor):
-        leak = next(each for each in leaks if isinstance(each, tensor))
-        leaks = [GIVEN if isinstance(each, tensor) else each for each in leaks]
-    if isinstance(threshold, tensor):
+    leak = thresholds = None
+    if isinstance(decay, torch.Tensor) or isinstance(tau, torch.Tensor) or isinstance(inverse_tau, torch.Tensor):
+        leaks = decay, tau, inverse_tau
+        leak = next(each for each in leaks if isinstance(each, torch.Tensor))
+        decay, tau, inverse_tau = (GIVEN if isinstance(each, torch.Tensor) else each for each in leaks)
+    if isinstance(threshold, torch.Tensor):
         thresholds, threshold = threshold, GIVEN
-    decay, tau, inverse_tau = leaks
     flags = detach_reset, fire_at_threshold
     neuron = decay, tau, decay_input, threshold, reset, surrogate, *flags, inverse_tau, ternary, v_min
     if return_v is not True and return_v is not False and return_v != "sequence":
@@ -129,7 +128,8 @@ def lif(
     except TypeError:  # also of what cannot be hashed, which is named here
         spec = new_spec(*neuron)
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
-    leak, thresholds = _check_parameters(x, time_dim, leak, thresholds)
+    if leak is not None or thresholds is not None:
+        leak, thresholds = _check_parameters(x, time_dim, leak, thresholds)
     kernels = choose(x.device.type, x.dtype, backend if surrogate.spiking else smooth_backend(surrogate, backend))
     op = Op(spec, time_dim, steps_out, kernels, return_v)
     if kernels.differentiable:
@@ -137,7 +137,7 @@ def lif(
         spikes, v_last = kernels.lif(x, v, spec, time_dim, steps_out, smooth, leak, thresholds, sequence)
         if steps_out == x.shape[time_dim] and spec.binary and not smooth:
             note(spikes)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v, leak, thresholds)):
+    elif torch.is_grad_enabled() and (x.requires_grad or _any_requires_grad(v, leak, thresholds)):
         spikes, v_last = _LIF.apply(x, v, leak, thresholds, op)
     else:
         spikes, v_last = lif_forward(op, x, v, False, leak, thresholds)[:2]
@@ -192,6 +192,10 @@ def _check(x, v, time_dim, steps_out) -> tuple[int, int, int | None]:
     time_dim = check_x(x, time_dim)
     check_state(x, v, time_dim)
     return time_dim, *plan_steps(x.shape[time_dim], steps_out)
+
+
+def _any_requires_grad(*tensors) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check_parameters(x, time_dim, leak, threshold):
