@@ -484,15 +484,18 @@ class Table(Surrogate):
     def of(cls, held: torch.Tensor, half_width: float) -> Table:
         """For kernels alone: of what another one ``held``."""
         table = cls.__new__(cls)
-        table._fill(held, half_width, "held")
-        table._held[held.device, held.dtype] = held
+        table._describe(len(held), half_width)
+        table._held = {(held.device, held.dtype): held}
         return table
 
     def _fill(self, samples, half_width, name):
-        self.samples, self.half_width, self.name = samples.detach(), half_width, name
-        self.cells = len(samples)
-        self.text = f"Table({half_width!r})"
-        self._held = {}
+        self.samples, self.name, self._held = samples.detach(), name, {}
+        self._describe(len(samples), half_width)
+        for dtype in (torch.float32, torch.float64):  # before anyone compiles: a new one would be another graph
+            self.held(samples.device, dtype)
+
+    def _describe(self, cells, half_width):
+        self.cells, self.half_width, self.text = cells, half_width, f"Table({half_width!r})"
 
     def held(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """[cells, 2] where and as kernels want it: per cell, its value at the start and what it gains until its end."""
