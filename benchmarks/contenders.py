@@ -215,10 +215,15 @@ def plif(backend: str | None = None) -> nn.Module:
 
         options = {"surrogate_function": surrogate.ATan()}
     else:
-        from snnkern.nn import ParametricLIFNode
-
+        ParametricLIFNode = snnkern.nn.ParametricLIFNode
         options = {"surrogate_function": SURROGATE, "backend": backend}
     return Fresh(ParametricLIFNode(init_tau=2.0, decay_input=False, step_mode="m", **options))
+
+
+def fixed(backend: str) -> nn.Module:
+    """The same node with a leak that is a number."""
+    options = {"surrogate_function": SURROGATE, "backend": backend}
+    return Fresh(snnkern.nn.LIFNode(tau=2.0, decay_input=False, step_mode="m", **options))
 
 
 def leaky_k_relu() -> nn.Module:
@@ -414,7 +419,7 @@ def ours(backend: str) -> list[Contender]:
         Contender(name, lambda channels, n: snnkern.nn.BNLIF(channels, lif(steps_out=n)), groups=("norm-sums",)),
         Contender(f"{name}, separate", norm_transformed, groups=("norm-sums",)),
         Contender(name, partial(plif, backend), LEARNT, groups=("plif",)),
-        Contender(f"{name}, leak fixed", lif, groups=("plif",)),
+        Contender(f"{name}, leak fixed", partial(fixed, backend), groups=("plif",)),
         Contender(name, partial(lif, **LEAKY), LEAKY, groups=("table",)),
         Contender(f"{name}, ATan", lif, groups=("table",)),
         Contender(name, lif, groups=("mixed",)),

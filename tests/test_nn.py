@@ -652,3 +652,13 @@ def test_integers_as_binary_steps():
     assert torch.allclose(snnkern.ttm(layer(binary), 5), layer(spikes), atol=1e-6)
     with pytest.raises(ValueError, match="levels must be at least 1"):
         BinarySteps(0)
+
+
+def test_lif_learns_its_parameters():
+    layer = LIF(decay=nn.Parameter(torch.full((6,), 0.7)), threshold=torch.ones(1), reset=None)
+    assert repr(layer) == "LIF(decay=(6,), threshold=(1,), reset=None)"
+    assert [name for name, _ in layer.named_parameters()] == ["decay"] and "threshold" in layer.state_dict()
+    layer(current(5, 2, 6)).sum().backward()
+    assert layer.decay.grad.abs().min() > 0
+    with pytest.raises(TypeError, match="lif must have numbers for decay, threshold"):
+        snnkern.nn.BNLIF(6, layer)

@@ -111,7 +111,8 @@ class LIF(_Stateless):
 
     def extra_repr(self) -> str:
         defaults = inspect.signature(lif).parameters
-        return ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default)
+        shown = [f"{name}={tuple(getattr(self, name).shape)}" for name in self.tensors]
+        return ", ".join(shown + [f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default])
 
 
 class SmoothLIF(_Stateless):
