@@ -254,7 +254,7 @@ struct Backward {
     alignas(64) S v[kLanes], x_stage[kChunk * kPitch], grad_stage[kChunk * kPitch];
     alignas(64) S residual_stage[kChunk * kPitch], shortcut_stage[kChunk * kPitch], v_stage[kChunk * kPitch];
     Own<S> own;
-    if (any) own.fill(n, a.more, tile);
+    if (any) own.fill_back(n, a.more, tile);
     const auto residual = of(static_cast<const IO*>(a.norm.residual), s.steps);
     const auto grad_s = of(static_cast<const IO*>(a.grad_spikes), s.steps_out);
     const auto grad_x = of(static_cast<IO*>(a.grad_x), s.steps);

@@ -53,12 +53,20 @@ struct Own {
     fill(more.leak, more.leak.data, n.leak, leak);
     fill(more.threshold, more.threshold.data, n.threshold, threshold);
     fill(more.threshold, more.fire_above, n.fire_above, fire_above);
-    for (int j = 0; j < tile.lanes; ++j) {
-      input_gain[j] = more.leak.data ? gain_of_input(n.form, leak[j]) : n.input_gain;
-      state_gain[j] = more.leak.data ? gain_of_state(n.form, leak[j]) : n.state_gain;
+  }
+  void fill_back(const Neuron<S>& n, const More& more, const Tile& tile) {
+    fill(n, more, tile);
+    if (more.leak.data) {
+      for (int j = 0; j < tile.lanes; ++j) {
+        input_gain[j] = gain_of_input(n.form, leak[j]);
+        state_gain[j] = gain_of_state(n.form, leak[j]);
+      }
+    } else {
+      std::fill_n(input_gain, tile.lanes, n.input_gain);
+      std::fill_n(state_gain, tile.lanes, n.state_gain);
     }
-    std::fill_n(by_leak, tile.lanes, 0.0);
-    std::fill_n(by_threshold, tile.lanes, 0.0);
+    if (more.grad_leak) std::fill_n(by_leak, tile.lanes, 0.0);
+    if (more.grad_threshold) std::fill_n(by_threshold, tile.lanes, 0.0);
   }
   void write(const More& more, const Tile& tile) const {
     if (more.grad_leak) std::copy_n(by_leak, tile.lanes, static_cast<S*>(more.grad_leak) + tile.first);
