@@ -296,28 +296,8 @@ class BaseNode(nn.Module):
         return {"_memories": memories, "_v_pieces": [v.detach() for v in self._v_pieces]}
 
 
-class LIFNode(BaseNode):
-    """SpikingJelly's LIFNode with the same spikes, fused, on any backend and in any precision.
-
-    ::
-
-        h = v + (x - (v - rest)) / tau          decay_input
-          = v - (v - rest) / tau + x            otherwise
-        s = h >= v_threshold
-        v = v_reset if s else h                 hard reset
-          = h - v_threshold*s                   soft reset, v_reset=None
-
-    ``rest`` is ``v_reset``, 0 if None. ``tau``: membrane time constant in steps, > 0. ``decay_input``: whether the
-    input is divided by tau too. Other arguments, state and errors: ``BaseNode``.
-
-    Training with ``detach_reset=True``, ATan and a power of 2 for ``tau`` gives SpikingJelly's weights to the last bit
-    on the CPU; otherwise gradients differ in rounding, Sigmoid's in any case. x edited in place before backward, and
-    second derivatives, raise; see ``snnkern.lif``.
-
-    Source: Fang et al., SpikingJelly, Science Advances 2023, version 2.0.0. On the CPU 0.0.0.0.12 and 0.0.0.0.14 give
-    the same bits, but with decay_input=False and v_reset 0 or None they compute ``v*(1 - 1/tau) + x`` (0.0.0.0.14 in
-    eval mode for None alone), which is rounded otherwise unless tau is a power of 2; ``snnkern.convert`` keeps that.
-    """
+class _Leaky(BaseNode):
+    """What LIFNode and TernaryLIFNode share: their leak."""
 
     _printed = ("tau", "decay_input")
 
@@ -339,6 +319,30 @@ class LIFNode(BaseNode):
 
     def _neuron(self) -> dict:
         return {"tau": self.tau, "decay_input": self.decay_input, **super()._neuron()}
+
+
+class LIFNode(_Leaky):
+    """SpikingJelly's LIFNode with the same spikes, fused, on any backend and in any precision.
+
+    ::
+
+        h = v + (x - (v - rest)) / tau          decay_input
+          = v - (v - rest) / tau + x            otherwise
+        s = h >= v_threshold
+        v = v_reset if s else h                 hard reset
+          = h - v_threshold*s                   soft reset, v_reset=None
+
+    ``rest`` is ``v_reset``, 0 if None. ``tau``: membrane time constant in steps, > 0. ``decay_input``: whether the
+    input is divided by tau too. Other arguments, state and errors: ``BaseNode``.
+
+    Training with ``detach_reset=True``, ATan and a power of 2 for ``tau`` gives SpikingJelly's weights to the last bit
+    on the CPU; otherwise gradients differ in rounding, Sigmoid's in any case. x edited in place before backward, and
+    second derivatives, raise; see ``snnkern.lif``.
+
+    Source: Fang et al., SpikingJelly, Science Advances 2023, version 2.0.0. On the CPU 0.0.0.0.12 and 0.0.0.0.14 give
+    the same bits, but with decay_input=False and v_reset 0 or None they compute ``v*(1 - 1/tau) + x`` (0.0.0.0.14 in
+    eval mode for None alone), which is rounded otherwise unless tau is a power of 2; ``snnkern.convert`` keeps that.
+    """
 
 
 class IFNode(BaseNode):
@@ -448,29 +452,11 @@ class TernaryIFNode(BaseNode):
         return {"tau": math.inf, "decay_input": False, "ternary": True, **super()._neuron()}
 
 
-class TernaryLIFNode(BaseNode):
+class TernaryLIFNode(_Leaky):
     """SpikingJelly's TernaryLIFNode: charges as LIFNode, fires and resets as TernaryIFNode."""
 
-    _printed = ("tau", "decay_input")
-
-    def __init__(
-        self,
-        tau: float | torch.Tensor = 2.0,
-        decay_input: bool = True,
-        v_threshold: float | torch.Tensor = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Surrogate | nn.Module = Sigmoid(),
-        detach_reset: bool = False,
-        step_mode: str = "s",
-        backend: str | None = None,
-        store_v_seq: bool = False,
-    ):
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, store_v_seq)
-        self.tau, self.decay_input = _parameter("tau", tau), decay_input
-        _check(self._neuron())
-
     def _neuron(self) -> dict:
-        return {"tau": self.tau, "decay_input": self.decay_input, "ternary": True, **super()._neuron()}
+        return {"ternary": True, **super()._neuron()}
 
 
 class _MultiStep:

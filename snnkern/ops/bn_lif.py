@@ -12,7 +12,7 @@ from ..spec.neuron import make_spec, new_spec
 from ..spec.norm import Batch, Parameters
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
 from .launch import Kept, Op, Wanted, bn_backward, bn_forward
-from .lif import smooth_backend
+from .lif import backend_for
 from .pack import note
 from .sharded import is_sharded
 from .ttm import ttm
@@ -126,7 +126,7 @@ def bn_lif(
         spikes, v_last, *running = library.bn_lif(tensors, norm, spec, time_dim, steps, return_v, backend)
     else:
         smooth = not surrogate.spiking
-        kernels = choose(y.device.type, y.dtype, smooth_backend(surrogate, backend) if smooth else backend)
+        kernels = choose(y.device.type, y.dtype, backend_for(surrogate, backend))
         op, parameters = Op(spec, time_dim, steps_out, kernels, return_v), Parameters(weight, bias, *running)
         if kernels.differentiable:
             spikes, v_last = kernels.bn_lif(y, parameters, v, residual, norm, spec, time_dim, steps_out, smooth)

@@ -105,8 +105,9 @@ def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v, want_v
             for wanted in (want_leak, want_threshold)
         ]
         grad_v_seq = None if sequence is None else layout.arrange(sequence)
+        table = None if call.more is None else call.more.table
         rest = {"grad_v_seq": grad_v_seq, "grad_leak": sums[0], "grad_threshold": sums[1]}
-        call = call._replace(more=more._replace(table=_table(op, kept.x), **rest))
+        call = call._replace(more=more._replace(table=table, **rest))
     op.kernels.lif_backward(op.spec, layout, call)
     grad_leak, grad_threshold = (None, None) if call.more is None else call.more[-2:]
     if grad_leak is not None:
@@ -144,11 +145,6 @@ def _parameter(layout: Layout, p: torch.Tensor, shape: torch.Size, time_dim: int
     if list(p.shape[first:last]) != shape[first:last]:
         p, first, last = p.expand(shape), 0, len(shape)
     return Parameter(p.contiguous(), math.prod(shape[first:last]), max(1, math.prod(shape[last if own else 0 :])))
-
-
-def _table(op: Op, x) -> torch.Tensor | None:
-    surrogate = op.spec.surrogate
-    return surrogate.held(x.device, state_dtype(x.dtype)) if isinstance(surrogate, Table) else None
 
 
 def bn_forward(op: Op, batch: Batch, parameters: Parameters, y, v, residual, keep: bool):
@@ -271,7 +267,9 @@ def _backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, want
         shape = x.shape[:time_dim] + x.shape[time_dim + 1 :]
         grad_v = layout.empty(shape, state_dtype(x.dtype), x.device, without=time_dim)
     grad_x = layout.empty(x.shape, x.dtype, x.device)
-    more = More(table=_table(op, x)) if isinstance(op.spec.surrogate, Table) else None
+    surrogate, more = op.spec.surrogate, None
+    if isinstance(surrogate, Table):
+        more = More(table=surrogate.held(x.device, state_dtype(x.dtype)))
     return Backward(x, kept.v, kept.saved, grad_spikes, grad_v_last, grad_x, grad_v, more=more)
 
 

@@ -88,7 +88,7 @@ def lif(
 
     ``decay``, ``tau``, ``inverse_tau`` and ``threshold`` may be tensors of floats on x's device that broadcast to x
     without time: a scalar, [C, 1, 1], [C, H, W], ...; their values are the caller's to keep in range. Time is then not
-    split (see ``backend/cuda``), nor is it with ``return_v="sequence"``.
+    split (``spec/split.py``), nor is it with ``return_v="sequence"``.
 
     Gradient: to x, v and parameters that are tensors, from spikes and potentials, through the reset unless
     ``detach_reset``. Kept for backward: x, and the potential of every 16th step; as everywhere in PyTorch, backward
@@ -130,7 +130,7 @@ def lif(
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
     if leak is not None or thresholds is not None:
         leak, thresholds = _check_parameters(x, time_dim, leak, thresholds)
-    kernels = choose(x.device.type, x.dtype, backend if surrogate.spiking else smooth_backend(surrogate, backend))
+    kernels = choose(x.device.type, x.dtype, backend_for(surrogate, backend))
     op = Op(spec, time_dim, steps_out, kernels, return_v)
     if kernels.differentiable:
         smooth, sequence = not surrogate.spiking, return_v == "sequence"
@@ -158,7 +158,7 @@ def _registered(x, v, leak, threshold, neuron, steps_out, time_dim, return_v, ba
     time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
     leak, threshold = _check_parameters(x, time_dim, leak, threshold)
     smooth = not spec.surrogate.spiking
-    name = library.name_for(x.device.type, x.dtype, smooth_backend(spec.surrogate, backend) if smooth else backend)
+    name = library.name_for(x.device.type, x.dtype, backend_for(spec.surrogate, backend))
     if name == "reference":
         from ..backend.reference import lif as reference
 
@@ -170,8 +170,10 @@ def _registered(x, v, leak, threshold, neuron, steps_out, time_dim, return_v, ba
     return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
 
 
-def smooth_backend(surrogate: Surrogate, backend: str | None) -> str:
-    """The backend for a surrogate that does not spike."""
+def backend_for(surrogate: Surrogate, backend: str | None) -> str | None:
+    """``backend``; for a surrogate that does not spike the reference, or an error."""
+    if surrogate.spiking:
+        return backend
     if backend not in (None, "reference"):
         raise ValueError(
             f"backend must be None or 'reference' for {surrogate!r}, which does not spike, got {backend!r}"
