@@ -73,8 +73,6 @@ struct More {
   void* v_seq;                       // [outer, steps, inner] in the dtype of the state: the potential after every step
   const void* grad_v_seq;            // its gradient
   void *grad_leak, *grad_threshold;  // [outer, inner] in the dtype of the state: see neuron.h
-
-  SNN_HOST_DEVICE bool any() const { return leak.data || threshold.data || table || v_seq || grad_v_seq; }
 };
 
 struct LIFForward {

@@ -28,11 +28,16 @@ struct Kind {
   SNN_HOST_DEVICE bool plain() const { return !(ternary || integer || bounded); }
 };
 
+SNN_HOST_DEVICE constexpr bool of_input(Leak form) {
+  return form == Leak::tau_input || form == Leak::tau_input_inverse;
+}
+SNN_HOST_DEVICE constexpr bool divides(Leak form) { return form == Leak::tau_input || form == Leak::tau; }
+
 #ifndef __CUDACC_RTC__
 template <class S>
 Leak form_of(Leak form, S leak) {
   int exponent;
-  if (form != Leak::tau && form != Leak::tau_input) return form;
+  if (!divides(form)) return form;
   if (std::frexp(leak, &exponent) != S(0.5) || !std::isnormal(S(1) / leak)) return form;
   return form == Leak::tau ? Leak::tau_inverse : Leak::tau_input_inverse;
 }
@@ -46,7 +51,7 @@ SNN_HD L gain_of_input(Leak form, L leak) {
 template <class L>
 SNN_HD L gain_of_state(Leak form, L leak) {
   if (form == Leak::decay) return leak;
-  return form == Leak::tau_input || form == Leak::tau ? 1 - 1 / leak : 1 - leak;
+  return divides(form) ? 1 - 1 / leak : 1 - leak;
 }
 
 template <class S>
@@ -85,11 +90,6 @@ struct Neuron {
         k{S(p.constants[0]), S(p.constants[1]), S(p.constants[2]), static_cast<const S*>(table)} {}
 #endif
 };
-
-SNN_HOST_DEVICE constexpr bool of_input(Leak form) {
-  return form == Leak::tau_input || form == Leak::tau_input_inverse;
-}
-SNN_HOST_DEVICE constexpr bool divides(Leak form) { return form == Leak::tau_input || form == Leak::tau; }
 
 template <class V, class S, class L>
 SNN_HD V charge(Leak form, const Neuron<S>& n, L leak, V v, V x) {
