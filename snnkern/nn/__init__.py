@@ -1,7 +1,7 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
 from .exchange import from_nir, to_nir
-from .layers import IAF, LIF, TTM, BinarySteps, SmoothLIF, carried
+from .layers import IAF, LIF, TTM, AdaptiveLIF, BinarySteps, CubaLIF, RecurrentLIF, SmoothLIF, carried
 from .node import (
     IFNode,
     ILIFNode,
@@ -20,7 +20,9 @@ __all__ = [
     "IAF",
     "LIF",
     "TTM",
+    "AdaptiveLIF",
     "BinarySteps",
+    "CubaLIF",
     "IFNode",
     "ILIFNode",
     "LIFNode",
@@ -28,6 +30,7 @@ __all__ = [
     "MultiStepLIFNode",
     "MultiStepParametricLIFNode",
     "ParametricLIFNode",
+    "RecurrentLIF",
     "SmoothLIF",
     "TdBatchNorm",
     "TernaryIFNode",
