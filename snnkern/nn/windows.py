@@ -7,7 +7,6 @@ from contextlib import ExitStack
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -164,8 +163,9 @@ class _Recomputed(torch.autograd.Function):
         return torch.cat(outputs, call.time_dim), *([] if call.truncate else _tensors(neurons.get()[1]))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y, *flow):
+        if torch.is_grad_enabled():
+            raise RuntimeError("Windows is once differentiable, got create_graph=True")
         ctx.ran = True
         call, model, exact = ctx.call, ctx.call.model, not ctx.call.truncate
         if [module.training for module in model.modules()] != ctx.modes:
