@@ -76,9 +76,15 @@ class Windows(nn.Module):
             raise ValueError(f"time_dim must be at least 0, got {time_dim}")
         self.model, self.steps, self.truncate, self.time_dim = model, positive("steps", steps), truncate, time_dim
 
-    def forward(self, x) -> torch.Tensor:
+    def check(self) -> None:
+        """Raises what ``forward`` raises of a model that has no windows, as far as its layers tell."""
         for module in self.model.modules():
             _check(module)
+        with carrying(self.model):
+            pass
+
+    def forward(self, x) -> torch.Tensor:
+        self.check()
         call = _Call(self, x)
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with carrying(self.model) as neurons:
