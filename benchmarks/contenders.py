@@ -574,11 +574,8 @@ def ours(backend: str) -> list[Contender]:
         ),
         Contender(name, lif, groups=("feedforward",)),
         *(
-            Contender(f"{name}, windows of 500", make, equals, groups=(op,), model={"windows": 500})
-            for op, make, equals in (
-                ("recurrent", partial(Recurrent, backend=backend), None),
-                ("feedforward", lif, {}),
-            )
+            Contender(f"{name}, windows of 500", make, None, groups=(op,), model={"windows": 500})
+            for op, make in (("recurrent", partial(Recurrent, backend=backend)), ("feedforward", lif))
         ),
     ]
     if packed := getattr(snnkern, "packed_spikes", None):
