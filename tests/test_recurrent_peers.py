@@ -1,5 +1,5 @@
-"""CubaLIF, AdaptiveLIF and RecurrentLIF beside the cells of snnTorch, Norse and SpikingJelly that have the same equations,
-on numbers that round nowhere; and where the equations part."""
+"""CubaLIF, AdaptiveLIF and RecurrentLIF beside the cells of snnTorch, Norse and SpikingJelly that have the same
+equations, on numbers that round nowhere; and where the equations part."""
 
 import pytest
 import torch
@@ -83,8 +83,8 @@ def test_norses_recurrent_lif():
 
 
 def test_norses_adaptive_cell():
-    """Its neurons receive what comes a step later. In LSNNRecurrentCell spikes that come back wait for one step more, and
-    nothing flows back through the adaptation: it has no equal here."""
+    """Its neurons receive what comes a step later. In LSNNRecurrentCell spikes that come back wait for one step more,
+    and nothing flows back through the adaptation: it has no equal here."""
     pytest.importorskip("norse.torch", reason="a peer")
     from norse.torch import LSNNCell
     from norse.torch.functional.lsnn import LSNNParameters
