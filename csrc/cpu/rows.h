@@ -10,7 +10,8 @@
 namespace snnkern::SNN_ISA {
 namespace {
 
-constexpr int kBlock = 8;  // vectors that backward keeps in registers
+constexpr int kBlock = 8;       // vectors that backward keeps in registers
+constexpr int kMostStates = 3;  // of a neuron; those of a tile's lanes lie kLanes apart
 
 // What the lanes of a tile are normalised with.
 template <class S>
@@ -36,12 +37,21 @@ struct Lanes {
   }
 };
 
-// The leak and the threshold of each lane, for neurons that are not plain, and backward's sums over time for those that
-// are tensors.
+// The leak and the threshold of each lane, for neurons that are not plain; the bias; and backward's sums over time for
+// those that are tensors.
 template <class S>
 struct Own {
   alignas(64) S leak[kLanes], input_gain[kLanes], state_gain[kLanes], threshold[kLanes], fire_above[kLanes];
-  alignas(64) double by_leak[kLanes], by_threshold[kLanes];
+  alignas(64) S biases[kLanes];
+  alignas(64) double by_leak[kLanes], by_threshold[kLanes], by_bias[kLanes];
+  const S* bias = nullptr;  // null: there is none
+
+  void fill_bias(const More& more, const Tile& tile) {
+    if (!more.bias.data) return;
+    spread(more.bias, tile, static_cast<const S*>(more.bias.data), biases);
+    bias = biases;
+    if (more.grad_bias) std::fill_n(by_bias, tile.lanes, 0.0);
+  }
 
   void fill(const Neuron<S>& n, const More& more, const Tile& tile) {
     const auto fill = [&](const Parameter& p, const void* data, S number, S* lanes) {
@@ -68,15 +78,28 @@ struct Own {
     if (more.grad_leak) std::fill_n(by_leak, tile.lanes, 0.0);
     if (more.grad_threshold) std::fill_n(by_threshold, tile.lanes, 0.0);
   }
-  void write(const More& more, const Tile& tile) const {
-    if (more.grad_leak) std::copy_n(by_leak, tile.lanes, static_cast<S*>(more.grad_leak) + tile.first);
-    if (more.grad_threshold) std::copy_n(by_threshold, tile.lanes, static_cast<S*>(more.grad_threshold) + tile.first);
+  void write(const More& more, const Tile& tile, int64_t neurons) const {
+    const auto write = [&](const double* sums, void* to, int64_t segment) {
+      if (to) std::copy_n(sums, tile.lanes, static_cast<S*>(to) + segment * neurons + tile.first);
+    };
+    write(by_leak, more.grad_leak, 0);
+    write(by_threshold, more.grad_threshold, 0);
+    write(by_bias, more.grad_bias, tile.segment);
   }
 };
 
+// To a lane's sum in double those of a chunk, which are in the dtype of the state.
+template <class W>
+inline void add_to(double* sums, W chunk) {
+  if constexpr (std::is_arithmetic_v<W>)
+    *sums += chunk;
+  else
+    for (size_t l = 0; l < sizeof(W) / sizeof(chunk[0]); ++l) sums[l] += chunk[l];
+}
+
 template <class S>
 struct Local {  // what a tile needs from step to step
-  alignas(64) S v[kLanes], totals[kLanes];
+  alignas(64) S v[kMostStates * kLanes], totals[kLanes];
   Lanes<S> lanes;
   Own<S> own;
 };
@@ -121,14 +144,17 @@ void add(const S* row, bool first, S* totals, IO* out, int lanes, bool streaming
   });
 }
 
-// One step of a tile: spikes into `out`.
+// One step of a tile: spikes into `out`; bias null: none.
 template <Leak form, bool hard, class In, class Out, class S>
-void step(const Neuron<S>& neuron, const In* x, const In* ahead, S* v, Out* out, int lanes, bool streaming) {
+void step(const Neuron<S>& neuron, const In* x, const S* bias, const In* ahead, S* v, Out* out, int lanes,
+          bool streaming) {
   const Neuron<S> n = neuron;
   over_lanes<S>(out, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
     using W = decltype(vector);
     __builtin_prefetch(ahead + j);
-    const W h = charge(form, n, load<W>(v + j), load<W>(x + j));
+    W received = load<W>(x + j);
+    if (bias) received = received + load<W>(bias + j);
+    const W h = charge(form, n, load<W>(v + j), received);
     store(v + j, reset(hard, n, h), false);
     store_spike<Out, W>(out + j, h > n.fire_above, streaming);
   });
@@ -139,14 +165,23 @@ void step(const Neuron<S>& neuron, const Own<S>& own, const In* x, const In* ahe
           bool streaming) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
+  S *currents = v + kLanes, *adaptations = v + (1 + kind.synaptic) * kLanes;
   over_lanes<S>(out, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
     using W = decltype(vector);
     __builtin_prefetch(ahead + j);
-    const W threshold = load<W>(own.threshold + j), fire_above = load<W>(own.fire_above + j);
-    W h = charge(n.form, n, load<W>(own.leak + j), load<W>(v + j), load<W>(x + j));
+    W received = load<W>(x + j), threshold = load<W>(own.threshold + j);
+    const W fire_above = load<W>(own.fire_above + j);
+    if (own.bias) received = received + load<W>(own.bias + j);
+    if (kind.synaptic) {
+      received = current(n, load<W>(currents + j), received);
+      store(currents + j, received, false);
+    }
+    if (kind.adaptive) threshold = raised(n, threshold, load<W>(adaptations + j));
+    W h = charge(n.form, n, load<W>(own.leak + j), load<W>(v + j), received);
     if (kind.bounded) h = bound(n, h);
     const W s = spike(kind, n, threshold, fire_above, h);
     store(v + j, reset(kind, n, threshold, h, s), false);
+    if (kind.adaptive) store(adaptations + j, adapted(n, load<W>(adaptations + j), s), false);
     store(out + j, s, streaming);
   });
 }
@@ -170,8 +205,9 @@ struct Rows {  // a row per step, `stride` apart; or, with `row`, those of its g
 };
 
 // Backward works on blocks of a few vectors, whose state stays in registers for a chunk. First pass: the potentials h.
-template <Leak form, bool hard, class V, int kVectors, class In, class IO, class S>
-void recompute(const Neuron<S>& neuron, Rows<const In> x, Rows<const IO> ahead, const S* start, S* h, int steps) {
+template <Leak form, bool hard, bool biased, class V, int kVectors, class In, class IO, class S>
+void recompute(const Neuron<S>& neuron, Rows<const In> x, const S* bias, Rows<const IO> ahead, const S* start, S* h,
+               int steps) {
   constexpr int width = sizeof(V) / sizeof(S);
   const Neuron<S> n = neuron;
   V v[kVectors];
@@ -180,7 +216,9 @@ void recompute(const Neuron<S>& neuron, Rows<const In> x, Rows<const IO> ahead, 
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
       __builtin_prefetch(ahead[steps - 1 - k] + i * width);
-      const V potential = charge(form, n, v[i], load<V>(x[k] + i * width));
+      V received = load<V>(x[k] + i * width);
+      if (biased) received = received + load<V>(bias + i * width);
+      const V potential = charge(form, n, v[i], received);
       store(h + i * width, potential, false);
       v[i] = reset(hard, n, potential);
     }
@@ -206,6 +244,22 @@ void walk_back(const Neuron<S>& neuron, const S* h, Rows<const IO> grad_s, Rows<
     }
   }
   for (int i = 0; i < kVectors; ++i) store(grad_v + i * width, carry[i], false);
+}
+
+// g, in the cache, to the gradient of x, and its sums over the chunk to the bias's.
+template <class V, int kVectors, class IO, class S>
+void sum_up(double* by_bias, Rows<const S> g, Rows<IO> grad_x, int steps, bool streaming) {
+  constexpr int width = sizeof(V) / sizeof(S);
+  V total[kVectors]{};
+  for (int k = 0; k < steps; ++k) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      const V now = load<V>(g[k] + i * width);
+      total[i] = total[i] + now;
+      store(grad_x[k] + i * width, now, streaming);
+    }
+  }
+  for (int i = 0; i < kVectors; ++i) add_to(by_bias + i * width, total[i]);
 }
 
 // Calls f with the form and the reset as constants.
@@ -272,10 +326,11 @@ void finish(const Normed<IO, S>& norm, int j, Rows<const S> g, Rows<const IO> x,
   }
 }
 
-// A chunk of a tile, whose rows are where they lie in memory or on the stage.
+// A chunk of a tile, whose rows are where they lie in memory or on the stage; bias, by_bias null: none, not wanted.
 template <class IO, class S>
-void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm, Rows<const IO> x,
-                Rows<const IO> grad_s, Rows<IO> grad_x, const S* v, S* grad_v, int lanes, int steps, bool streaming) {
+void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm, Rows<const IO> x, const S* bias,
+                double* by_bias, Rows<const IO> grad_s, Rows<IO> grad_x, const S* v, S* grad_v, int lanes, int steps,
+                bool streaming) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S);
   alignas(64) S h[kChunk * kBlock * width];
@@ -284,9 +339,10 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
     constexpr int count = vectors() * sizeof(W) / sizeof(S);
     const Rows<S> cached{h, count};  // what the neurons receive, then h, then g
     const Rows<S> g = norm.kept.data ? norm.kept.from(j) : cached;
-    const auto recomputed = [&](auto in) {
+    const auto recomputed = [&](auto in, auto biased) {
       with_form(n, [&](auto form, auto hard) {
-        recompute<form(), hard(), W, vectors()>(n, in, grad_s.from(j), v + j, h, steps);
+        recompute<form(), hard(), biased(), W, vectors()>(n, in, bias + (biased() ? j : 0), grad_s.from(j), v + j, h,
+                                                          steps);
       });
     };
     const auto walked = [&](auto out, bool past_cache) {
@@ -297,14 +353,19 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
       });
     };
     if (!norm.lanes) {
-      recomputed(x.from(j));
-      walked(grad_x.from(j), streaming);
+      bias ? recomputed(x.from(j), std::true_type{}) : recomputed(x.from(j), std::false_type{});
+      if (by_bias) {
+        walked(cached, false);
+        sum_up<W, vectors(), IO, S>(by_bias + j, cached, grad_x.from(j), steps, streaming);
+      } else {
+        walked(grad_x.from(j), streaming);
+      }
       return;
     }
     for (int k = 0; k < steps; ++k)
       normalise(*norm.lanes, j, x[k] + j, x[k] + j, norm.residual.data ? norm.residual[k] + j : nullptr, 0, cached[k],
                 count);
-    recomputed(Rows<const S>(cached));
+    recomputed(Rows<const S>(cached), std::false_type{});
     walked(g, false);
     if (norm.totals)
       sum_up<IO, S>(norm, j, g, x.from(j), steps, count);
@@ -323,52 +384,84 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
 }
 
 // The same of neurons that are not plain, whose lanes j, j + 1, ... are `own`'s from `first` on: in the cache, and in
-// the state's numbers. First pass: what they receive becomes h; the drives go to `drives`.
+// the state's numbers. First pass: what they receive becomes h; the drives go to `drives`, raised thresholds to
+// `thresholds`.
 template <class S>
 [[gnu::noinline]] void recompute(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> drives,
-                                 const S* start, int steps, int count) {
+                                 Rows<S> thresholds, const S* start, int steps, int count) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
+  const S *currents = start + kLanes, *adaptations = start + (1 + kind.synaptic) * kLanes;
   over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
     using W = decltype(vector);
-    const W leak = load<W>(own.leak + first + j), threshold = load<W>(own.threshold + first + j);
+    const W leak = load<W>(own.leak + first + j), lowest = load<W>(own.threshold + first + j);
     const W fire_above = load<W>(own.fire_above + first + j);
-    W v = load<W>(start + j);
+    W v = load<W>(start + j), i{}, a{}, threshold = lowest;
+    if (kind.synaptic) i = load<W>(currents + j);
+    if (kind.adaptive) a = load<W>(adaptations + j);
     for (int k = 0; k < steps; ++k) {
-      const W x = load<W>(h[k] + j);
+      W x = load<W>(h[k] + j);
+      if (own.bias) x = x + load<W>(own.bias + first + j);
+      if (kind.synaptic) x = i = current(n, i, x);
       if (drives.data) store(drives[k] + j, drive(n.form, n, v, x), false);
+      if (kind.adaptive) {
+        threshold = raised(n, lowest, a);
+        store(thresholds[k] + j, threshold, false);
+      }
       W potential = charge(n.form, n, leak, v, x);
       if (kind.bounded) potential = bound(n, potential);
       store(h[k] + j, potential, false);
-      v = reset(kind, n, threshold, potential, spike(kind, n, threshold, fire_above, potential));
+      const W s = spike(kind, n, threshold, fire_above, potential);
+      v = reset(kind, n, threshold, potential, s);
+      if (kind.adaptive) a = adapted(n, a, s);
     }
   });
 }
 
-// Second pass. A drive becomes what its step adds to the leak's gradient, `by_threshold` what it adds to the
-// threshold's.
+// Second pass: g, and the sums over time for the parameters that are tensors.
 template <class Curve, class S>
-[[gnu::noinline]] void walk_back(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> grad_s,
-                                 Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives, Rows<S> by_threshold, S* grad_v,
-                                 int steps, int count) {
+[[gnu::noinline]] void walk_back(const Neuron<S>& neuron, const More& more, Own<S>& own, int first, Rows<S> h,
+                                 Rows<S> grad_s, Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives,
+                                 Rows<S> thresholds, S* grad_v, int steps, int count) {
   const Neuron<S> n = neuron;
   Kind kind = n.kind();
   kind.integer = std::is_same_v<Curve, Integer>;
+  S *grad_i = grad_v + kLanes, *grad_a = grad_v + (1 + kind.synaptic) * kLanes;
   over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
     using W = decltype(vector);
-    const W threshold = load<W>(own.threshold + first + j), fire_above = load<W>(own.fire_above + first + j);
+    const W fire_above = load<W>(own.fire_above + first + j);
     const W input_gain = load<W>(own.input_gain + first + j), state_gain = load<W>(own.state_gain + first + j);
-    W carry = load<W>(grad_v + j);
+    W threshold = load<W>(own.threshold + first + j), by_leak{}, by_threshold{}, by_bias{};
+    W carry = load<W>(grad_v + j), carry_i{}, carry_a{};
+    if (kind.synaptic) carry_i = load<W>(grad_i + j);
+    if (kind.adaptive) carry_a = load<W>(grad_a + j);
     for (int k = steps - 1; k >= 0; --k) {
       if (grad_v_seq.data) carry = carry + load<W>(grad_v_seq[k] + j);
-      const auto to = pulled<Curve>(kind, n, threshold, fire_above, load<W>(h[k] + j), load<W>(grad_s[k] + j), carry);
+      W upstream = load<W>(grad_s[k] + j);
+      if (kind.adaptive) {
+        upstream = upstream + carry_a;
+        threshold = load<W>(thresholds[k] + j);
+      }
+      const auto to = pulled<Curve>(kind, n, threshold, fire_above, load<W>(h[k] + j), upstream, carry);
       // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
-      if (drives.data) store(drives[k] + j, to.h != S(0) ? to.h * load<W>(drives[k] + j) : W{}, false);
-      if (by_threshold.data) store(by_threshold[k] + j, to.threshold, false);
+      if (drives.data) by_leak = by_leak + (to.h != S(0) ? to.h * load<W>(drives[k] + j) : W{});
+      by_threshold = by_threshold + to.threshold;
+      if (kind.adaptive) carry_a = n.threshold_decay * carry_a + n.jump * to.threshold;
       carry = to.h * state_gain;
-      store(g[k] + j, to.h * input_gain, false);
+      W grad_x = to.h * input_gain;
+      if (kind.synaptic) {
+        grad_x = grad_x + carry_i;
+        carry_i = n.synapse_decay * grad_x;
+      }
+      by_bias = by_bias + grad_x;
+      store(g[k] + j, grad_x, false);
     }
     store(grad_v + j, carry, false);
+    if (kind.synaptic) store(grad_i + j, carry_i, false);
+    if (kind.adaptive) store(grad_a + j, carry_a, false);
+    if (more.grad_leak) add_to(own.by_leak + first + j, by_leak);
+    if (more.grad_threshold) add_to(own.by_threshold + first + j, by_threshold);
+    if (more.grad_bias) add_to(own.by_bias + first + j, by_bias);
   });
 }
 
@@ -380,8 +473,7 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const More& more, Own<S>& 
   constexpr int width = sizeof(V) / sizeof(S), most = kBlock * width;
   alignas(64) S received[kChunk * most], upstream[kChunk * most], driven[kChunk * most], moved[kChunk * most];
   const Rows<S> h{received, most}, gs{upstream, most};
-  const Rows<S> drives{more.grad_leak ? driven : nullptr, most};
-  const Rows<S> by_threshold{more.grad_threshold ? moved : nullptr, most};
+  const Rows<S> drives{more.grad_leak ? driven : nullptr, most}, thresholds{moved, most};
   const int head = lanes_until_aligned<V>(grad_x.data);
   for (int j = 0, count = head ? most - width + head : most; j < lanes; j += count, count = most) {
     count = std::min(count, lanes - j);
@@ -395,17 +487,11 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const More& more, Own<S>& 
         copy<S>(in, in + most, h[k], count, false);
       copy<S>(grad_s[k] + j, grad_s[k] + j + most, gs[k], count, false);
     }
-    recompute(n, own, j, h, drives, v + j, steps, count);
+    recompute(n, own, j, h, drives, thresholds, v + j, steps, count);
     with_surrogate(p.surrogate, [&](auto curve) {
       const Rows<const S> of_v{grad_v_seq.data ? grad_v_seq.data + j : nullptr, grad_v_seq.stride};
-      walk_back<decltype(curve)>(n, own, j, h, gs, of_v, g, drives, by_threshold, grad_v + j, steps, count);
+      walk_back<decltype(curve)>(n, more, own, j, h, gs, of_v, g, drives, thresholds, grad_v + j, steps, count);
     });
-    const auto add_steps = [&](Rows<S> rows, double* totals) {
-      for (int k = 0; k < steps && rows.data; ++k)
-        for (int i = 0; i < count; ++i) totals[j + i] += rows[k][i];
-    };
-    add_steps(drives, own.by_leak);
-    add_steps(by_threshold, own.by_threshold);
     if (!norm.lanes)
       for (int k = 0; k < steps; ++k) copy<S>(g[k], g[k], grad_x[k] + j, count, streaming);
     else if (norm.totals)
