@@ -88,15 +88,6 @@ struct Own {
   }
 };
 
-// To a lane's sum in double those of a chunk, which are in the dtype of the state.
-template <class W>
-inline void add_to(double* sums, W chunk) {
-  if constexpr (std::is_arithmetic_v<W>)
-    *sums += chunk;
-  else
-    for (size_t l = 0; l < sizeof(W) / sizeof(chunk[0]); ++l) sums[l] += chunk[l];
-}
-
 template <class S>
 struct Local {  // what a tile needs from step to step
   alignas(64) S v[kMostStates * kLanes], totals[kLanes];
@@ -160,29 +151,37 @@ void step(const Neuron<S>& neuron, const In* x, const S* bias, const In* ahead, 
   });
 }
 
+// The same of neurons of any kind, of which `j` is a lane of their tile. What they received, with bias and current; the
+// potentials before it and, not reset, behind; the threshold of the step; the spikes.
+template <class W>
+struct Stepped {
+  W x, before, h, threshold, s;
+};
+template <class W, class S>
+[[gnu::always_inline]] inline Stepped<W> advance(Kind kind, const Neuron<S>& n, const Own<S>& own, int j, S* v, W x) {
+  S *currents = v + kLanes, *adaptations = v + (1 + kind.synaptic) * kLanes;
+  Stepped<W> to{x, load<W>(v + j), {}, load<W>(own.threshold + j), {}};
+  if (own.bias) to.x = to.x + load<W>(own.bias + j);
+  if (kind.synaptic) {
+    to.x = current(n, load<W>(currents + j), to.x);
+    store(currents + j, to.x, false);
+  }
+  if (kind.adaptive) to.threshold = raised(n, to.threshold, load<W>(adaptations + j));
+  to.h = charge(n.form, n, load<W>(own.leak + j), to.before, to.x);
+  if (kind.bounded) to.h = bound(n, to.h);
+  to.s = spike(kind, n, to.threshold, load<W>(own.fire_above + j), to.h);
+  store(v + j, reset(kind, n, to.threshold, to.h, to.s), false);
+  if (kind.adaptive) store(adaptations + j, adapted(n, load<W>(adaptations + j), to.s), false);
+  return to;
+}
 template <class In, class Out, class S>
 void step(const Neuron<S>& neuron, const Own<S>& own, const In* x, const In* ahead, S* v, Out* out, int lanes,
           bool streaming) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
-  S *currents = v + kLanes, *adaptations = v + (1 + kind.synaptic) * kLanes;
   over_lanes<S>(out, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
-    using W = decltype(vector);
     __builtin_prefetch(ahead + j);
-    W received = load<W>(x + j), threshold = load<W>(own.threshold + j);
-    const W fire_above = load<W>(own.fire_above + j);
-    if (own.bias) received = received + load<W>(own.bias + j);
-    if (kind.synaptic) {
-      received = current(n, load<W>(currents + j), received);
-      store(currents + j, received, false);
-    }
-    if (kind.adaptive) threshold = raised(n, threshold, load<W>(adaptations + j));
-    W h = charge(n.form, n, load<W>(own.leak + j), load<W>(v + j), received);
-    if (kind.bounded) h = bound(n, h);
-    const W s = spike(kind, n, threshold, fire_above, h);
-    store(v + j, reset(kind, n, threshold, h, s), false);
-    if (kind.adaptive) store(adaptations + j, adapted(n, load<W>(adaptations + j), s), false);
-    store(out + j, s, streaming);
+    store(out + j, advance(kind, n, own, j, v, load<decltype(vector)>(x + j)).s, streaming);
   });
 }
 
@@ -213,10 +212,12 @@ void recompute(const Neuron<S>& neuron, Rows<const In> x, const S* bias, Rows<co
   V v[kVectors];
   for (int i = 0; i < kVectors; ++i) v[i] = load<V>(start + i * width);
   for (int k = 0; k < steps; ++k, h += kVectors * width) {
+    const In* from = x[k];
+    const IO* next = ahead[steps - 1 - k];
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      __builtin_prefetch(ahead[steps - 1 - k] + i * width);
-      V received = load<V>(x[k] + i * width);
+      __builtin_prefetch(next + i * width);
+      V received = load<V>(from + i * width);
       if (biased) received = received + load<V>(bias + i * width);
       const V potential = charge(form, n, v[i], received);
       store(h + i * width, potential, false);
@@ -235,12 +236,14 @@ void walk_back(const Neuron<S>& neuron, const S* h, Rows<const IO> grad_s, Rows<
   for (int i = 0; i < kVectors; ++i) carry[i] = load<V>(grad_v + i * width);
   for (int k = steps - 1; k >= 0; --k) {
     const S* potentials = h + k * kVectors * width;
+    const IO *upstream = grad_s[k], *next = ahead[steps - 1 - k];
+    Out* out = grad_x[k];
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      __builtin_prefetch(ahead[steps - 1 - k] + i * width);
-      const V gh = adjoint<Curve>(n, load<V>(potentials + i * width), load<V>(grad_s[k] + i * width), carry[i]);
+      __builtin_prefetch(next + i * width);
+      const V gh = adjoint<Curve>(n, load<V>(potentials + i * width), load<V>(upstream + i * width), carry[i]);
       carry[i] = gh * n.state_gain;
-      store(grad_x[k] + i * width, gh * n.input_gain, streaming);
+      store(out + i * width, gh * n.input_gain, streaming);
     }
   }
   for (int i = 0; i < kVectors; ++i) store(grad_v + i * width, carry[i], false);
@@ -252,14 +255,18 @@ void sum_up(double* by_bias, Rows<const S> g, Rows<IO> grad_x, int steps, bool s
   constexpr int width = sizeof(V) / sizeof(S);
   V total[kVectors]{};
   for (int k = 0; k < steps; ++k) {
+    const S* from = g[k];
+    IO* out = grad_x[k];
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      const V now = load<V>(g[k] + i * width);
+      const V now = load<V>(from + i * width);
       total[i] = total[i] + now;
-      store(grad_x[k] + i * width, now, streaming);
+      store(out + i * width, now, streaming);
     }
   }
-  for (int i = 0; i < kVectors; ++i) add_to(by_bias + i * width, total[i]);
+  alignas(64) S sums[kVectors * width];
+  for (int i = 0; i < kVectors; ++i) store(sums + i * width, total[i], false);
+  for (int j = 0; j < kVectors * width; ++j) by_bias[j] += sums[j];
 }
 
 // Calls f with the form and the reset as constants.
@@ -383,92 +390,75 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
   for (; j < lanes; ++j) block(j, S{}, one);
 }
 
-// The same of neurons that are not plain, whose lanes j, j + 1, ... are `own`'s from `first` on: in the cache, and in
-// the state's numbers. First pass: what they receive becomes h; the drives go to `drives`, raised thresholds to
-// `thresholds`.
+// The same of neurons that are not plain, whose lanes j, j + 1, ... are those of the tile from `first` on: in the
+// cache, and in the state's numbers. First pass: what they receive becomes h; the drives go to `drives`, the thresholds
+// of the steps to `thresholds`, if they change. Lanes are in the inner loop, as a step has to wait for the one before.
 template <class S>
 [[gnu::noinline]] void recompute(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> drives,
-                                 Rows<S> thresholds, const S* start, int steps, int count) {
+                                 Rows<S> thresholds, S* v, int steps, int count) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
-  const S *currents = start + kLanes, *adaptations = start + (1 + kind.synaptic) * kLanes;
-  over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
-    using W = decltype(vector);
-    const W leak = load<W>(own.leak + first + j), lowest = load<W>(own.threshold + first + j);
-    const W fire_above = load<W>(own.fire_above + first + j);
-    W v = load<W>(start + j), i{}, a{}, threshold = lowest;
-    if (kind.synaptic) i = load<W>(currents + j);
-    if (kind.adaptive) a = load<W>(adaptations + j);
-    for (int k = 0; k < steps; ++k) {
-      W x = load<W>(h[k] + j);
-      if (own.bias) x = x + load<W>(own.bias + first + j);
-      if (kind.synaptic) x = i = current(n, i, x);
-      if (drives.data) store(drives[k] + j, drive(n.form, n, v, x), false);
-      if (kind.adaptive) {
-        threshold = raised(n, lowest, a);
-        store(thresholds[k] + j, threshold, false);
-      }
-      W potential = charge(n.form, n, leak, v, x);
-      if (kind.bounded) potential = bound(n, potential);
-      store(h[k] + j, potential, false);
-      const W s = spike(kind, n, threshold, fire_above, potential);
-      v = reset(kind, n, threshold, potential, s);
-      if (kind.adaptive) a = adapted(n, a, s);
-    }
-  });
+  for (int k = 0; k < steps; ++k) {
+    S *row = h[k], *driven = drives[k], *raised = thresholds[k];
+    over_lanes<S>(row, count, [&](int j, auto vector) __attribute__((always_inline)) {
+      const auto to = advance(kind, n, own, first + j, v, load<decltype(vector)>(row + j));
+      store(row + j, to.h, false);
+      if (drives.data) store(driven + j, drive(n.form, n, to.before, to.x), false);
+      if (kind.adaptive) store(raised + j, to.threshold, false);
+    });
+  }
 }
 
-// Second pass: g, and the sums over time for the parameters that are tensors.
+// Second pass: g, and the sums over time for the parameters that are tensors, within a chunk in the dtype of the state.
 template <class Curve, class S>
 [[gnu::noinline]] void walk_back(const Neuron<S>& neuron, const More& more, Own<S>& own, int first, Rows<S> h,
                                  Rows<S> grad_s, Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives,
                                  Rows<S> thresholds, S* grad_v, int steps, int count) {
+  constexpr int most = kBlock * sizeof(typename VectorOf<S>::type) / sizeof(S);
+  alignas(64) S by_leak[most] = {}, by_threshold[most] = {}, by_bias[most] = {};
   const Neuron<S> n = neuron;
   Kind kind = n.kind();
   kind.integer = std::is_same_v<Curve, Integer>;
   S *grad_i = grad_v + kLanes, *grad_a = grad_v + (1 + kind.synaptic) * kLanes;
-  over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
-    using W = decltype(vector);
-    const W fire_above = load<W>(own.fire_above + first + j);
-    const W input_gain = load<W>(own.input_gain + first + j), state_gain = load<W>(own.state_gain + first + j);
-    W threshold = load<W>(own.threshold + first + j), by_leak{}, by_threshold{}, by_bias{};
-    W carry = load<W>(grad_v + j), carry_i{}, carry_a{};
-    if (kind.synaptic) carry_i = load<W>(grad_i + j);
-    if (kind.adaptive) carry_a = load<W>(grad_a + j);
-    for (int k = steps - 1; k >= 0; --k) {
-      if (grad_v_seq.data) carry = carry + load<W>(grad_v_seq[k] + j);
-      W upstream = load<W>(grad_s[k] + j);
-      if (kind.adaptive) {
-        upstream = upstream + carry_a;
-        threshold = load<W>(thresholds[k] + j);
-      }
-      const auto to = pulled<Curve>(kind, n, threshold, fire_above, load<W>(h[k] + j), upstream, carry);
-      // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
-      if (drives.data) by_leak = by_leak + (to.h != S(0) ? to.h * load<W>(drives[k] + j) : W{});
-      by_threshold = by_threshold + to.threshold;
-      if (kind.adaptive) carry_a = n.threshold_decay * carry_a + n.jump * to.threshold;
-      carry = to.h * state_gain;
-      W grad_x = to.h * input_gain;
+  for (int k = steps - 1; k >= 0; --k) {
+    const S *potentials = h[k], *upstream = grad_s[k], *of_v = grad_v_seq[k], *driven = drives[k];
+    const S* threshold = kind.adaptive ? thresholds[k] : own.threshold + first;
+    S* out = g[k];
+    over_lanes<S>(out, count, [&](int j, auto vector) __attribute__((always_inline)) {
+      using W = decltype(vector);
+      const int l = first + j;
+      W of_s = load<W>(upstream + j), carry = load<W>(grad_v + l);
+      if (grad_v_seq.data) carry = carry + load<W>(of_v + l);
+      if (kind.adaptive) of_s = of_s + load<W>(grad_a + l);
+      const auto to = pulled<Curve>(kind, n, load<W>(threshold + j), load<W>(own.fire_above + l),
+                                    load<W>(potentials + j), of_s, carry);
+      store(grad_v + l, to.h * load<W>(own.state_gain + l), false);
+      if (kind.adaptive) store(grad_a + l, n.threshold_decay * load<W>(grad_a + l) + n.jump * to.threshold, false);
+      W grad_x = to.h * load<W>(own.input_gain + l);
       if (kind.synaptic) {
-        grad_x = grad_x + carry_i;
-        carry_i = n.synapse_decay * grad_x;
+        grad_x = grad_x + load<W>(grad_i + l);
+        store(grad_i + l, n.synapse_decay * grad_x, false);
       }
-      by_bias = by_bias + grad_x;
-      store(g[k] + j, grad_x, false);
-    }
-    store(grad_v + j, carry, false);
-    if (kind.synaptic) store(grad_i + j, carry_i, false);
-    if (kind.adaptive) store(grad_a + j, carry_a, false);
-    if (more.grad_leak) add_to(own.by_leak + first + j, by_leak);
-    if (more.grad_threshold) add_to(own.by_threshold + first + j, by_threshold);
-    if (more.grad_bias) add_to(own.by_bias + first + j, by_bias);
-  });
+      store(out + j, grad_x, false);
+      // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
+      if (more.grad_leak)
+        store(by_leak + j, load<W>(by_leak + j) + (to.h != S(0) ? to.h * load<W>(driven + j) : W{}), false);
+      if (more.grad_threshold) store(by_threshold + j, load<W>(by_threshold + j) + to.threshold, false);
+      if (more.grad_bias) store(by_bias + j, load<W>(by_bias + j) + grad_x, false);
+    });
+  }
+  const auto add = [&](const S* chunk, double* sums) {
+    for (int j = 0; j < count; ++j) sums[first + j] += chunk[j];
+  };
+  if (more.grad_leak) add(by_leak, own.by_leak);
+  if (more.grad_threshold) add(by_threshold, own.by_threshold);
+  if (more.grad_bias) add(by_bias, own.by_bias);
 }
 
 template <class IO, class S>
 void chunk_back(const LIFSpec& p, const Neuron<S>& n, const More& more, Own<S>& own, const Normed<IO, S>& norm,
-                Rows<const IO> x, Rows<const IO> grad_s, Rows<const S> grad_v_seq, Rows<IO> grad_x, const S* v,
-                S* grad_v, int lanes, int steps, bool streaming) {
+                Rows<const IO> x, Rows<const IO> grad_s, Rows<const S> grad_v_seq, Rows<IO> grad_x, S* v, S* grad_v,
+                int lanes, int steps, bool streaming) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S), most = kBlock * width;
   alignas(64) S received[kChunk * most], upstream[kChunk * most], driven[kChunk * most], moved[kChunk * most];
@@ -487,10 +477,9 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const More& more, Own<S>& 
         copy<S>(in, in + most, h[k], count, false);
       copy<S>(grad_s[k] + j, grad_s[k] + j + most, gs[k], count, false);
     }
-    recompute(n, own, j, h, drives, thresholds, v + j, steps, count);
+    recompute(n, own, j, h, drives, thresholds, v, steps, count);
     with_surrogate(p.surrogate, [&](auto curve) {
-      const Rows<const S> of_v{grad_v_seq.data ? grad_v_seq.data + j : nullptr, grad_v_seq.stride};
-      walk_back<decltype(curve)>(n, more, own, j, h, gs, of_v, g, drives, thresholds, grad_v + j, steps, count);
+      walk_back<decltype(curve)>(n, more, own, j, h, gs, grad_v_seq, g, drives, thresholds, grad_v, steps, count);
     });
     if (!norm.lanes)
       for (int k = 0; k < steps; ++k) copy<S>(g[k], g[k], grad_x[k] + j, count, streaming);
