@@ -200,6 +200,7 @@ struct Rows {  // a row per step, `stride` apart; or, with `row`, those of its g
   const int* row = nullptr;
   IO* operator[](int k) const { return data + (row ? row[k] : k) * stride; }
   Rows from(int lane) const { return {data + lane, stride, row}; }
+  Rows<const char> bytes() const { return {reinterpret_cast<const char*>(data), stride * int64_t(sizeof(IO)), row}; }
   operator Rows<const IO>() const { return {data, stride, row}; }
 };
 
@@ -392,18 +393,21 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
 
 // The same of neurons that are not plain, whose lanes j, j + 1, ... are those of the tile from `first` on: in the
 // cache, and in the state's numbers. First pass: what they receive becomes h; the drives go to `drives`, the thresholds
-// of the steps to `thresholds`, if they change. Lanes are in the inner loop, as a step has to wait for the one before.
+// of the steps to `thresholds`, if they change. Lanes are in the inner loop, as a step has to wait for the one before;
+// `ahead` is what is read next, numbers of `size` bytes.
 template <class S>
 [[gnu::noinline]] void recompute(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> drives,
-                                 Rows<S> thresholds, S* v, int steps, int count) {
+                                 Rows<S> thresholds, Rows<const char> ahead, int size, S* v, int steps, int count) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
   for (int k = 0; k < steps; ++k) {
-    S *row = h[k], *driven = drives[k], *raised = thresholds[k];
+    S *row = h[k], *driven = drives.data ? drives[k] : nullptr, *raised = thresholds[k];
+    const char* next = ahead[steps - 1 - k];
     over_lanes<S>(row, count, [&](int j, auto vector) __attribute__((always_inline)) {
+      __builtin_prefetch(next + j * size);
       const auto to = advance(kind, n, own, first + j, v, load<decltype(vector)>(row + j));
       store(row + j, to.h, false);
-      if (drives.data) store(driven + j, drive(n.form, n, to.before, to.x), false);
+      if (driven) store(driven + j, drive(n.form, n, to.before, to.x), false);
       if (kind.adaptive) store(raised + j, to.threshold, false);
     });
   }
@@ -413,7 +417,8 @@ template <class S>
 template <class Curve, class S>
 [[gnu::noinline]] void walk_back(const Neuron<S>& neuron, const More& more, Own<S>& own, int first, Rows<S> h,
                                  Rows<S> grad_s, Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives,
-                                 Rows<S> thresholds, S* grad_v, int steps, int count) {
+                                 Rows<S> thresholds, Rows<const char> ahead, int size, S* grad_v, int steps,
+                                 int count) {
   constexpr int most = kBlock * sizeof(typename VectorOf<S>::type) / sizeof(S);
   alignas(64) S by_leak[most] = {}, by_threshold[most] = {}, by_bias[most] = {};
   const Neuron<S> n = neuron;
@@ -421,14 +426,17 @@ template <class Curve, class S>
   kind.integer = std::is_same_v<Curve, Integer>;
   S *grad_i = grad_v + kLanes, *grad_a = grad_v + (1 + kind.synaptic) * kLanes;
   for (int k = steps - 1; k >= 0; --k) {
-    const S *potentials = h[k], *upstream = grad_s[k], *of_v = grad_v_seq[k], *driven = drives[k];
+    const S *potentials = h[k], *upstream = grad_s[k];
+    const S *of_v = grad_v_seq.data ? grad_v_seq[k] : nullptr, *driven = drives.data ? drives[k] : nullptr;
     const S* threshold = kind.adaptive ? thresholds[k] : own.threshold + first;
+    const char* next = ahead[steps - 1 - k];
     S* out = g[k];
     over_lanes<S>(out, count, [&](int j, auto vector) __attribute__((always_inline)) {
       using W = decltype(vector);
       const int l = first + j;
+      __builtin_prefetch(next + j * size);
       W of_s = load<W>(upstream + j), carry = load<W>(grad_v + l);
-      if (grad_v_seq.data) carry = carry + load<W>(of_v + l);
+      if (of_v) carry = carry + load<W>(of_v + l);
       if (kind.adaptive) of_s = of_s + load<W>(grad_a + l);
       const auto to = pulled<Curve>(kind, n, load<W>(threshold + j), load<W>(own.fire_above + l),
                                     load<W>(potentials + j), of_s, carry);
@@ -441,8 +449,7 @@ template <class Curve, class S>
       }
       store(out + j, grad_x, false);
       // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
-      if (more.grad_leak)
-        store(by_leak + j, load<W>(by_leak + j) + (to.h != S(0) ? to.h * load<W>(driven + j) : W{}), false);
+      if (driven) store(by_leak + j, load<W>(by_leak + j) + (to.h != S(0) ? to.h * load<W>(driven + j) : W{}), false);
       if (more.grad_threshold) store(by_threshold + j, load<W>(by_threshold + j) + to.threshold, false);
       if (more.grad_bias) store(by_bias + j, load<W>(by_bias + j) + grad_x, false);
     });
@@ -471,15 +478,15 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const More& more, Own<S>& 
     for (int k = 0; k < steps; ++k) {
       const IO* in = x[k] + j;
       if (norm.lanes)
-        normalise(*norm.lanes, j, in, in + most, norm.residual.data ? norm.residual[k] + j : nullptr, most, h[k],
-                  count);
+        normalise(*norm.lanes, j, in, in, norm.residual.data ? norm.residual[k] + j : nullptr, most, h[k], count);
       else
-        copy<S>(in, in + most, h[k], count, false);
-      copy<S>(grad_s[k] + j, grad_s[k] + j + most, gs[k], count, false);
+        copy<S>(in, in, h[k], count, false);
     }
-    recompute(n, own, j, h, drives, thresholds, v, steps, count);
+    recompute(n, own, j, h, drives, thresholds, grad_s.from(j).bytes(), sizeof(IO), v, steps, count);
+    for (int k = 0; k < steps; ++k) copy<S>(grad_s[k] + j, grad_s[k] + j, gs[k], count, false);
     with_surrogate(p.surrogate, [&](auto curve) {
-      walk_back<decltype(curve)>(n, more, own, j, h, gs, grad_v_seq, g, drives, thresholds, grad_v, steps, count);
+      walk_back<decltype(curve)>(n, more, own, j, h, gs, grad_v_seq, g, drives, thresholds, x.from(j + count).bytes(),
+                                 sizeof(IO), grad_v, steps, count);
     });
     if (!norm.lanes)
       for (int k = 0; k < steps; ++k) copy<S>(g[k], g[k], grad_x[k] + j, count, streaming);
