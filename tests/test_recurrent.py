@@ -23,8 +23,8 @@ FEW = INTERPRETED or EMULATED
 STATES = {
     "plain": {},
     "synaptic": {"synapse_decay": 0.75},
-    "adaptive": {"threshold_decay": 0.9, "threshold_jump": 0.3},
-    "both": {"synapse_decay": 0.6, "threshold_decay": 0.8, "threshold_jump": 0.2},
+    "adaptive": {"threshold_decay": 0.75, "threshold_jump": 0.09},  # ternary spikes leave it above 0
+    "both": {"synapse_decay": 0.6, "threshold_decay": 0.5, "threshold_jump": 0.15},
 }
 KINDS = {  # of a parameter, from the shape of x without time
     "neuron": lambda shape: shape[-1:],
@@ -105,10 +105,10 @@ def check(backend, x, weight, v=None, s=None, parameters=(), time_dim=0, **neuro
     for i, (a, b) in enumerate(zip(got[0][1:], wanted[0][1:], strict=True)):
         assert a.dtype == state_dtype(x.dtype) and torch.equal(a, b), f"state {i}"
     for g, w, of in zip(got[1], wanted[1], inputs, strict=True):
-        if of is weight:  # a product of what has the dtype of x
+        if of is weight and x.element_size() == 2:  # a product of 16-bit gradients, which may cancel
             assert g.dtype == w.dtype and g.shape == w.shape and g.isfinite().all()
             error, norm = (g.double() - w.double()).norm(), w.double().norm()
-            assert error <= GRADIENT_BOUND[x.dtype] * norm, f"weight: relative error {error / norm:.2e}"
+            assert error <= 4 * GRADIENT_BOUND[x.dtype] * norm, f"weight: relative error {error / norm:.2e}"
         else:
             assert_gradients_close(g, w)
     return got
