@@ -20,6 +20,14 @@ namespace {
 constexpr int kTogether = 4;       // layers that a thread runs side by side
 constexpr int kAhead = 2;          // steps between a prefetch and its use
 constexpr int64_t kWorth = 16384;  // neurons times steps that another thread is worth
+constexpr int kListed = 32;        // rows of spikes that are listed at a time
+constexpr int64_t kPart = 2048;    // rows that are summed in one part, if more than one but not kMostParts
+
+// A row that is used later: rows lie too far apart for the hardware to foresee them.
+template <int write, class T>
+[[gnu::always_inline]] inline void ask_for(const T* row, int64_t size) {
+  for (int64_t j = 0; j < size && row; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + j, write);
+}
 
 // A bit for each lane that is not 0.
 inline unsigned nonzero(FloatV x) {
@@ -36,9 +44,15 @@ inline unsigned nonzero(FloatV x) {
 #endif
 }
 inline unsigned nonzero(DoubleV x) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask((__m512d)x, __m512d{}, _CMP_NEQ_UQ);
+#elif defined(__AVX__)
+  return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)x, __m256d{}, _CMP_NEQ_UQ));
+#else
   unsigned bits = 0;
   for (unsigned i = 0; i < kVectorBytes / sizeof(double); ++i) bits |= unsigned(x[i] != 0) << i;
   return bits;
+#endif
 }
 inline unsigned nonzero(float x) { return x != 0; }
 inline unsigned nonzero(double x) { return x != 0; }
@@ -71,16 +85,17 @@ template <class S, class F>
   for (; j < size; ++j) f(j, S{});
 }
 
-// Calls f(j, V{}, n) for n vectors of a row, `most` or fewer, from j on; the last one may overlap others.
-template <class S, int most, class F>
+// Calls f(j, V{}, n) for n vectors of a row, `most` or fewer, from j on, and f(j, S{}, 1) for the lanes left over, or
+// `again`, if f may take a lane twice, for a vector that overlaps others.
+template <class S, int most, bool again, class F>
 [[gnu::always_inline]] inline void over_blocks(int64_t size, F&& f, int64_t j = 0) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S);
   constexpr std::integral_constant<int, most> n{};
   for (; j + most * width <= size; j += most * width) f(j, V{}, n);
   if constexpr (most > 1) {
-    over_blocks<S, most / 2>(size, f, j);
-  } else if (size >= width) {
+    over_blocks<S, most / 2, again>(size, f, j);
+  } else if (again && size >= width) {
     if (j < size) f(size - width, V{}, n);
   } else {
     for (; j < size; ++j) f(j, S{}, n);
@@ -142,7 +157,7 @@ struct Layer {
 template <class S>
 class Memory {
  public:
-  Memory(int64_t size, int threads, int rows)
+  Memory(int64_t size, int64_t threads, int rows)
       : rows_(rows),
         pitch_((size + 15) / 16 * 16),
         bytes_((rows * sizeof(S) + sizeof(int) + 3 * sizeof(double)) * pitch_) {
@@ -162,13 +177,12 @@ class Memory {
 
 // What a layer receives, z = (x + bias) + r.
 template <bool multiplied, class IO, class S>
-[[gnu::noinline]] void receive(const S* outgoing, int64_t size, const Layer<S>& layer, const IO* x, const IO* ahead,
-                               const S* bias) {
+[[gnu::noinline]] void receive(const S* outgoing, int64_t size, const Layer<S>& layer, const IO* x, const S* bias) {
   const int* fired = layer.fired;
   const int count = layer.count;
   const S* sent = layer[kSent];
   S* z = layer[kReceived];
-  over_blocks<S, 8>(size, [&](int64_t j, auto vector, auto n) __attribute__((always_inline)) {
+  over_blocks<S, 8, true>(size, [&](int64_t j, auto vector, auto n) __attribute__((always_inline)) {
     using W = decltype(vector);
     constexpr int width = sizeof(W) / sizeof(S), vectors = n();
     W r[vectors] = {};
@@ -182,7 +196,6 @@ template <bool multiplied, class IO, class S>
     }
 #pragma GCC unroll 8
     for (int i = 0; i < vectors; ++i) {
-      __builtin_prefetch(ahead + j + i * width);
       W in = load<W>(x + j + i * width);
       if (bias) in = in + load<W>(bias + j + i * width);
       store(z + j + i * width, in + r[i], false);
@@ -192,7 +205,7 @@ template <bool multiplied, class IO, class S>
 
 // One step of plain neurons: spikes into `out`, or, of null, h into `potentials`.
 template <Leak form, bool hard, class IO, class S>
-void step(const Neuron<S>& neuron, const Layer<S>& layer, int64_t size, IO* out, const IO* ahead, S* potentials) {
+void step(const Neuron<S>& neuron, const Layer<S>& layer, int64_t size, IO* out, S* potentials) {
   const Neuron<S> n = neuron;
   S* v = layer[kState];
   const S* z = layer[kReceived];
@@ -201,7 +214,6 @@ void step(const Neuron<S>& neuron, const Layer<S>& layer, int64_t size, IO* out,
     const W h = charge(form, n, load<W>(v + j), load<W>(z + j));
     store(v + j, reset(hard, n, h), false);
     if (out) {
-      __builtin_prefetch(ahead + j, 1);
       store_spike<IO, W>(out + j, h > n.fire_above, false);
     } else {
       store(potentials + j, h, false);
@@ -256,7 +268,7 @@ template <int layers, class S>
     to[b] = of[b][kUpstream];
   }
   constexpr int most = kVectorBytes == 64 ? (layers > 2 ? 4 : 8) : layers > 2 ? 2 : 4;  // as registers go
-  over_blocks<S, most>(size, [&](int64_t j, auto vector, auto n) __attribute__((always_inline)) {
+  over_blocks<S, most, true>(size, [&](int64_t j, auto vector, auto n) __attribute__((always_inline)) {
     using W = decltype(vector);
     constexpr int width = sizeof(W) / sizeof(S), vectors = n();
     W sums[layers][vectors] = {};
@@ -369,8 +381,9 @@ struct Layers {
   // Calls f(layers, count) for the layers that a thread runs side by side.
   template <class F>
   void share(int rows, F&& f) const {
-    const Memory<S> memory(size, threads, rows);
-    parallel_for((count + together - 1) / together, threads, [&](int64_t i, int thread) {
+    const int64_t shares = (count + together - 1) / together;
+    const Memory<S> memory(size, std::min<int64_t>(threads, shares), rows);
+    parallel_for(shares, threads, [&](int64_t i, int thread) {
       Layer<S> layers[kTogether];
       const int here = int(std::min(together, count - i * together));
       for (int b = 0; b < here; ++b) layers[b] = memory.layer(thread, b, (i * together + b) * size);
@@ -415,17 +428,17 @@ struct Layers {
     listen(layer, r.s ? static_cast<const IO*>(r.s) + layer.first : nullptr, true);
   }
 
-  void received(const Layer<S>& layer, int64_t t, const IO* x, const IO* ahead) const {
+  void received(const Layer<S>& layer, int64_t t, const IO* x) const {
     const S* bias = more.bias.data ? layer[kBias] : nullptr;
     if (multiplied || t == 0)
-      receive<true>(outgoing, size, layer, x, ahead, bias);
+      receive<true>(outgoing, size, layer, x, bias);
     else
-      receive<false>(outgoing, size, layer, x, ahead, bias);
+      receive<false>(outgoing, size, layer, x, bias);
   }
-  void stepped(const Layer<S>& layer, IO* out, const IO* ahead, int k, bool drives) const {
+  void stepped(const Layer<S>& layer, IO* out, int k, bool drives) const {
     if (any) return step_any<IO>(n, layer, size, out, k, drives);
     with_form(n, [&](auto form, auto hard) {
-      step<form(), hard()>(n, layer, size, out, ahead, out ? nullptr : layer[kPotentials + k]);
+      step<form(), hard()>(n, layer, size, out, out ? nullptr : layer[kPotentials + k]);
     });
   }
 };
@@ -452,8 +465,10 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, const Rec
             std::copy_n(layer[kState + i], size,
                         static_cast<S*>(a.saved) + ((t / kChunk - 1) * of.n.states() + i) * of.neurons + layer.first);
         IO* out = spikes.at(layer.first, t);
-        of.received(layer, t, x.at(layer.first, t), x.at(layer.first, ahead));
-        of.stepped(layer, out, spikes.at(layer.first, ahead), 0, false);
+        ask_for<0>(x.at(layer.first, ahead), size);
+        ask_for<1>(spikes.at(layer.first, ahead), size);
+        of.received(layer, t, x.at(layer.first, t));
+        of.stepped(layer, out, 0, false);
         of.listen(layer, out, of.multiplied);
       }
     }
@@ -495,8 +510,11 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const R
         of.listen_before(layer);
       else
         of.listen(layer, spikes.at(layer.first, t + k - 1), of.multiplied);
-      of.received(layer, t + k, x.at(layer.first, t + k), x.at(layer.first, std::min(t + k + kAhead, s.steps - 1)));
-      of.stepped(layer, nullptr, nullptr, k, a.more.grad_leak);
+      of.received(layer, t + k, x.at(layer.first, t + k));
+      of.stepped(layer, nullptr, k, a.more.grad_leak);
+      const int64_t next = t + steps - 1 - k;  // of the walk back
+      if (grad_s.data) ask_for<0>(grad_s.at(layer.first, next), size);
+      ask_for<1>(grad_x.at(layer.first, next), size);
     }
   };
   const auto step_back = [&](const Layer<S>& layer, int64_t t, int k) {
@@ -505,6 +523,10 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const R
         using W = decltype(vector);
         store(to + j, load<W>(to + j) + load<W>(from + j), false);
       });
+    if (const int64_t next = t - k - 1 - k; next >= 0) {  // of the chunk before
+      ask_for<0>(x.at(layer.first, next), size);
+      ask_for<0>(spikes.at(layer.first, next), size);
+    }
     with_surrogate(p.surrogate, [&](auto curve) {
       if (of.any)
         back_any<decltype(curve)>(of.n, layer, size, k, sums[0], sums[1], sums[2]);
@@ -545,6 +567,53 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const R
   });
 }
 
+// The gradient of the weight, transposed: row j is the sum of the rows of grad_x over the steps before which j fired.
+// Rows are summed in parts, which depend on nothing but the shape; rows of some steps are listed, then added for a few
+// vectors of receivers at a time.
+template <class IO, class S = State<IO>>
+void weigh(const LIFShape& s, const Recurrence& r, const IO* grad_x, S* grad, bool multiplied, int threads) {
+  const int64_t size = r.size, layers = size > 0 ? s.inner / size : 0, rows = s.outer * s.steps * layers;
+  const int64_t parts = std::clamp<int64_t>(rows / kPart, 1, kMostParts), weights = size * size;
+  const auto *spikes = static_cast<const IO*>(r.spikes), *before = static_cast<const IO*>(r.s);
+  const std::unique_ptr<S[]> others(new S[(parts - 1) * weights]);
+  const std::unique_ptr<int[]> lists(new int[std::min<int64_t>(threads, parts) * kListed * size]);
+
+  parallel_for(parts, threads, [&](int64_t part, int thread) {
+    S* sums = std::fill_n(part > 0 ? others.get() + (part - 1) * weights : grad, weights, S(0)) - weights;
+    int *fired = lists.get() + thread * kListed * size, until[kListed + 1] = {};
+    const IO* factors[kListed];
+    for (int64_t first = rows * part / parts, end = rows * (part + 1) / parts; first < end; first += kListed) {
+      const int count = int(std::min<int64_t>(kListed, end - first));
+      for (int i = 0; i < count; ++i) {
+        const int64_t row = first + i, t = row / layers % s.steps,
+                      of_s = row / layers / s.steps * layers + row % layers;
+        const IO* seen = t > 0 ? spikes + (row - layers) * size : before ? before + of_s * size : nullptr;
+        const auto bits = [&](int64_t j, auto vector)
+                              __attribute__((always_inline)) { return nonzero(load<decltype(vector)>(seen + j)); };
+        until[i + 1] = until[i] + (seen ? list<S>(size, fired + until[i], bits) : 0);
+        factors[i] = multiplied || t == 0 ? seen : nullptr;
+      }
+      over_blocks<S, 4, false>(size, [&](int64_t k, auto vector, auto n) __attribute__((always_inline)) {
+        using W = decltype(vector);
+        constexpr int width = sizeof(W) / sizeof(S), vectors = n();
+        for (int i = 0; i < count; ++i) {
+          W g[vectors];
+          for (int l = 0; l < vectors; ++l) g[l] = load<W>(grad_x + (first + i) * size + k + l * width);
+          for (int c = until[i]; c < until[i + 1]; ++c) {
+            S* to = sums + fired[c] * size + k;
+            const S factor = factors[i] ? load<S>(factors[i] + fired[c]) : S(1);
+            for (int l = 0; l < vectors; ++l) store(to + l * width, load<W>(to + l * width) + g[l] * factor, false);
+          }
+        }
+      });
+    }
+  });
+  parallel_for(parts > 1 ? size : 0, threads, [&](int64_t j) {
+    for (const S* sums = others.get(); sums < others.get() + (parts - 1) * weights; sums += weights)
+      for (int64_t k = j * size; k < (j + 1) * size; ++k) grad[k] += sums[k];
+  });
+}
+
 // As many threads as the work is worth.
 int threads_for(const LIFShape& s, int threads) {
   return int(std::clamp<int64_t>(s.outer * s.steps * s.inner / kWorth, 1, threads));
@@ -554,6 +623,14 @@ int threads_for(const LIFShape& s, int threads) {
 
 void recurrent_forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, const Recurrence& r, int threads) {
   with_dtype(s.dtype, [&](auto io) { forward<decltype(io)>(p, s, a, r, threads_for(s, threads)); });
+}
+void recurrent_weight(const LIFSpec& p, const LIFShape& s, const Recurrence& r, const void* grad_x, void* grad,
+                      int threads) {
+  const bool multiplied = p.ternary || p.surrogate == Surrogate::Integer;
+  with_dtype(s.dtype, [&](auto io) {
+    using IO = decltype(io);
+    weigh(s, r, static_cast<const IO*>(grad_x), static_cast<State<IO>*>(grad), multiplied, threads_for(s, threads));
+  });
 }
 void recurrent_backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const Recurrence& r, int threads) {
   with_dtype(s.dtype, [&](auto io) { backward<decltype(io)>(p, s, a, r, threads_for(s, threads)); });
