@@ -124,6 +124,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("lif_backward_cpu", &lif_backward_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("recurrent_forward_cpu", &recurrent_forward_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("recurrent_backward_cpu", &recurrent_backward_cpu, py::call_guard<py::gil_scoped_release>());
+  m.def("recurrent_weight_cpu",
+        [](const LIFSpec& p, const LIFShape& s, const Recurrence& r, intptr_t grad_x, intptr_t grad, int threads) {
+          py::gil_scoped_release release;
+          recurrent_weight_cpu(p, s, r, pointer(grad_x), pointer(grad), threads);
+        });
   m.def("norm_parts_cpu", &norm_parts_cpu);
   m.def("moments_cpu", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, int threads) {
     py::gil_scoped_release release;

@@ -18,6 +18,7 @@ struct Kernels {
   decltype(&baseline::lif_backward) lif_backward;
   decltype(&baseline::recurrent_forward) recurrent_forward;
   decltype(&baseline::recurrent_backward) recurrent_backward;
+  decltype(&baseline::recurrent_weight) recurrent_weight;
   decltype(&baseline::norm_parts) norm_parts;
   decltype(&baseline::moments) moments;
   decltype(&baseline::prepare) prepare;
@@ -32,11 +33,11 @@ struct Kernels {
   decltype(&baseline::linear_forward) linear_forward;
   decltype(&baseline::linear_backward) linear_backward;
 };
-#define SNN_KERNELS(isa)                                                                                         \
-  Kernels {                                                                                                      \
-    #isa, isa::lif_forward, isa::lif_backward, isa::recurrent_forward, isa::recurrent_backward, isa::norm_parts, \
-        isa::moments, isa::prepare, isa::sums, isa::gradients, isa::norm_kept, isa::norm_backward, isa::ttm,     \
-        isa::pack, isa::unpack, isa::linear_count, isa::linear_forward, isa::linear_backward                     \
+#define SNN_KERNELS(isa)                                                                                               \
+  Kernels {                                                                                                            \
+    #isa, isa::lif_forward, isa::lif_backward, isa::recurrent_forward, isa::recurrent_backward, isa::recurrent_weight, \
+        isa::norm_parts, isa::moments, isa::prepare, isa::sums, isa::gradients, isa::norm_kept, isa::norm_backward,    \
+        isa::ttm, isa::pack, isa::unpack, isa::linear_count, isa::linear_forward, isa::linear_backward                 \
   }
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
@@ -92,6 +93,10 @@ void recurrent_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackwa
                             int threads) {
   expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner);
   kernels().recurrent_backward(p, s, a, r, threads);
+}
+void recurrent_weight_cpu(const LIFSpec& p, const LIFShape& s, const Recurrence& r, const void* grad_x, void* grad,
+                          int threads) {
+  kernels().recurrent_weight(p, s, r, grad_x, grad, threads);
 }
 int64_t norm_parts_cpu(const LIFShape& s) { return kernels().norm_parts(s); }
 void moments_cpu(const LIFShape& s, const Norm& n, const void* x, double* moments, int threads) {

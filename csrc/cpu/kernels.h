@@ -13,6 +13,8 @@
   void lif_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads, bool streaming);                 \
   void recurrent_forward(const LIFSpec&, const LIFShape&, const LIFForward&, const Recurrence&, int threads);          \
   void recurrent_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, const Recurrence&, int threads);        \
+  void recurrent_weight(const LIFSpec&, const LIFShape&, const Recurrence&, const void* grad_x, void* grad,            \
+                        int threads);                                                                                  \
   int64_t norm_parts(const LIFShape&);                                                                                 \
   void moments(const LIFShape&, const Norm&, const void* x, double* moments, int threads);                             \
   void prepare(const NormPlan&, const double* moments, const NormParameters&, void* table);                            \
