@@ -65,8 +65,11 @@ constexpr bool divides(const LIFVariant& v) {
   return v.form == Leak::tau || v.form == Leak::tau_input || (v.integer && !v.unit);
 }
 // Blocks that a multiprocessor has registers for, 0: as many as the compiler likes, who spills for more where charge
-// divides or a norm has a channel for every neuron of a thread.
-constexpr int blocks_of(const LIFVariant& v, int threads) { return divides(v) || v.lanes > 1 ? 384 / threads : 0; }
+// divides or a norm has a channel for every neuron of a thread. Three columns of shared memory leave room for 256
+// threads.
+constexpr int blocks_of(const LIFVariant& v, int threads) {
+  return divides(v) || v.lanes > 1 ? (v.adaptive && v.grad_leak ? 256 : 384) / threads : 0;
+}
 
 namespace {
 

@@ -111,7 +111,7 @@ def _launch(make, spec, layout, x, words, misaligned, given, more):
         if more is not None:  # between them: scratch, if there is none; Norm; of backward pull_push and grad_residual
             words += [0] * (10 + 4 * (make is _backward) - len(words)) + rest
             if more.grad_bias is not None and split.segments > 1:
-                sums = split.scratch(layout, torch.float32, device)[0]
+                sums = x.new_empty((split.segments, layout.outer * layout.inner), dtype=torch.float32)
                 words[-1] = sums.data_ptr()
         stream = stream_of(device.index)
         for kernel in kernels:
@@ -217,8 +217,14 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device, extra=Non
 
 def adjoint_of(spec, variant, neuron, given) -> LIFVariant:
     variant = variant._replace(detached=spec.detach_reset, surrogate=_told(neuron)[2], given=given)
-    # Without a loop, the compiler has all of a table's loads on their way, in more registers than there are.
-    return variant._replace(steps=0) if isinstance(spec.surrogate, Table) else variant
+    # Without a loop, the compiler has all of a table's loads on their way, or all divisions of neurons that adapt, in
+    # more registers than there are.
+    loops = isinstance(spec.surrogate, Table) or (variant.adaptive and divides(variant))
+    return variant._replace(steps=0) if loops else variant
+
+
+def divides(variant) -> bool:
+    return variant.form in (1, 2) or variant.integer > variant.unit  # csrc/cuda/lif.cuh's
 
 
 def fits(layout, width) -> bool:
