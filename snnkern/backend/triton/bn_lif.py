@@ -219,7 +219,8 @@ def bn_sums_kernel(
             mean, scale, offset, None, None, groups, None, None, None, None, steps, inner, neurons,
             n, 1 - exists.to(tl.int32), 1,
             leak, rest, threshold, fire_above, v_min, levels, per_threshold, None, None, None,
-            input_gain, state_gain, a, b, c, samples, FORM, HARD, CHUNK, K, TAILS, BLOCK, TERNARY, DETACH, CURVE, "sums",
+            input_gain, state_gain, a, b, c, samples,
+            FORM, HARD, CHUNK, K, TAILS, BLOCK, TERNARY, DETACH, CURVE, "sums",
         )  # fmt: skip
     _store_part(sums, total, moment, channels, ROWS, CHANNELS, SPAN)
 

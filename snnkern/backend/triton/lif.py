@@ -65,7 +65,7 @@ def _float(x):
 
 @triton.jit
 def _receive(x, residual, mean, scale, offset):
-    """What the neurons receive, in this order on every backend; None: nothing of the kind. An offset alone is a bias."""
+    """What the neurons receive, in this order on every backend; None: nothing of it. An offset alone is a bias."""
     x = _float(x)
     if mean is not None:
         x = (x - mean) * scale + offset
@@ -158,9 +158,9 @@ def _reset(h, s, threshold, rest, HARD: tl.constexpr):
 @triton.jit
 def _step(
     v, current, adaptation, x, leak, rest, threshold, fire_above, v_min, levels, per_threshold,
-    synapse_decay, threshold_decay, jump, FORM: tl.constexpr, HARD: tl.constexpr, TERNARY: tl.constexpr,
+    synapse_decay, threshold_decay, jump, FORM: tl.constexpr, TERNARY: tl.constexpr,
 ):  # fmt: skip
-    """The states after a step, what the membrane received, h, the spike and the step's threshold."""
+    """The current after a step, what the membrane received, h, the step's threshold and the spike."""
     if synapse_decay is not None:
         current = synapse_decay * current + x
         x = current
@@ -168,10 +168,16 @@ def _step(
         threshold += jump * adaptation
     h = _bound(_charge(v, x, leak, rest, FORM), v_min)
     s = _fire(h, threshold, _above(threshold, fire_above, threshold_decay), levels, per_threshold, TERNARY)
+    return current, x, h, threshold, s
+
+
+@triton.jit
+def _settle(h, threshold, s, adaptation, rest, threshold_decay, HARD: tl.constexpr):
+    """Potential and adaptation after a step."""
     v = _reset(h, s, threshold, rest, HARD)
     if threshold_decay is not None:
         adaptation = threshold_decay * adaptation + _count(s)
-    return v, current, adaptation, x, h, s, threshold
+    return v, adaptation
 
 
 @triton.jit
@@ -357,9 +363,9 @@ def _march(
                             if adaptation is not None:
                                 tl.store(kept + last, adaptation, exists)
                     received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
-                    v, current, adaptation, _, _, s, _ = _step(
+                    current, _, h, raised, s = _step(
                         v, current, adaptation, received, leak, rest, threshold, fire_above, v_min, levels,
-                        per_threshold, synapse_decay, threshold_decay, jump, FORM, HARD, TERNARY,
+                        per_threshold, synapse_decay, threshold_decay, jump, FORM, TERNARY,
                     )  # fmt: skip
                     if groups is not None:
                         total += _count(s)
@@ -372,6 +378,7 @@ def _march(
                     elif spikes is not None:
                         tl.store(s_t, _count(s).to(spikes.dtype.element_ty), exists)
                         s_t += inner
+                    v, adaptation = _settle(h, raised, s, adaptation, rest, threshold_decay, HARD)
                     if v_seq is not None:
                         tl.store(v_t, v, exists)
                         v_t += inner
@@ -601,10 +608,10 @@ def _pulled(
 def _retrace(
     grad_v, grad_current, grad_adaptation, one, two, three, begin, end, x, x_step, v0, saved, v_start, grad_spikes,
     grad_x, grad_residual, residual, mean, scale, offset, pull, push, groups, grad_v_seq, grad_leak, grad_threshold,
-    grad_bias, steps, inner, neurons, n, i, limit, leak, rest, base, fire_above, v_min, levels, per_threshold,
+    grad_bias, steps, inner, neurons, n, i, limit, leak, rest, threshold, fire_above, v_min, levels, per_threshold,
     synapse_decay, threshold_decay, jump, input_gain, state_gain, a, b, c, samples,
-    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr, BLOCK: tl.constexpr,
-    TERNARY: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr, WANTED: tl.constexpr,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
+    BLOCK: tl.constexpr, TERNARY: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of the steps: dL/dx = input_gain dL/dh (None: 1), dL/dv[t-1] = state_gain dL/dh. With a synaptic
     current that dL/dx adds to dL/di, which is then dL/dx, and dL/di[t-1] = synapse_decay dL/di; with adaptation dL/ds
@@ -672,15 +679,15 @@ def _retrace(
             thresholds = ()
             for k in tl.static_range(K):
                 received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
-                before = v
-                v, current, adaptation, received, h, _, threshold = _step(
-                    v, current, adaptation, received, leak, rest, base, fire_above, v_min, levels, per_threshold,
-                    synapse_decay, threshold_decay, jump, FORM, HARD, TERNARY,
+                current, received, h, raised, s = _step(
+                    v, current, adaptation, received, leak, rest, threshold, fire_above, v_min, levels, per_threshold,
+                    synapse_decay, threshold_decay, jump, FORM, TERNARY,
                 )  # fmt: skip
                 if grad_leak is not None:
-                    drives += (_drive(before, received, rest, FORM),)
+                    drives += (_drive(v, received, rest, FORM),)
+                v, adaptation = _settle(h, raised, s, adaptation, rest, threshold_decay, HARD)
                 hs += (h,)
-                thresholds += (threshold,)
+                thresholds += (raised,)
             if WANTED == "gradients":
                 g_t = grad_x + (t + K) * inner
             if WANTED == "sums" or grad_leak is not None:

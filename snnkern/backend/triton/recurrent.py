@@ -1,12 +1,12 @@
-"""Layers of neurons that receive their own spikes a step later, in Triton. ``csrc/lif.h``'s Recurrence says what is what.
+"""Layers of neurons that receive their own spikes a step later, in Triton: see ``csrc/lif.h``'s Recurrence.
 
 A program has one layer, all of whose neurons step together, and walks over time:
 
 - forward: who fired at the step before is found in ascending order, by the least index of those left, a reduction over
   the program for each; its row of ``outgoing`` is added. The time is that of the spikes.
 - backward, chunk by chunk from the last: the steps are run again from the states kept and forward's spikes, and what
-  their adjoint needs goes to ``scratch``. Then the adjoint; dL/dx of a step is left in ``scratch`` for the whole
-  program to read: dL/ds of the step before is its product with the weight, row by row, all of them.
+  their adjoint needs goes to ``scratch``. Then the adjoint: to dL/ds of a step comes dL/dx of the step behind it, times
+  the weight, ROWS rows at a time and all of them, however few neurons fired.
 
 This keeps few threads busy and waits at each step; with many neurons in a layer CUDA's kernels are the faster ones.
 """
@@ -20,6 +20,7 @@ import triton.language as tl
 from ...spec.split import CHUNK
 from .. import on
 from .lif import (
+    _NO_MORE,
     _apart,
     _behind,
     _bias,
@@ -31,11 +32,11 @@ from .lif import (
     _gains,
     _given,
     _machine,
-    _NO_MORE,
     _numbers,
     _pulled,
     _receive,
     _resume,
+    _settle,
     _sizes_of,
     _sizes_of_parameters,
     _start,
@@ -72,6 +73,17 @@ def _heard(s, outgoing, size, lane, exists, BINARY: tl.constexpr):
         r += sent if BINARY else sent * tl.sum(tl.where(lane == j, s, 0.0), 0)
         j = tl.min(tl.where(fired & (lane > j), lane, s.shape[0]), 0)
     return r
+
+
+@triton.jit
+def _sent(g, weight, size, lane, exists, ROWS: tl.constexpr):
+    """The sum over k of g[k], which is 0 where no neuron exists, times row k of ``weight``."""
+    total = tl.zeros_like(g)
+    for first in range(0, size, ROWS):
+        k = first + tl.arange(0, ROWS)
+        rows = tl.load(weight + k[:, None] * size + lane[None, :], (k < size)[:, None] & exists[None, :], other=0.0)
+        total += tl.sum(tl.gather(g, k.to(tl.int32), 0)[:, None] * rows, 0)
+    return total
 
 
 @triton.jit(do_not_specialize=_sizes)
@@ -115,11 +127,12 @@ def recurrent_forward_kernel(
                     tl.store(kept + last, adaptation, exists)
         received = _receive(tl.load(x + t * x_step, exists, other=0.0), None, None, None, bias)
         received += _heard(s, outgoing, size, lane, exists, not TERNARY and levels is None)
-        v, current, adaptation, _, _, s, _ = _step(
+        current, _, h, raised, fired = _step(
             v, current, adaptation, received, leak, rest, threshold, fire_above, v_min, levels, per_threshold,
-            synapse_decay, threshold_decay, jump, FORM, HARD, TERNARY,
+            synapse_decay, threshold_decay, jump, FORM, TERNARY,
         )  # fmt: skip
-        s = tl.where(exists, _count(s), 0.0)
+        v, adaptation = _settle(h, raised, fired, adaptation, rest, threshold_decay, HARD)
+        s = tl.where(exists, _count(fired), 0.0)
         tl.store(spikes + t * inner, s.to(spikes.dtype.element_ty), exists)
     if v_last is not None:
         tl.store(v_last + n, v, exists)
@@ -137,9 +150,9 @@ def recurrent_backward_kernel(
     bias, bias_channels, bias_period, steps, size, neurons, inner, x_outer, x_step,
     leak, rest, threshold, fire_above, v_start, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
-    TERNARY: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr,
+    TERNARY: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """``scratch``, rows of [neurons]: dL/dx of two steps; h of a chunk; its thresholds; what its leaks multiply."""
+    """``scratch``, a row of neurons for each step of a chunk: h; thresholds; what leaks multiply."""
     size, neurons, inner = size.to(tl.int64) * UNIT, neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
     n, lane, exists, row, column = _place(size, inner, BLOCK)
@@ -149,8 +162,7 @@ def recurrent_backward_kernel(
     grad_x += at
     if grad_spikes is not None:
         grad_spikes += at
-    layer = scratch + tl.program_id(0).to(tl.int64) * size
-    hs = scratch + 2 * neurons + n
+    hs = scratch + n
     thresholds = hs + CHUNK * neurons
     drives = thresholds if threshold_decay is None else thresholds + CHUNK * neurons
     leak = _of_neurons(leak, leak_channels, leak_period, n, exists)
@@ -192,16 +204,16 @@ def recurrent_backward_kernel(
                 s = _float(tl.load(spikes + (t - 1) * inner, exists, other=0.0))
                 heard = _heard(s, outgoing, size, lane, exists, not TERNARY and levels is None)
             received = _receive(tl.load(x + t * x_step, exists, other=0.0), None, None, None, bias) + heard
-            before = v
-            v, current, adaptation, received, h, _, raised = _step(
+            current, received, h, raised, fired = _step(
                 v, current, adaptation, received, leak, rest, threshold, fire_above, v_min, levels, per_threshold,
-                synapse_decay, threshold_decay, jump, FORM, HARD, TERNARY,
+                synapse_decay, threshold_decay, jump, FORM, TERNARY,
             )  # fmt: skip
             tl.store(hs + (t - begin) * neurons, h, exists)
             if threshold_decay is not None:
                 tl.store(thresholds + (t - begin) * neurons, raised, exists)
             if grad_leak is not None:
-                tl.store(drives + (t - begin) * neurons, _drive(before, received, rest, FORM), exists)
+                tl.store(drives + (t - begin) * neurons, _drive(v, received, rest, FORM), exists)
+            v, adaptation = _settle(h, raised, fired, adaptation, rest, threshold_decay, HARD)
         tl.debug_barrier()  # a thread may load what another has stored
         for k in range(end - begin - 1, -1, -1):
             t = begin + k
@@ -231,13 +243,7 @@ def recurrent_backward_kernel(
             by_bias += received
             tl.store(grad_x + t * inner, received.to(grad_x.dtype.element_ty), exists)
             grad_v = grad_h * state_gain
-            # Of two rows, so that nobody writes what others still read.
-            of_step = layer + t % 2 * neurons
-            tl.store(of_step + lane, received, exists)
-            tl.debug_barrier()
-            by_spike = tl.zeros([BLOCK], tl.float32)
-            for j in tl.range(0, size, loop_unroll_factor=8):
-                by_spike = tl.fma(tl.load(of_step + j), tl.load(weight + j * size + lane, exists, other=0.0), by_spike)
+            by_spike = _sent(tl.where(exists, received, 0.0), weight, size, lane, exists, ROWS)
     if grad_leak is not None:
         tl.store(grad_leak + n, by_leak, exists)
     if grad_threshold is not None:
@@ -254,13 +260,18 @@ def recurrent_backward_kernel(
             tl.store(grad_v0 + last + n, grad_adaptation, exists)
 
 
+def _block(size):
+    """The lanes of a program, and its warps."""
+    block = triton.next_power_of_2(size)
+    return block, min(max(block // _machine()[1], 1), 16)
+
+
 def _launch(kernel, spec, layout, size, more, tensors, numbers, **options):
     neurons = layout.outer * layout.inner
     if neurons == 0:
         return
     unit, sizes = _sizes_of(layout, 16, size)
-    block = triton.next_power_of_2(size)
-    warps = min(max(block // _machine()[1], 1), 16)
+    block, warps = _block(size)
     with on(tensors[0].device):
         kernel[(neurons // size,)](
             *tensors,
@@ -294,10 +305,12 @@ def recurrent_backward(spec, layout, call, recurrence):
     *tensors, _, _, _, more = call
     more, size = more or _NO_MORE, len(recurrence.weight)
     of_chunk = 1 + (spec.threshold_decay is not None) + (more.grad_leak is not None)
-    rows, neurons = 2 + CHUNK * of_chunk, layout.outer * layout.inner
-    scratch = torch.empty((rows, neurons), dtype=torch.float32, device=call.x.device)
+    scratch = (CHUNK * of_chunk, layout.outer * layout.inner)
+    scratch = torch.empty(scratch, dtype=torch.float32, device=call.x.device)
     sums = more.grad_leak, more.grad_threshold, more.grad_bias
     weight, outgoing, s, spikes, grad_s = recurrence
     tensors = *tensors, weight, outgoing, s, spikes, grad_s, scratch, more.table, *sums
-    options = {"DETACH": spec.detach_reset, "CURVE": _curve(spec)}
+    block, warps = _block(size)
+    rows = min(block, max(16 * warps * _machine()[1] // block, 1))  # 16 of their numbers in a thread
+    options = {"DETACH": spec.detach_reset, "CURVE": _curve(spec), "ROWS": triton.next_power_of_2(rows)}
     _launch(recurrent_backward_kernel, spec, layout, size, more, tensors, _numbers(spec), **options)
