@@ -494,11 +494,11 @@ __global__ void __launch_bounds__(32 * kV.warps)
     }
 
     const auto load = [&](int i, Stepped& made, float& grad_s) {
-      made = scratch.load(i, own.threshold);
+      if (mine) made = scratch.load(i, own.threshold);
       grad_s = a.a.grad_spikes ? load_number<kV.dtype>(upstream, (begin + i) * s.inner) : 0.0f;
     };
-    Stepped made;
-    float grad_s;
+    Stepped made = {};
+    float grad_s = 0.0f;
     Sums of_chunk;
     if (length > 0) load(length - 1, made, grad_s);
 #pragma unroll 1
