@@ -1,6 +1,6 @@
 """Neurons beyond the plain one: parameters that are tensors, ternary and integer spikes, a lower bound, the sequence of
-potentials, tables: the reference against finite differences and SpikingJelly's own classes, and every backend against
-the reference."""
+potentials, tables, a bias, a synaptic current, an adaptive threshold: the reference against finite differences,
+SpikingJelly's and snnTorch's own classes and loops written out, and every backend against the reference."""
 
 import math
 import random
@@ -36,6 +36,12 @@ SPIKES = [
     {"reset": -0.1, "ternary": True},
     {"reset": None, "ternary": True},
     {"reset": None, "surrogate": Integer(3)},
+]
+STATES = [  # besides the potential; the thresholds of integer spikes stay positive
+    {},
+    {"synapse_decay": 0.6},
+    {"threshold_decay": 0.75, "threshold_jump": 0.125},
+    {"synapse_decay": 0.5, "threshold_decay": 0.5, "threshold_jump": 0.25},
 ]
 FEW = INTERPRETED or EMULATED
 SHAPES = {"scalar": (), "channel": (3, 1), "neuron": (2, 3, -1)}  # of a parameter of x [20, 2, 3, n]
@@ -75,6 +81,13 @@ def leak_of(form, kind, shape, dtype, device="cpu"):
     return {**form}, []
 
 
+def states_of(x, states):
+    """A start for x without time, [states, ...] or of one state that alone, which is as the potentials of ``draw``."""
+    v = state_of(x)
+    more = [state_of(x, seed=k).abs().mul(8).round().div(16) for k in range(4, 3 + states)]
+    return torch.stack([v, *more]) if more else v
+
+
 # The reference itself
 
 
@@ -89,24 +102,28 @@ def leak_of(form, kind, shape, dtype, device="cpu"):
         threshold=[0.7, *SHAPES],
         surrogate=[Sigmoid(2.0), Triangle(1.5), Table(torch.cos, 1.0, 16)],
         sequence=[False, True],
+        states=STATES,
+        bias=[None, *SHAPES],
     ),
     ids=named,
 )
 def test_the_smooth_reference_passes_gradcheck(case):
-    x, v = draw((5, 2, 3, 2), torch.float64).requires_grad_(), draw((2, 3, 2), torch.float64, seed=1).requires_grad_()
-    _, leak = leak_of(case["leak"], case["kind"], v.shape, torch.float64)
-    threshold = []
-    if case["threshold"] in SHAPES:
-        threshold = [parameter(case["threshold"], v.shape, 0.4, 0.9, torch.float64)]
+    x = draw((5, 2, 3, 2), torch.float64).requires_grad_()
+    _, leak = leak_of(case["leak"], case["kind"], x.shape[1:], torch.float64)
+    given = dict(zip(["leak"], leak, strict=False))
+    for name, low, high in (("threshold", 0.4, 0.9), ("bias", -0.3, 0.6)):
+        if case[name] in SHAPES:
+            given[name] = parameter(case[name], x.shape[1:], low, high, torch.float64)
     neuron = {"decay": None, "tau": None, "decay_input": True, "surrogate": case["surrogate"], "v_min": case["v_min"]}
-    neuron |= {"detach_reset": False, "fire_at_threshold": False, **case["leak"], **case["spikes"]}
-    spec = new_spec(threshold=GIVEN if threshold else case["threshold"], **neuron)
+    neuron |= {"detach_reset": False, "fire_at_threshold": False, **case["leak"], **case["spikes"], **case["states"]}
+    spec = new_spec(threshold=GIVEN if "threshold" in given else case["threshold"], **neuron)
+    v = states_of(x.detach(), spec.states).requires_grad_()
 
     def smooth(x, v, *parameters):
-        given = {"leak": parameters[0] if leak else None, "threshold": parameters[-1] if threshold else None}
-        return reference(x, v, spec, 0, smooth=True, sequence=case["sequence"], **given)
+        parameters = dict(zip(given, parameters, strict=True))
+        return reference(x, v, spec, 0, smooth=True, sequence=case["sequence"], **parameters)
 
-    assert torch.autograd.gradcheck(smooth, (x, v, *leak, *threshold), fast_mode=True)
+    assert torch.autograd.gradcheck(smooth, (x, v, *given.values()), fast_mode=True)
 
 
 def theirs(name):
@@ -181,6 +198,49 @@ def test_integer_neurons_equal_spikingjellys(backend, device, detach_reset):
     assert_equal_to_theirs(backend, device, node, neuron, 2 * current(20, 3, 40))
 
 
+@backends
+def test_current_based_neurons_equal_snntorchs(backend, device):
+    snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    from snntorch.surrogate import fast_sigmoid
+
+    node = snntorch.Synaptic(0.7, 0.6, 0.75, fast_sigmoid(25), reset_mechanism="zero", reset_delay=False)
+    del snntorch.Synaptic.instances[-1:]
+    x = current(20, 3, 40).requires_grad_()
+    theirs, (i, v) = [], node.reset_mem()
+    for x_t in x:
+        spikes, i, v = node(x_t, i, v)
+        theirs.append(spikes)
+    grad = draw(x.shape, seed=2)
+    (wanted,) = torch.autograd.grad(torch.stack(theirs), x, grad)
+    neuron = {"decay": 0.6, "synapse_decay": 0.7, "threshold": 0.75, "surrogate": FastSigmoid(25)}
+    spikes, (our_v, our_i) = snnkern.lif(on := x.detach().to(device).requires_grad_(), backend=backend, **neuron)
+    assert torch.equal(spikes.cpu(), torch.stack(theirs)) and spikes.any()
+    assert torch.equal(our_v.cpu(), v) and torch.equal(our_i.cpu(), i)
+    assert_gradients_close(torch.autograd.grad(spikes, on, grad.to(device))[0].cpu(), wanted)
+
+
+@backends
+@pytest.mark.parametrize("fire_at_threshold", [False, True])
+@pytest.mark.parametrize("reset", [0.25, None])
+def test_both_states_equal_the_loop_written_out(backend, device, reset, fire_at_threshold):
+    x, bias = 0.5 * current(20, 1000), torch.tensor(0.125)  # in powers of two: thresholds are met exactly
+    i, v, a, wanted, met = torch.zeros(1000), torch.zeros(1000), torch.zeros(1000), [], 0
+    for x_t in x:
+        i = 0.5 * i + (x_t + bias)
+        theta = 0.75 + 0.125 * a
+        h = v + i
+        s = (h >= theta if fire_at_threshold else h > theta).float()
+        v = h - theta * s if reset is None else torch.where(s > 0, reset, h)
+        a = 0.5 * a + s
+        met += (h == theta).sum()
+        wanted.append(s)
+    more = {"bias": bias.to(device), "synapse_decay": 0.5, "threshold_decay": 0.5, "threshold_jump": 0.125}
+    neuron = {"decay": 1.0, "threshold": 0.75, "reset": reset, "fire_at_threshold": fire_at_threshold}
+    spikes, states = snnkern.lif(x.to(device), backend=backend, **neuron, **more)
+    assert torch.equal(spikes.cpu(), torch.stack(wanted)) and met > 10
+    assert all(torch.equal(got.cpu(), want) for got, want in zip(states, (v, i, a), strict=True))
+
+
 # Every backend against the reference
 
 LAYOUTS = {
@@ -194,26 +254,35 @@ LAYOUTS = {
 
 
 def outcome(x, backend, v, inputs, grads, **options):
-    """Spikes and potentials, and the gradients of ``inputs``."""
-    spikes, potentials = snnkern.lif(x, v, backend=backend, **options)
+    """Spikes and potentials (with more states all of them, [states, ...]), and the gradients of ``inputs``."""
+    given = tuple(v) if v is not None and v.dim() == x.dim() else v
+    spikes, potentials = snnkern.lif(x, given, backend=backend, **options)
+    if isinstance(potentials, tuple):
+        potentials = torch.stack(potentials)
     gradients = torch.autograd.grad([spikes, potentials], inputs, grads)
     return spikes.detach(), potentials.detach(), gradients
 
 
 def check(backend, x, leak, kind, spikes, threshold, v, detach_reset=False, fire_at_threshold=False, sequence=False,
-          steps_out=None, **options):  # fmt: skip
+          steps_out=None, states=None, bias=None, **options):  # fmt: skip
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, shape = x.requires_grad_(), x.shape[1:]
     neuron, inputs = leak_of(leak, kind, shape, state, x.device)
     if threshold in SHAPES:
         threshold = parameter(threshold, shape, 0.4, 0.9, state, x.device)
         inputs.append(threshold)
-    v = state_of(x.detach()).requires_grad_() if v else None
+    if bias is not None:
+        neuron["bias"] = parameter(bias, shape, -0.3, 0.6, state, x.device)
+        inputs.append(neuron["bias"])
+    states = states or {}
+    count = 1 + ("synapse_decay" in states) + ("threshold_decay" in states)
+    v = states_of(x.detach(), count).requires_grad_() if v else None
     inputs += [x] if v is None else [x, v]
-    neuron |= {"detach_reset": detach_reset, "threshold": threshold, **options, **spikes}
+    neuron |= {"detach_reset": detach_reset, "threshold": threshold, **options, **spikes, **states}
     neuron |= {"fire_at_threshold": fire_at_threshold and "surrogate" not in spikes, "steps_out": steps_out}
     grads = draw([steps_out or len(x), *shape], x.dtype, x.device, 2), draw(x.shape, state, x.device, 3)
-    grads = grads[0].abs(), (grads[1] if sequence else grads[1][0]).abs()  # so that sums over neurons do not cancel
+    of_states = grads[1] if sequence else grads[1][:count] if count > 1 else grads[1][0]
+    grads = grads[0].abs(), of_states.abs()  # so that sums over neurons do not cancel
     neuron["return_v"] = "sequence" if sequence else True
     got, wanted = (outcome(x, name, v, inputs, grads, **neuron) for name in (backend, "reference"))
     assert got[0].dtype == x.dtype and torch.equal(got[0], wanted[0]), "spikes"
@@ -235,6 +304,8 @@ CASES = pairwise(
     v=[False, True],
     sequence=[False, True],
     steps_out=[None, 7],
+    states=STATES,
+    bias=[None, *SHAPES],
     layout=list(LAYOUTS),
     dtype=[torch.float32, torch.float64, torch.float16, torch.bfloat16],
 )
@@ -247,6 +318,49 @@ def test_every_neuron_equals_the_reference(backend, device, case):
     x = LAYOUTS[case["layout"]]((20, 2, 3, 11 if FEW else 37)).mul(16).round().div(16)  # meets thresholds
     x = moved(x.to(dtype), device)
     check(backend, x, **{name: case[name] for name in case if name not in ("layout", "dtype")})
+
+
+PLAIN = pairwise(
+    leak=LEAKS[:1] + LEAKS[2:3] + LEAKS[5:6],
+    spikes=SPIKES[:2],
+    bias=list(SHAPES),
+    v=[False, True],
+    steps_out=[None, 7],
+    layout=list(LAYOUTS),
+    dtype=[torch.float32, torch.float64, torch.float16, torch.bfloat16],
+)[:: 6 if FEW else 1]
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=named)
+def test_a_bias_before_plain_neurons(backend, device, case):
+    dtype = case["dtype"] if backend == "cpu" or case["dtype"] != torch.float64 else torch.float32
+    x = moved(LAYOUTS[case["layout"]]((37, 2, 3, 11 if FEW else 37)).to(dtype), device)
+    rest = {name: case[name] for name in case if name not in ("layout", "dtype")}
+    check(backend, x, kind="scalar", threshold=0.7, **rest)
+
+
+@pytest.mark.parametrize("states", STATES[1:2] if FEW else STATES, ids=str)
+def test_pieces_of_time_equal_the_whole(backend, device, states):
+    """The states of one call, given to the next."""
+    x = draw((37, 2, 3, 10), device=device).requires_grad_()
+    bias = parameter("channel", x.shape[1:], -0.3, 0.6, torch.float32, device)
+    neuron = {"bias": bias, "threshold": 0.7, "reset": None, "backend": backend, **states}
+    if not states:
+        neuron["decay"] = 0.9
+    outcomes = []
+    for cuts in ((5, 16, 16), (37,)):
+        spikes, state = [], None
+        for piece in x.split(cuts):
+            piece, state = snnkern.lif(piece, state, **neuron)
+            spikes.append(piece)
+        state = torch.stack(state) if states else state
+        outputs = torch.cat(spikes), state
+        grads = draw(x.shape, device=device, seed=2), draw(state.shape, device=device, seed=3)
+        outcomes.append((*outputs, *torch.autograd.grad(outputs, (x, bias), grads)))
+    pieces, whole = outcomes
+    assert torch.equal(pieces[0], whole[0]) and torch.equal(pieces[1], whole[1]) and whole[0].any()
+    assert_gradients_close(pieces[2], whole[2])
+    assert_gradients_close(pieces[3], whole[3])
 
 
 KINDS = [{"reset": -0.1}, *SPIKES[1:4]]  # each has its own way through the surrogate
@@ -281,9 +395,17 @@ def test_tensors_larger_than_the_cache(backend, device, spikes):
 @pytest.mark.parametrize("spikes", SPIKES, ids=str)
 def test_time_in_segments(backend, device, force, spikes):
     launches = force(64, 16)
-    x = draw((200, 40), device=device)
-    check(backend, x, {"decay": 0.7}, "scalar", spikes, 0.7, True, v_min=-2.0)
+    x = draw((200, 2, 3, 7), device=device)
+    check(backend, x, {"decay": 0.7}, "scalar", spikes, 0.7, True, v_min=-2.0, bias="neuron")
     assert any(split.segments > 1 for split in launches)
+
+
+@pytest.mark.parametrize("states", [{}, STATES[3]], ids=str)
+def test_a_bias_lets_time_be_split_more_states_do_not(backend, device, force, states):
+    launches = force(64, 16)
+    x = draw((200, 2, 3, 7), device=device)
+    check(backend, x, {"decay": 0.95}, "scalar", {"reset": None}, 0.7, True, bias="neuron", states=states)
+    assert all(split.segments == 1 for split in launches) == bool(states)
 
 
 @pytest.mark.parametrize("spikes", [{"reset": 0.0}, {"reset": 0.0, "ternary": True}], ids=str)
@@ -302,13 +424,65 @@ def test_infinite_and_missing_numbers(backend, device, spikes):
     assert potentials[:, fine].isfinite().all() and all(g[..., fine].isfinite().all() for g in gradients)
 
 
+@pytest.mark.parametrize("kind", [{"reset": 0.25}, {"reset": None, "ternary": True}], ids=str)
+@pytest.mark.parametrize("states", STATES[1:3], ids=str)
+def test_infinite_and_missing_numbers_with_more_states(backend, device, kind, states):
+    """Nothing is NaN but where the reference has one."""
+    x = draw((20, 40), device=device)
+    x[3, 10:], x[7, 5], x[9, ::3] = math.inf, math.nan, -math.inf
+    x = x.requires_grad_()
+    bias = torch.full((40,), 0.25, device=device, requires_grad=True)
+    v = states_of(x.detach(), 2).requires_grad_()
+    surrogate = Table(lambda x: 1 + 0 * x, 1.0)
+    grads = torch.ones_like(x), torch.ones_like(v)
+    got, wanted = (
+        outcome(x, name, v, (x, v, bias), grads, bias=bias, threshold=0.7, surrogate=surrogate, **kind, **states)
+        for name in (backend, "reference")
+    )
+    assert torch.equal(got[0], wanted[0]) and not got[0][7, 5]
+    torch.testing.assert_close(got[1], wanted[1], rtol=0, atol=0, equal_nan=True)
+    for g, w in zip(got[2], wanted[2], strict=True):
+        assert not (g.isnan() & ~w.isnan()).any()
+
+
 def test_runs_are_bit_for_bit_the_same(backend, device):
     case = {"decay": GIVEN}, "neuron", {"reset": None, "ternary": True}, "scalar"
     x = draw((33, 2, 3, 50), device=device)
-    one, two = (check(backend, x, *case, True, sequence=True)[2] for _ in range(2))
+    more = {"states": STATES[3], "bias": "neuron"}
+    one, two = (check(backend, x, *case, True, sequence=True, **more)[2] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_ternary_thresholds_are_positive():
     with pytest.raises(ValueError, match="threshold must be positive with ternary=True, got 0"):
         snnkern.lif(torch.zeros(3, 4), ternary=True, threshold=0.0)
+
+
+BOTH = {"synapse_decay": 0.5, "threshold_decay": 0.9, "threshold_jump": 0.1}
+
+
+@pytest.mark.skipif(FEW, reason="nothing here depends on the kernels")
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"v": torch.zeros(4), "synapse_decay": 0.5}, TypeError, "v must be a tuple of the 2 states .* got Tensor"),
+        ({"v": (torch.zeros(4),) * 2, **BOTH}, TypeError, "v must be a tuple of the 3 states .* got 2 of them"),
+        ({"v": (torch.zeros(4), None), "synapse_decay": 0.5}, TypeError, "v must be a tuple of 2 tensors, got None"),
+        ({"v": (torch.zeros(4), torch.zeros(5)), "synapse_decay": 0.5}, ValueError, r"v must have the shape of x"),
+        ({"v": (torch.zeros(4), torch.zeros(4).double()), "synapse_decay": 0.5}, TypeError, "v must be torch.float32"),
+        ({"v": (torch.zeros(4),) * 2}, TypeError, "v must be a tensor or None, got tuple"),
+        ({"threshold_decay": 0.9}, ValueError, "give both: got threshold_decay=0.9 and threshold_jump=None"),
+        ({"threshold_jump": 0.1}, ValueError, "give both: got threshold_decay=None and threshold_jump=0.1"),
+        ({"synapse_decay": 1.5}, ValueError, r"synapse_decay must be in \[0, 1\], got 1.5"),
+        ({**BOTH, "threshold_decay": -0.1}, ValueError, r"threshold_decay must be in \[0, 1\], got -0.1"),
+        ({**BOTH, "threshold_jump": math.inf}, ValueError, "threshold_jump must be finite, got inf"),
+        ({"synapse_decay": torch.tensor(0.5)}, TypeError, "synapse_decay must be a float, got tensor"),
+        ({"bias": 0.5}, TypeError, "bias must be a tensor or None, got float"),
+        ({"bias": torch.zeros(3)}, ValueError, r"bias must broadcast to x without time, \(4,\), got shape \(3,\)"),
+        ({"bias": torch.zeros(4, dtype=torch.int32)}, TypeError, "bias must be a floating tensor, got torch.int32"),
+    ],
+    ids=str,
+)
+def test_bad_states_and_biases_are_named(given, error, message):
+    with pytest.raises(error, match=message):
+        snnkern.lif(torch.zeros(3, 4), **given)

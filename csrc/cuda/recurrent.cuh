@@ -43,7 +43,7 @@ struct RecurrentForward {
 struct RecurrentBackward {
   LIFBackward a;  // scratch: [kChunk, planes, outer, inner], planes as Scratch has them
   Recurrence r;
-  int64_t kept;
+  int64_t kept;   // a multiple of 4, unless none are left
 };
 
 constexpr int kRecurrentThreads = 512;  // at most of a block of forward

@@ -115,7 +115,8 @@ def _backward(spec, layout, dtype, size, given, grad_leak, device):
     rows = min(places, rows_in_registers(warps))
     valued = variant.valued or given
     shared = 4 * (2 * places + CHUNK * (warps + 1 + (1 + valued) * places))
-    kept = min(max(size - rows, 0), (shared_memory(device) - shared) // (4 * size))
+    left, room = max(size - rows, 0), (shared_memory(device) - shared) // (4 * size)
+    kept = left if left <= room else room // 4 * 4  # the kernel takes four at a time
     variant = variant._replace(
         warps=warps,
         rows=rows,

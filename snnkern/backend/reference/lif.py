@@ -88,7 +88,7 @@ class _Receive(torch.autograd.Function):
     def forward(ctx, s, weight):
         ctx.save_for_backward(s, weight)
         r = s.new_zeros(s.shape)
-        for j in (s != 0).flatten(0, -2).any(0).nonzero().flatten().tolist():
+        for j in (s != 0)[None].flatten(0, -2).any(0).nonzero().flatten().tolist():
             s_j = s[..., j : j + 1]
             r = torch.where(s_j != 0, r + s_j * weight[:, j], r)
         return r
@@ -96,7 +96,7 @@ class _Receive(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         s, weight = ctx.saved_tensors
-        return grad @ weight, grad.flatten(0, -2).T @ s.flatten(0, -2)
+        return grad @ weight, grad[None].flatten(0, -2).T @ s[None].flatten(0, -2)
 
 
 def _fire(h, threshold, spec, smooth):
