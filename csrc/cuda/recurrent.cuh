@@ -43,7 +43,7 @@ struct RecurrentForward {
 struct RecurrentBackward {
   LIFBackward a;  // scratch: [kChunk, planes, outer, inner], planes as Scratch has them
   Recurrence r;
-  int64_t kept;   // a multiple of 4, unless none are left
+  int64_t kept;  // a multiple of 4, unless none are left
 };
 
 constexpr int kRecurrentThreads = 512;  // at most of a block of forward
@@ -133,13 +133,15 @@ __device__ __forceinline__ Stepped step(const Neuron<float>& n, const Own& own, 
   return to;
 }
 
-// Adds to r what `count` neurons that fired send: row(from, p) of every `from` of a list in shared memory, one after
-// the other. Lists are read to the end of a group of kTogether, so that all of their memory must have been written.
-template <bool kValued, bool kAll, int kPlanes, class Row>
+// Adds to r what `count` neurons that fired send, one after the other: load(rows + from, p) of every `from` of a list
+// in shared memory. Lists are read to the end of a group of kTogether, so that all of their memory must have been
+// written.
+template <bool kValued, bool kAll, int kPlanes, class Load>
 __device__ __forceinline__ void receive(float (&r)[kPlanes], const int* list, const float* values, int count,
-                                        const Row& row) {
+                                        const float* rows, const Load& load) {
 #pragma unroll 1
   for (int at = 0; at < count; at += kTogether) {
+    const int left = count - at;
     int from[kTogether];
     float sent[kTogether][kPlanes], value[kTogether];
 #pragma unroll
@@ -152,15 +154,18 @@ __device__ __forceinline__ void receive(float (&r)[kPlanes], const int* list, co
       }
     }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i)
+    for (int i = 0; i < kTogether; ++i) {
+      const float* row = rows + from[i];
+      if constexpr (!kAll) asm("" : "+l"(row));  // else it is worked out for every p
 #pragma unroll
-      for (int p = 0; p < kPlanes; ++p) sent[i][p] = kAll || at + i < count ? row(from[i], p) : 0.0f;
+      for (int p = 0; p < kPlanes; ++p) sent[i][p] = kAll || i < left ? load(row, p) : 0.0f;
+    }
 #pragma unroll
     for (int i = 0; i < kTogether; ++i)
 #pragma unroll
       for (int p = 0; p < kPlanes; ++p) {
         const float more = kValued ? value[i] * sent[i][p] : sent[i][p];
-        r[p] = at + i < count ? r[p] + more : r[p];
+        r[p] = i < left ? r[p] + more : r[p];
       }
   }
 }
@@ -238,9 +243,9 @@ struct Member {
 #pragma unroll 1
     for (int w = 0; w < kV.warps; ++w) {
       const int count = kV.warps > 1 ? counts[of_layer + w] : n, at = own + w * kOfWarp;
-      receive<kValued, kV.shared>(r, lists + at, values + at, count, [&](int from, int p) {
-        if constexpr (kV.shared) return rows[from + 32 * p];
-        return mine[p] ? load_constant(rows + from + 32 * p) : 0.0f;
+      receive<kValued, kV.shared>(r, lists + at, values + at, count, rows, [&](const float* row, int p) {
+        if constexpr (kV.shared) return row[32 * p];
+        return mine[p] ? load_constant(row + 32 * p) : 0.0f;
       });
     }
   }
@@ -325,7 +330,8 @@ __global__ void __launch_bounds__(kRecurrentThreads)
       if (t + g + 1 < steps) member.template exchange<kV.valued>(fired, g % 2, r);
     }
   }
-  if (a.a.v_last) each([&](int p, int64_t n) {
+  if (a.a.v_last)
+    each([&](int p, int64_t n) {
       if (mine[p]) states[p].store(static_cast<float*>(a.a.v_last) + n, place.neurons);
     });
 }
@@ -486,8 +492,8 @@ __global__ void __launch_bounds__(32 * kV.warps)
     for (int i = 0; i < length; ++i) {
       float x_next = 0.0f, r[1] = {};
       if (i + 1 < length) x_next = load_number<kV.dtype>(x, (begin + i + 1) * s.x_step_stride);
-      receive<kV.valued, false>(r, lists + i * kPlaces, values + i * kPlaces, counts[i],
-                                [&](int from, int) { return load_constant(outgoing + from); });
+      receive<kV.valued, false>(r, lists + i * kPlaces, values + i * kPlaces, counts[i], outgoing,
+                                [](const float* row, int) { return load_constant(row); });
       const Stepped made = step<kV>(neuron, own, states, x_now, r[0]);
       if (mine) scratch.store(i, made);
       x_now = x_next;
