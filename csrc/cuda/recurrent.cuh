@@ -47,6 +47,8 @@ struct RecurrentBackward {
 };
 
 constexpr int kRecurrentThreads = 512;  // at most of a block of forward
+// Steps of which backward lists who fired at a time: of what has values too, in layers of many neurons, half a chunk.
+constexpr int listed_together(const RecurrentVariant& v) { return v.valued && v.warps > 16 ? kChunk / 2 : kChunk; }
 
 namespace {
 
@@ -374,13 +376,13 @@ struct Sums {
 
 }  // namespace
 
-// Shared memory, with `places` = 32 * warps: g [2, places], masks of the neurons that fired [kChunk, warps], lists of
-// them [kChunk, places] and how long these are [kChunk], if kV.valued the values of the spikes in them, and `kept` rows
-// of `weight`. Threads without a neuron read what the last one does.
+// Shared memory, with `places` = 32 * warps: g [2, places], masks of the neurons that fired [kListed, warps], lists
+// of them [kListed, places] and how long these are [kListed], if kV.valued the values of the spikes in them, and `kept`
+// rows of `weight`. Threads without a neuron read what the last one does.
 template <RecurrentVariant kV>
 __global__ void __launch_bounds__(32 * kV.warps)
     recurrent_backward(Neuron<float> neuron, LIFShape s, RecurrentBackward a) {
-  constexpr int kPlaces = 32 * kV.warps;
+  constexpr int kPlaces = 32 * kV.warps, kListed = listed_together(kV);
   constexpr Kind kind = kind_of(kV);
   const int size = int(a.r.size), steps = int(s.steps), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool mine = threadIdx.x < size;
@@ -390,8 +392,8 @@ __global__ void __launch_bounds__(32 * kV.warps)
 
   float* g = reinterpret_cast<float*>(shared_memory);
   auto* masks = reinterpret_cast<uint32_t*>(g + 2 * kPlaces);
-  int *lists = reinterpret_cast<int*>(masks + kChunk * kV.warps), *counts = lists + kChunk * kPlaces;
-  float *values = reinterpret_cast<float*>(counts + kChunk), *rows = values + (kV.valued ? kChunk * kPlaces : 0);
+  int *lists = reinterpret_cast<int*>(masks + kListed * kV.warps), *counts = lists + kListed * kPlaces;
+  float *values = reinterpret_cast<float*>(counts + kListed), *rows = values + (kV.valued ? kListed * kPlaces : 0);
   const int kept = int(a.kept), in_registers = kV.rows < size ? kV.rows : size, on_chip = in_registers + kept;
   const float *outgoing = static_cast<const float*>(a.r.outgoing) + j,
               *weight = static_cast<const float*>(a.r.weight) + j;
@@ -400,7 +402,7 @@ __global__ void __launch_bounds__(32 * kV.warps)
   for (int k = 0; k < kV.rows; ++k) column[k] = k < size ? load_constant(weight + k * size) : 0.0f;
 #pragma unroll 8
   for (int k = in_registers; k < on_chip; ++k) rows[(k - in_registers) * size + j] = load_constant(weight + k * size);
-  for (int i = threadIdx.x; i < kChunk * kPlaces; i += kPlaces) {
+  for (int i = threadIdx.x; i < kListed * kPlaces; i += kPlaces) {
     lists[i] = 0;
     if constexpr (kV.valued) values[i] = 0.0f;
   }
@@ -450,36 +452,11 @@ __global__ void __launch_bounds__(32 * kV.warps)
 
   for (int begin = (steps - 1) / kChunk * kChunk; begin >= 0; begin -= kChunk) {
     const int length = steps - begin < kChunk ? steps - begin : kChunk;
-    // Who fired before each step.
+    // Who fired before a step of the chunk.
     const auto before = [&](int i) {
       if (begin + i > 0) return load_number<kV.dtype>(spikes, (begin + i - 1) * s.inner);
       return a.r.s ? load_number<kV.dtype>(a.r.s, at) : 0.0f;
     };
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      const uint32_t fired = __ballot_sync(~0u, i < length && mine && before(i) != 0.0f);
-      if (lane == 0) masks[i * kV.warps + warp] = fired;
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int i = 0; i < length; ++i) {
-      int to = i * kPlaces, all = 0;
-#pragma unroll
-      for (int w = 0; w < kV.warps; ++w) {
-        const int n = __popc(masks[i * kV.warps + w]);
-        all += n;
-        if (w < warp) to += n;
-      }
-      const uint32_t fired = masks[i * kV.warps + warp];
-      if (fired >> lane & 1) {
-        to += __popc(fired & ((1u << lane) - 1));
-        lists[to] = j * size;
-        if constexpr (kV.valued) values[to] = before(i);
-      }
-      if (threadIdx.x == 0) counts[i] = all;
-    }
-    __syncthreads();
-
     States<kV> states;
     const int64_t chunk = begin / kChunk - 1;
     if (begin > 0)
@@ -489,14 +466,44 @@ __global__ void __launch_bounds__(32 * kV.warps)
     float x_now = 0.0f;
     if (length > 0) x_now = load_number<kV.dtype>(x, begin * s.x_step_stride);
 #pragma unroll 1
-    for (int i = 0; i < length; ++i) {
-      float x_next = 0.0f, r[1] = {};
-      if (i + 1 < length) x_next = load_number<kV.dtype>(x, (begin + i + 1) * s.x_step_stride);
-      receive<kV.valued, false>(r, lists + i * kPlaces, values + i * kPlaces, counts[i], outgoing,
-                                [](const float* row, int) { return load_constant(row); });
-      const Stepped made = step<kV>(neuron, own, states, x_now, r[0]);
-      if (mine) scratch.store(i, made);
-      x_now = x_next;
+    for (int first = 0; first < length; first += kListed) {
+      const int listed = length - first < kListed ? length - first : kListed;
+#pragma unroll
+      for (int i = 0; i < kListed; ++i) {
+        const uint32_t fired = __ballot_sync(~0u, i < listed && mine && before(first + i) != 0.0f);
+        if (lane == 0) masks[i * kV.warps + warp] = fired;
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int i = 0; i < listed; ++i) {
+        int to = i * kPlaces, all = 0;
+#pragma unroll
+        for (int w = 0; w < kV.warps; ++w) {
+          const int n = __popc(masks[i * kV.warps + w]);
+          all += n;
+          if (w < warp) to += n;
+        }
+        const uint32_t fired = masks[i * kV.warps + warp];
+        if (fired >> lane & 1) {
+          to += __popc(fired & ((1u << lane) - 1));
+          lists[to] = j * size;
+          if constexpr (kV.valued) values[to] = before(first + i);
+        }
+        if (threadIdx.x == 0) counts[i] = all;
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int i = 0; i < listed; ++i) {
+        const int next = first + i + 1;
+        float x_next = 0.0f, r[1] = {};
+        if (next < length) x_next = load_number<kV.dtype>(x, (begin + next) * s.x_step_stride);
+        receive<kV.valued, false>(r, lists + i * kPlaces, values + i * kPlaces, counts[i], outgoing,
+                                  [](const float* row, int) { return load_constant(row); });
+        const Stepped made = step<kV>(neuron, own, states, x_now, r[0]);
+        if (mine) scratch.store(first + i, made);
+        x_now = x_next;
+      }
+      if constexpr (kListed < kChunk) __syncthreads();
     }
 
     const auto load = [&](int i, Stepped& made, float& grad_s) {

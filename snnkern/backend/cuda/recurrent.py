@@ -114,7 +114,8 @@ def _backward(spec, layout, dtype, size, given, grad_leak, device):
     places = 32 * warps
     rows = min(places, rows_in_registers(warps))
     valued = variant.valued or given
-    shared = 4 * (2 * places + CHUNK * (warps + 1 + (1 + valued) * places))
+    listed = CHUNK // 2 if valued and warps > 16 else CHUNK  # steps: csrc/cuda/recurrent.cuh's listed_together
+    shared = 4 * (2 * places + listed * (warps + 1 + (1 + valued) * places))
     left, room = max(size - rows, 0), (shared_memory(device) - shared) // (4 * size)
     kept = left if left <= room else room // 4 * 4  # the kernel takes four at a time
     variant = variant._replace(
@@ -141,9 +142,7 @@ def _variant(spec, layout, dtype):
     kind = spec.ternary, spec.levels > 0, spec.v_min is not None
     states = spec.synapse_decay is not None, spec.threshold_decay is not None
     at_threshold = spec.fire_at_threshold and states[1]
-    variant = RecurrentVariant(
-        code, 1, 1, False, 0, not spec.binary, form, hard, *kind, False, *states, at_threshold
-    )
+    variant = RecurrentVariant(code, 1, 1, False, 0, not spec.binary, form, hard, *kind, False, *states, at_threshold)
     once = Split(1, layout.steps, 0)
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *once))]
 
