@@ -61,15 +61,18 @@ __device__ __forceinline__ float load_constant(const float* from) {  // and keep
   asm("ld.global.nc.f32 %0, [%1];" : "=f"(number) : "l"(from));
   return number;
 }
-__device__ __forceinline__ void to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+__device__ __forceinline__ void to_l2(const void* from, int64_t offset) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(from) + offset));
+}
 
+// Offsets are in bytes.
 template <DType kType>
-__device__ __forceinline__ float load_number(const void* from, int64_t at) {
-  return Pack<kType, 1>::load(static_cast<const char*>(from) + at * size_of(kType)).get(0);
+__device__ __forceinline__ float load_number(const void* from, int64_t offset) {
+  return Pack<kType, 1>::load(static_cast<const char*>(from) + offset).get(0);
 }
 template <DType kType>
-__device__ __forceinline__ void store_number(void* to, int64_t at, float number) {
-  Pack<kType, 1>::rounded({number}).store(static_cast<char*>(to) + at * size_of(kType));
+__device__ __forceinline__ void store_number(void* to, int64_t offset, float number) {
+  Pack<kType, 1>::rounded({number}).store(static_cast<char*>(to) + offset);
 }
 
 // A neuron's own numbers, and its states.
@@ -302,7 +305,7 @@ __global__ void __launch_bounds__(kRecurrentThreads)
   if (a.r.s) {
     float before[kPlanes] = {};
     each([&](int p, int64_t n) {
-      if (mine[p]) before[p] = load_number<kV.dtype>(a.r.s, n);
+      if (mine[p]) before[p] = load_number<kV.dtype>(a.r.s, n * size_of(kV.dtype));
     });
     member.template exchange<true>(before, 1, r);
   }
@@ -326,7 +329,7 @@ __global__ void __launch_bounds__(kRecurrentThreads)
       float fired[kPlanes];
       each([&](int p, int64_t) {
         fired[p] = step<kV>(neuron, own[p], states[p], now[g][p].get(0), r[p]).s;
-        if (mine[p]) store_number<kV.dtype>(spikes, 32 * p, fired[p]);
+        if (mine[p]) store_number<kV.dtype>(spikes, 32 * p * size_of(kV.dtype), fired[p]);
       });
       spikes += stride;
       if (t + g + 1 < steps) member.template exchange<kV.valued>(fired, g % 2, r);
@@ -349,18 +352,17 @@ struct Scratch {
   float* at;
   int64_t neurons;
 
-  __device__ __forceinline__ void store(int step, const Stepped& from) {
-    float* to = at + step * kPlanes * neurons;
-    *to = from.h;
-    if constexpr (kV.adaptive) to[neurons] = from.threshold;
-    if constexpr (kV.grad_leak) to[(1 + kV.adaptive) * neurons] = from.drive;
+  __device__ __forceinline__ void skip(int steps) { at += steps * kPlanes * neurons; }
+  __device__ __forceinline__ void store(const Stepped& from) {
+    *at = from.h;
+    if constexpr (kV.adaptive) at[neurons] = from.threshold;
+    if constexpr (kV.grad_leak) at[(1 + kV.adaptive) * neurons] = from.drive;
   }
-  __device__ __forceinline__ Stepped load(int step, float threshold) const {
-    const float* from = at + step * kPlanes * neurons;
+  __device__ __forceinline__ Stepped load(float threshold) const {
     Stepped to;
-    to.h = *from, to.threshold = threshold;
-    if constexpr (kV.adaptive) to.threshold = from[neurons];
-    if constexpr (kV.grad_leak) to.drive = from[(1 + kV.adaptive) * neurons];
+    to.h = *at, to.threshold = threshold;
+    if constexpr (kV.adaptive) to.threshold = at[neurons];
+    if constexpr (kV.grad_leak) to.drive = at[(1 + kV.adaptive) * neurons];
     return to;
   }
 };
@@ -444,18 +446,19 @@ __global__ void __launch_bounds__(32 * kV.warps)
   Scratch<kV> scratch{static_cast<float*>(a.a.scratch) + at, neurons};
   States<kV> grad;  // of the states behind a step
   grad.load(neuron_at(a.a.grad_v_last, at), neurons, 0.0f);
-  const auto *x = static_cast<const char*>(a.a.x) + place.x * size_of(kV.dtype),
-             *spikes = static_cast<const char*>(a.r.spikes) + place.sequence * size_of(kV.dtype),
-             *upstream = static_cast<const char*>(a.a.grad_spikes) + place.sequence * size_of(kV.dtype);
-  char* grad_x = static_cast<char*>(a.a.grad_x) + place.sequence * size_of(kV.dtype);
+  // In bytes, where a step lies in x; and in spikes and their gradients and in grad_x, the last step first.
+  const int64_t x_stride = s.x_step_stride * size_of(kV.dtype), stride = s.inner * size_of(kV.dtype);
+  int64_t x_offset = place.x * size_of(kV.dtype) + (steps - 1) * x_stride,
+          offset = place.sequence * size_of(kV.dtype) + (steps - 1) * stride;
   Sums sums;
 
   for (int begin = (steps - 1) / kChunk * kChunk; begin >= 0; begin -= kChunk) {
     const int length = steps - begin < kChunk ? steps - begin : kChunk;
+    const int64_t x_begin = x_offset - (length - 1) * x_stride, chunk_begin = offset - (length - 1) * stride;
     // Who fired before a step of the chunk.
     const auto before = [&](int i) {
-      if (begin + i > 0) return load_number<kV.dtype>(spikes, (begin + i - 1) * s.inner);
-      return a.r.s ? load_number<kV.dtype>(a.r.s, at) : 0.0f;
+      if (begin + i > 0) return load_number<kV.dtype>(a.r.spikes, chunk_begin + (i - 1) * stride);
+      return a.r.s ? load_number<kV.dtype>(a.r.s, at * size_of(kV.dtype)) : 0.0f;
     };
     States<kV> states;
     const int64_t chunk = begin / kChunk - 1;
@@ -463,8 +466,9 @@ __global__ void __launch_bounds__(32 * kV.warps)
       states.load(neuron_at(a.a.saved, chunk * (1 + kV.synaptic + kV.adaptive) * neurons + at), neurons, 0.0f);
     else
       states.load(neuron_at(a.a.v, at), neurons, neuron.v_start);
-    float x_now = 0.0f;
-    if (length > 0) x_now = load_number<kV.dtype>(x, begin * s.x_step_stride);
+    int64_t x_at = x_begin;
+    float x_now = length > 0 ? load_number<kV.dtype>(a.a.x, x_at) : 0.0f;
+    float* const scratch_begin = scratch.at;
 #pragma unroll 1
     for (int first = 0; first < length; first += kListed) {
       const int listed = length - first < kListed ? length - first : kListed;
@@ -494,36 +498,38 @@ __global__ void __launch_bounds__(32 * kV.warps)
       __syncthreads();
 #pragma unroll 1
       for (int i = 0; i < listed; ++i) {
-        const int next = first + i + 1;
         float x_next = 0.0f, r[1] = {};
-        if (next < length) x_next = load_number<kV.dtype>(x, (begin + next) * s.x_step_stride);
+        x_at += x_stride;
+        if (first + i + 1 < length) x_next = load_number<kV.dtype>(a.a.x, x_at);
         receive<kV.valued, false>(r, lists + i * kPlaces, values + i * kPlaces, counts[i], outgoing,
                                   [](const float* row, int) { return load_constant(row); });
         const Stepped made = step<kV>(neuron, own, states, x_now, r[0]);
-        if (mine) scratch.store(first + i, made);
+        if (mine) scratch.store(made);
+        scratch.skip(1);
         x_now = x_next;
       }
       if constexpr (kListed < kChunk) __syncthreads();
     }
 
-    const auto load = [&](int i, Stepped& made, float& grad_s) {
-      if (mine) made = scratch.load(i, own.threshold);
-      grad_s = a.a.grad_spikes ? load_number<kV.dtype>(upstream, (begin + i) * s.inner) : 0.0f;
+    const auto load = [&](int64_t offset, Stepped& made, float& grad_s) {
+      scratch.skip(-1);
+      if (mine) made = scratch.load(own.threshold);
+      if (a.a.grad_spikes) grad_s = load_number<kV.dtype>(a.a.grad_spikes, offset);
     };
     Stepped made = {};
     float grad_s = 0.0f;
     Sums of_chunk;
-    if (length > 0) load(length - 1, made, grad_s);
+    if (length > 0) load(offset, made, grad_s);
 #pragma unroll 1
     for (int i = length - 1; i >= 0; --i) {
       const int t = begin + i;
       Stepped next = made;
       float next_grad_s = 0.0f;
-      if (i > 0) load(i - 1, next, next_grad_s);
+      if (i > 0) load(offset - stride, next, next_grad_s);
       if (t >= kChunk) {  // what the next chunk will read
-        to_l2(x + (t - kChunk) * s.x_step_stride * size_of(kV.dtype));
-        to_l2(spikes + (t - kChunk) * s.inner * size_of(kV.dtype));
-        if (a.a.grad_spikes) to_l2(upstream + (t - kChunk) * s.inner * size_of(kV.dtype));
+        to_l2(a.a.x, x_offset - kChunk * x_stride);
+        to_l2(a.r.spikes, offset - kChunk * stride);
+        if (a.a.grad_spikes) to_l2(a.a.grad_spikes, offset - kChunk * stride);
       }
       if (t + 1 < steps) grad_s += pulled_back(g + (t + 1) % 2 * kPlaces);
       if constexpr (kV.adaptive) grad_s += grad.a;
@@ -542,13 +548,15 @@ __global__ void __launch_bounds__(32 * kV.warps)
       of_chunk.threshold += to.threshold;
       of_chunk.bias += grad_z;
       if (mine) {
-        store_number<kV.dtype>(grad_x, t * s.inner, grad_z);
+        store_number<kV.dtype>(a.a.grad_x, offset, grad_z);
         g[t % 2 * kPlaces + threadIdx.x] = grad_z;
       }
       __syncthreads();
       made = next, grad_s = next_grad_s;
+      x_offset -= x_stride, offset -= stride;
     }
     sums.add(of_chunk);
+    scratch.at = scratch_begin;
   }
 
   if (!mine) return;
