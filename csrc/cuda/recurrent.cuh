@@ -52,7 +52,8 @@ constexpr int listed_together(const RecurrentVariant& v) { return v.valued && v.
 
 namespace {
 
-constexpr int kTogether = 8;  // rows that are loaded before the first of them is added
+// Rows that are loaded before the first of them is added: fewer where a thread has few registers.
+constexpr int loaded_together(const RecurrentVariant& v) { return v.warps > 16 ? 4 : 8; }
 
 extern __shared__ __align__(16) char shared_memory[];
 
@@ -141,7 +142,7 @@ __device__ __forceinline__ Stepped step(const Neuron<float>& n, const Own& own, 
 // Adds to r what `count` neurons that fired send, one after the other: load(rows + from, p) of every `from` of a list
 // in shared memory. Lists are read to the end of a group of kTogether, so that all of their memory must have been
 // written.
-template <bool kValued, bool kAll, int kPlanes, class Load>
+template <bool kValued, bool kAll, int kTogether, int kPlanes, class Load>
 __device__ __forceinline__ void receive(float (&r)[kPlanes], const int* list, const float* values, int count,
                                         const float* rows, const Load& load) {
 #pragma unroll 1
@@ -248,10 +249,11 @@ struct Member {
 #pragma unroll 1
     for (int w = 0; w < kV.warps; ++w) {
       const int count = kV.warps > 1 ? counts[of_layer + w] : n, at = own + w * kOfWarp;
-      receive<kValued, kV.shared>(r, lists + at, values + at, count, rows, [&](const float* row, int p) {
-        if constexpr (kV.shared) return row[32 * p];
-        return mine[p] ? load_constant(row + 32 * p) : 0.0f;
-      });
+      receive<kValued, kV.shared, loaded_together(kV)>(r, lists + at, values + at, count, rows,
+                                                       [&](const float* row, int p) {
+                                                         if constexpr (kV.shared) return row[32 * p];
+                                                         return mine[p] ? load_constant(row + 32 * p) : 0.0f;
+                                                       });
     }
   }
 };
@@ -501,8 +503,9 @@ __global__ void __launch_bounds__(32 * kV.warps)
         float x_next = 0.0f, r[1] = {};
         x_at += x_stride;
         if (first + i + 1 < length) x_next = load_number<kV.dtype>(a.a.x, x_at);
-        receive<kV.valued, false>(r, lists + i * kPlaces, values + i * kPlaces, counts[i], outgoing,
-                                  [](const float* row, int) { return load_constant(row); });
+        receive<kV.valued, false, loaded_together(kV)>(r, lists + i * kPlaces, values + i * kPlaces, counts[i],
+                                                       outgoing,
+                                                       [](const float* row, int) { return load_constant(row); });
         const Stepped made = step<kV>(neuron, own, states, x_now, r[0]);
         if (mine) scratch.store(made);
         scratch.skip(1);

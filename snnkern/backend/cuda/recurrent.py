@@ -1,10 +1,11 @@
 """Launches of the kernels in ``csrc/cuda/recurrent.cuh``: one each way, for all of time.
 
-On the current stream of x's device; nothing here waits for the device. How fast depends on where a layer's weights lie.
-Forward has all of them in shared memory up to 238 neurons (compute capability 9.0; 157 where a block has 99 KiB), reads
-them through L1 from there on, and is slower where that does not hold them. Backward has them in registers up to 128
-neurons, in registers and shared memory up to about 300; from there on every step reads the rest from L2, and it is far
-slower: for such layers a product per step, of all samples at once, may be the better way.
+On the current stream of x's device; nothing here waits for the device. How fast they are depends on where a layer's
+weights find room. Forward has them in shared memory up to 238 neurons (compute capability 9.0; 157 where a block has
+99 KiB), and reads them through L1 from there on, slower where that does not hold the rows of those who fire. Backward,
+which needs all of them at every step, has them in registers up to 128 neurons, in registers and shared memory up to
+about 270; beyond, the rest comes from L2 at every step, and soon takes most of the time: of a layer of 1024 neurons
+4 MB a step.
 """
 
 from __future__ import annotations
@@ -132,8 +133,10 @@ def _backward(spec, layout, dtype, size, given, grad_leak, device):
 
 
 def rows_in_registers(warps) -> int:
-    """Of a column of the weight, in a thread of backward that has its share of a multiprocessor's registers."""
-    return 128 if warps <= 8 else 48 if warps <= 16 else 0
+    """Of a thread's column of the weight in backward: it has its share of the registers of a quarter of a
+    multiprocessor, and needs 80 besides."""
+    share = (1 << 14) // (32 * -(-warps // 4)) // 8 * 8
+    return max(0, min(128, share - 80))
 
 
 def _variant(spec, layout, dtype):
