@@ -20,7 +20,8 @@ test: .venv/installed
 	TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py tests/test_lif.py tests/test_autograd.py tests/test_split.py \
 	  tests/test_ttm.py tests/test_bn_lif.py tests/test_pack.py
 	SNNKERN_EMULATE=1 $(PYTEST) -k "cuda or emulator" tests/test_cuda.py tests/test_emulator.py tests/test_lif.py \
-	  tests/test_autograd.py tests/test_split.py tests/test_ttm.py tests/test_bn_lif.py tests/test_pack.py
+	  tests/test_autograd.py tests/test_split.py tests/test_ttm.py tests/test_bn_lif.py tests/test_pack.py \
+	  tests/test_recurrent.py
 
 # On a machine with an NVIDIA GPU. PYTHON here is one that has snnkern and pytest.
 sanitize:

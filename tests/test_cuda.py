@@ -21,12 +21,14 @@ from test_cuda_lif import cuobjdump
 from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
 from test_neurons import STATES
 from test_neurons import check as check_neuron
+from test_recurrent import check as check_recurrent
+from test_recurrent import spikes_before, weight_of
 from test_split import ADVERSARIES
 
 import snnkern
 from snnkern import _C
 from snnkern.backend import choose
-from snnkern.backend.cuda import bn_once, program
+from snnkern.backend.cuda import bn_once, program, recurrent
 from snnkern.ops.pack import pack, unpack
 from snnkern.spec.layout import arrange
 from snnkern.spec.neuron import GIVEN, make_spec
@@ -283,6 +285,31 @@ def test_one_visit_is_not_for_everything():
     for name in ("bn_lif_forward_once", "bn_lif_backward_once"):
         assert not bn_once._prepared(name, plan, spec, layout, 2, 64 * 64, False, torch.float32, True, True, None)
     assert not [name for name in launched() if "once" in name]
+
+
+# --- recurrent layers ---
+
+RECURRENT = {  # neurons of a layer, layers, KiB of shared memory, steps; threads of a block
+    "blocks of several layers": (40, 5, 99, 19, 96, {}),
+    "and of several warps each": (130, 3, 99, 19, 128, {"synapse_decay": 0.5}),
+    "rows read through L1": (60, 3, 12, 19, 64, {}),
+    "rows in registers, in shared memory and in L2": (150, 1, 32, 19, 64, {"v_min": -0.3}),
+    "half a chunk at a time": (513, 1, 99, 9, 160, {"ternary": True}),
+}
+
+
+@pytest.mark.parametrize("case", RECURRENT)
+def test_recurrent_layers(case, monkeypatch):
+    size, layers, room, steps, threads, neuron = RECURRENT[case]
+    monkeypatch.setattr(recurrent, "processors", lambda device: 2)
+    monkeypatch.setattr(recurrent, "shared_memory", lambda device: room << 10)
+    make_spec.cache_clear()  # a neuron knows how it was launched
+    x = draw((steps, layers, size))
+    check_recurrent("cuda", x, weight_of(size), None, spikes_before(x, 0, neuron), **neuron)
+    make_spec.cache_clear()
+    forward, backward, *_ = (launch for launch in emulator.Launch.made if "recurrent" in launch.kernel.name)
+    assert forward.grid[:3] == (min(layers, 2), 1, threads) and backward.grid[0] == layers
+    assert (forward.grid[3] > 4 * size * size) == (room == 99 and size < 200)
 
 
 # --- and the rest ---

@@ -118,7 +118,7 @@ def test_without_a_driver_there_is_no_kernel():
 
 def test_launches_take_so_many_constants_and_words(driver):
     assert "too many constants" in said(driver, calls=CALLS.replace('b"one", ', 'b"one", ' * 4)).stderr
-    assert "too many words" in said(driver, calls=CALLS.replace("5, -6", "*range(33)")).stderr
+    assert "too many words" in said(driver, calls=CALLS.replace("5, -6", "*range(41)")).stderr
 
 
 WHOLE = """

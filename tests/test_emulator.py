@@ -43,6 +43,7 @@ struct Numbers {
   float *product, *quotient, *sum, *down, *root, *fused, *total;
   unsigned short *half, *bfloat;
   double* wide;
+  int* positive;
 };
 
 __global__ void numbers(Numbers t) {
@@ -60,6 +61,7 @@ __global__ void numbers(Numbers t) {
   float total = x;
   for (int by = 16; by; by /= 2) total += __shfl_xor_sync(~0u, total, by);
   t.total[i] = total;
+  t.positive[i] = __popc(__ballot_sync(~0u, x > 0.0f));
 }
 """
 
@@ -149,10 +151,11 @@ def test_numbers_are_those_of_a_gpu(launch):
                  for a, b, s in zip(x.tolist(), y.tolist(), nearest.tolist(), strict=True)]  # fmt: skip
         down = torch.where(torch.tensor(above), nearest.nextafter(torch.tensor(-math.inf)), nearest)
         wanted = [x * y, x / y, nearest, down, exact.abs().sqrt().float(), (exact * y.double() + exact).float()]
-        dtypes = [*[torch.float32] * 7, torch.float16, torch.bfloat16, torch.float64]
-        *floats, total, half, bfloat, wide = got = [torch.empty(64, dtype=dtype) for dtype in dtypes]
+        dtypes = [*[torch.float32] * 7, torch.float16, torch.bfloat16, torch.float64, torch.int32]
+        *floats, total, half, bfloat, wide, positive = got = [torch.empty(64, dtype=dtype) for dtype in dtypes]
         launch("numbers", 64, [], x, *got)
         for g, w in zip([*floats, half, bfloat, wide], [*wanted, x.half(), x.bfloat16(), exact / 3], strict=True):
             assert torch.equal(g.isnan(), w.isnan()) and torch.equal(g[~g.isnan()], w[~w.isnan()])
         for warp in (0, 32):
             assert torch.allclose(total[warp : warp + 32], x[warp : warp + 32].sum(), equal_nan=True, atol=1e-5)
+            assert (positive[warp : warp + 32] == (x[warp : warp + 32] > 0).sum()).all()

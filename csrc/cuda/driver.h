@@ -13,7 +13,7 @@ struct CudaKernel {
   void* context;  // the device's primary one, which PyTorch uses too
 };
 
-constexpr int kMostConstants = 4, kMostWords = 32;
+constexpr int kMostConstants = 4, kMostWords = 40;
 
 // A launch of it but for stream and tensors. The kernel takes `constants`, structures by value, and last one structure
 // of 8-byte words, above all addresses.

@@ -93,7 +93,7 @@ using Register = std::array<Bits, kWarp>;
 using Function = std::function<Bits(const Bits* operands)>;
 
 struct Instruction {
-  enum { compute, unpack, load, store, arrive, branch, leave, barrier, converge, shuffle } kind = compute;
+  enum { compute, unpack, load, store, nothing, branch, leave, barrier, converge, shuffle, vote } kind = compute;
   string text, where;
   int guard = -1;
   bool unless = false;
@@ -316,6 +316,7 @@ Function function_of(Parts& parts) {
     if (op == "rcp") return approximate(t, ftz, [](double x) { return 1 / x; });
     if (op == "ex2") return approximate(t, ftz, [](double x) { return std::exp2(x); });
   }
+  if (op == "popc" && t.kind == Type::bits) return [](const Bits* a) { return Bits(std::popcount(a[0])); };
   if (op == "shl") return [t, size](const Bits* a) { return a[1] < Bits(size) ? low(a[0] << a[1], t.bytes) : 0; };
   if (op == "shr")
     return [t, size](const Bits* a) { return low(Bits(t.whole(a[0]) >> std::min(a[1], Bits(size))), t.bytes); };
@@ -533,9 +534,9 @@ struct Kernel {
       i.kind = Instruction::leave;
     } else if (op == "barrier" && parts.take("cluster")) {  // both halves, one right after the other
       const bool comes = parts.take("arrive"), half = comes ? parts.take("release") : parts.take("wait");
-      const bool other = comes || (parts.take("acquire") && !code.empty() && code.back().kind == Instruction::arrive);
+      const bool other = comes || (parts.take("acquire") && !code.empty() && code.back().kind == Instruction::nothing);
       if (!half || !other || !parts.take("aligned") || i.guard >= 0) unknown();
-      i.kind = comes ? Instruction::arrive : Instruction::barrier;
+      i.kind = comes ? Instruction::nothing : Instruction::barrier;
       i.mode = "cluster";
     } else if (op == "bar" || op == "barrier") {
       const bool warp = parts.take("warp");
@@ -553,6 +554,14 @@ struct Kernel {
         i.to = {destination(to.substr(0, to.find('|'))), new_register(0)};
       }
       i.from = {source(operands.at(4)), source(operands[1]), source(operands[2]), source(operands[3])};
+    } else if (op == "vote") {
+      i.kind = Instruction::vote;
+      if (!parts.take("sync") || !parts.take("ballot") || !parts.take("b32") || i.guard >= 0) unknown();
+      i.to = {destination(operands.at(0))};
+      i.from = {source(operands.at(2)), source(operands[1])};
+    } else if (op == "prefetch") {
+      i.kind = Instruction::nothing;
+      if (!parts.take("global") || !parts.take("L2")) unknown();
     } else if (op == "ld" || op == "st") {
       move(i, parts, operands);
     } else if (op == "mov" && operands.at(0)[0] == '{') {
@@ -834,6 +843,12 @@ struct Launch {
       return;
     }
     const Register value = w.registers[i.from[1]];
+    if (i.kind == Instruction::vote) {
+      const Lanes found = true_in(value) & here;
+      for (int l = 0; l < kWarp; ++l)
+        if (here >> l & 1) w.registers[i.to[0]][l] = found;
+      return;
+    }
     const Register by = w.registers[i.from[2]], clamp = w.registers[i.from[3]];
     for (int l = 0; l < kWarp; ++l) {
       if (!(here >> l & 1)) continue;
@@ -861,7 +876,7 @@ struct Launch {
           w.registers[i.to[0]][l] = i.function(in);
           break;
         }
-        case Instruction::arrive: break;
+        case Instruction::nothing: break;
         case Instruction::unpack: {
           const Bits whole = w.registers[i.from[0]][l];
           for (size_t k = 0; k < i.to.size(); ++k) w.registers[i.to[k]][l] = low(whole >> 8 * i.bytes * k, i.bytes);

@@ -7,6 +7,7 @@ from . import program
 from .bn_lif import bn_gradients, bn_moments, bn_prepare, bn_sums, lif_backward, lif_forward  # noqa: F401
 from .bn_once import bn_backward, bn_forward  # noqa: F401
 from .pack import pack, unpack  # noqa: F401
+from .recurrent import recurrent_backward, recurrent_forward  # noqa: F401
 from .ttm import ttm  # noqa: F401
 
 differentiable = False
