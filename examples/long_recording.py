@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from snnkern.models import SpikingMLP
 from snnkern.nn import Windows
 
-STEPS, WINDOW, CHANNELS, WORD, RECORDINGS, EPOCHS = 100_000, 250, 24, 60, 4, 5
+STEPS, WINDOW, CHANNELS, WORD, RECORDINGS, EPOCHS = 100_000, 250, 24, 60, 4, 3
 
 
 def word(rng: np.random.Generator, kind: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def record(path: Path, steps: int, seed: int) -> np.ndarray:
 
 
 class Batch:
-    """Recordings [T, channels] as one [T, N, channels] of numbers around 1, read where it is looked at."""
+    """Recordings [T, channels] as one [T, N, channels] of small numbers around 0, read where it is looked at."""
 
     def __init__(self, recordings: list[np.ndarray]):
         self.recordings = recordings
@@ -60,7 +60,7 @@ class Batch:
         return min(map(len, self.recordings))
 
     def __getitem__(self, window: slice) -> np.ndarray:
-        return np.stack([recording[window] for recording in self.recordings], 1).astype(np.float32) / 32
+        return (np.stack([recording[window] for recording in self.recordings], 1).astype(np.float32) - 16) / 32
 
 
 def together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Batch, torch.Tensor]:
@@ -71,7 +71,7 @@ def together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Batch, torch
 
 def train(net: nn.Module, loader: DataLoader, epochs: int) -> list[float]:
     """The losses."""
-    optimizer, losses = torch.optim.Adam(net.parameters(), 3e-3), []
+    optimizer, losses = torch.optim.Adam(net.parameters(), 1e-2), []
     for _ in range(epochs):
         for x, target in loader:
             x = x if isinstance(net, Windows) else torch.from_numpy(x[:])

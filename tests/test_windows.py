@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
 import snnkern
+from examples import long_recording
 from snnkern.nn import BNLIF, IAF, LIF, TTM, LIFNode, ParametricLIFNode, SmoothLIF, TdBatchNorm, Windows, carried
 from snnkern.nn.layers import _Stateless
 
@@ -473,3 +474,9 @@ def test_mistakes():
         model[0].weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_the_example_learns(capsys):
+    losses = long_recording.main(steps=2000, epochs=4)
+    assert len(losses) == 8 and losses[-1] < losses[0] - 0.01
+    assert "windows of 250, T =   2,000:" in capsys.readouterr().out
