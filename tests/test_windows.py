@@ -14,8 +14,20 @@ from torch.utils.data import DataLoader
 
 import snnkern
 from examples import long_recording
-from snnkern.nn import BNLIF, IAF, LIF, TTM, LIFNode, ParametricLIFNode, SmoothLIF, TdBatchNorm, Windows, carried
-from snnkern.nn.layers import _Stateless
+from snnkern.nn import (
+    BNLIF,
+    IAF,
+    LIF,
+    TTM,
+    AdaptiveLIF,
+    LIFNode,
+    ParametricLIFNode,
+    RecurrentLIF,
+    SmoothLIF,
+    TdBatchNorm,
+    Windows,
+    carried,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -44,23 +56,11 @@ def stack(first, second, *between):
     return nn.Sequential(nn.Linear(5, 8), first, *between, nn.Linear(8, 8), second, nn.Linear(8, 3))
 
 
-class Synapse(_Stateless):
-    """Neurons of several states, in tuples of tuples."""
-
-    def forward(self, x):
-        memory = self._memory
-        v, count = (memory and memory.take()) or (None, 0)
-        spikes, state = snnkern.lif(x, v, decay=0.9, synapse_decay=0.5, backend="reference")
-        if memory is not None:
-            memory.v = state, count + len(x)
-        return spikes
-
-
 networks = {
     "LIF": lambda: stack(LIF(decay=0.9), LIF(threshold=nn.Parameter(torch.tensor(0.8)))),
     "SmoothLIF, IAF": lambda: stack(SmoothLIF(), IAF()),
     "LIFNode": lambda: stack(LIFNode(step_mode="m"), ParametricLIFNode(v_reset=None, step_mode="m")),
-    "two states": lambda: stack(Synapse(), Synapse()),
+    "more states": lambda: stack(RecurrentLIF(8, decay=0.9, synapse_decay=0.5), AdaptiveLIF(0.9, 0.2, decay=0.9)),
     "convolutions": Conv,
 }
 
