@@ -33,9 +33,10 @@ class Windows(nn.Module):
     and the outputs [T, N, ...]; it costs one more forward. ``steps`` near the square root of T needs least.
 
     Args:
-        model: a stack of layers [T, N, ...] to [T, N, ...] whose neurons ``nn.carried`` knows: LIF, BNLIF, SmoothLIF,
-            IAF, nodes with SpikingJelly's state. What else is in it works step by step: linear layers,
-            convolutions, pools, dropout, layer norm, batch norm in eval mode.
+        model: a stack of layers [T, N, ...] to [T, N, ...] whose neurons ``nn.carried`` knows: LIF, RecurrentLIF and
+            its like, BNLIF, SmoothLIF, IAF, nodes with SpikingJelly's state in multi-step mode. What else is in it
+            works step by step: linear layers, convolutions, pools, dropout, layer norm, batch norm in eval mode. No
+            ``torch.utils.checkpoint`` in or around it.
         steps: of a window; the last one may have fewer.
         truncate: truncated backpropagation through time: states pass from window to window, gradients do not.
         time_dim: the dimension that is time, of x and of the outputs; from 0 up.
@@ -47,15 +48,15 @@ class Windows(nn.Module):
     parameters; all go to the device of these. A ``DataLoader`` streams if its data set, or its ``collate_fn``, returns
     such an object in place of a tensor, as in ``examples/long_recording.py``.
 
-    State: a call begins and ends as one of the model does. LIF, BNLIF, SmoothLIF and IAF start at rest; LIFNode and
-    its like go on from their ``v``, and keep that of the last step, with its graph, until ``reset()`` or ``detach()``;
+    State: a call begins and ends as one of the model does. LIF, BNLIF and the like start at rest; LIFNode and its
+    like go on from their ``v``, and keep that of the last step, with its graph, until ``reset()`` or ``detach()``;
     with ``truncate`` it has none. After an error all is as before the call.
 
     Random numbers, such as dropout's, are drawn anew window by window and are the same in backward; so is autocast.
     Without gradient (``torch.no_grad``, eval) nothing is kept but the outputs. ``snnkern.packed_spikes`` belongs around
-    ``backward``, where activations are kept. Goes inside of DistributedDataParallel. Parameters are the model's; in the
-    ``state_dict`` their names begin with ``model.``: ``net.model.state_dict()`` has the model's own. Once
-    differentiable.
+    ``backward``, where activations are kept. Goes inside of DistributedDataParallel, and around what ``torch.compile``
+    returns. Parameters are the model's; in the ``state_dict`` their names begin with ``model.``, and
+    ``net.model.state_dict()`` has the model's own. Once differentiable.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value; or the model mixes time steps: TTM, recurrent
@@ -233,7 +234,7 @@ class _Recomputed(torch.autograd.Function):
             stack.enter_context(torch.random.fork_rng(devices, device_type=call.device.type if devices else "cuda"))
             for number, (a, b) in reversed([*enumerate(call.spans)]):
                 state = starts.state(number, kept[len(named) :])
-                state = mapped(lambda v: v.detach().requires_grad_(exact and v.is_floating_point()), state)
+                state = mapped(lambda v: v.detach().clone().requires_grad_(exact and v.is_floating_point()), state)
                 window = call.read(x, a, b).detach().requires_grad_(grad_x is not None)
                 neurons.set(state)
                 starts.restore_generators(number)
