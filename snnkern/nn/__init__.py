@@ -1,7 +1,19 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
 from .exchange import from_nir, to_nir
-from .layers import IAF, LIF, TTM, AdaptiveLIF, BinarySteps, CubaLIF, RecurrentLIF, SmoothLIF, carried
+from .layers import (
+    IAF,
+    LIF,
+    TTM,
+    AdaptiveLIF,
+    BinarySteps,
+    CubaLIF,
+    Linear,
+    LinearLIF,
+    RecurrentLIF,
+    SmoothLIF,
+    carried,
+)
 from .node import (
     IFNode,
     ILIFNode,
@@ -27,6 +39,8 @@ __all__ = [
     "IFNode",
     "ILIFNode",
     "LIFNode",
+    "Linear",
+    "LinearLIF",
     "MultiStepIFNode",
     "MultiStepLIFNode",
     "MultiStepParametricLIFNode",
