@@ -13,8 +13,21 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
 import snnkern
-from snnkern.nn import BNLIF, IAF, LIF, TTM, LIFNode, ParametricLIFNode, SmoothLIF, TdBatchNorm, Windows, carried
-from snnkern.nn.layers import _Stateless
+from examples import long_recording
+from snnkern.nn import (
+    BNLIF,
+    IAF,
+    LIF,
+    TTM,
+    AdaptiveLIF,
+    LIFNode,
+    ParametricLIFNode,
+    RecurrentLIF,
+    SmoothLIF,
+    TdBatchNorm,
+    Windows,
+    carried,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -43,23 +56,11 @@ def stack(first, second, *between):
     return nn.Sequential(nn.Linear(5, 8), first, *between, nn.Linear(8, 8), second, nn.Linear(8, 3))
 
 
-class Synapse(_Stateless):
-    """Neurons of several states, in tuples of tuples."""
-
-    def forward(self, x):
-        memory = self._memory
-        v, count = (memory and memory.take()) or (None, 0)
-        spikes, state = snnkern.lif(x, v, decay=0.9, synapse_decay=0.5, backend="reference")
-        if memory is not None:
-            memory.v = state, count + len(x)
-        return spikes
-
-
 networks = {
     "LIF": lambda: stack(LIF(decay=0.9), LIF(threshold=nn.Parameter(torch.tensor(0.8)))),
     "SmoothLIF, IAF": lambda: stack(SmoothLIF(), IAF()),
     "LIFNode": lambda: stack(LIFNode(step_mode="m"), ParametricLIFNode(v_reset=None, step_mode="m")),
-    "two states": lambda: stack(Synapse(), Synapse()),
+    "more states": lambda: stack(RecurrentLIF(8, decay=0.9, synapse_decay=0.5), AdaptiveLIF(0.9, 0.2, decay=0.9)),
     "convolutions": Conv,
 }
 
@@ -153,10 +154,18 @@ def test_truncated_is_the_loop_that_detaches(name):
     assert (found[0] - whole[0]).norm() > 1e-3 * whole[0].norm()
 
 
+class Watched(nn.Dropout):
+    """Dropout that notes the autocast in which it runs."""
+
+    def forward(self, x):
+        self.__dict__.setdefault("seen", []).append(torch.is_autocast_enabled("cpu"))
+        return super().forward(x)
+
+
 @pytest.mark.parametrize("mode", [torch.float32, torch.bfloat16])
 def test_dropout_and_autocast_are_the_same_in_backward(mode):
     torch.manual_seed(0)
-    model = stack(LIF(decay=0.9), LIF(), nn.Dropout(0.4))
+    model = stack(LIF(decay=0.9), LIF(), Watched(0.4))
     net, x, weight = Windows(model, 6), 3 * torch.randn(T, N, 5), weights(T, N, 3).float()
     found = []
     for part in (partial(loop, model, x, weight, 6, False), partial(gradients, model, net, x, weight)):
@@ -166,11 +175,13 @@ def test_dropout_and_autocast_are_the_same_in_backward(mode):
     (wanted_y, wanted, drawn), (y, got, drawn_too) = found
     assert y.dtype == mode and torch.equal(y, wanted_y) and torch.equal(drawn, drawn_too)
     assert_equal(got, wanted, 1e-6 if mode == torch.float32 else 1e-2)
-    with torch.autocast("cpu", torch.bfloat16):  # backward outside of it, and a parameter used after, inside
-        loss, other = net(x).float().sum(), model[0](x[0]).float().sum()
-    loss.backward()
-    other.backward()
-    assert model[0].weight.grad.dtype == torch.float32
+    for inside in (True, False):  # forward; backward is not
+        model[2].seen.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            loss, other = net(x).float().sum(), model[0](x[0]).float().sum()  # of a parameter cast before
+        with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+            loss.backward()
+        assert model[2].seen == [inside] * 8 and other.requires_grad
 
 
 def test_sixteen_bit_gradients_are_summed_in_float32():
@@ -322,6 +333,8 @@ def test_memory_does_not_grow_with_time():
     short, long = (peak(Windows(model, 100), x[:steps]) for steps in (1000, 4000))
     assert long < 1.2 * short < 1.2 * peak(model, torch.from_numpy(x[:1000])) / 4
     assert peak(model, torch.from_numpy(x)) > 20 * long
+    kept = [len(Windows(model, 100)(x[:steps]).grad_fn.saved_tensors) for steps in (1000, 4000)]
+    assert kept[0] == kept[1]  # small tensors by the thousand would leave holes in memory
 
 
 def test_spikingjelly_networks_train_in_windows():
@@ -461,3 +474,9 @@ def test_mistakes():
         model[0].weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_the_example_learns(capsys):
+    losses = long_recording.main(steps=2000, epochs=4)
+    assert len(losses) == 8 and losses[-1] < losses[0] - 0.01
+    assert "windows of 250, T =   2,000:" in capsys.readouterr().out

@@ -33,9 +33,10 @@ class Windows(nn.Module):
     and the outputs [T, N, ...]; it costs one more forward. ``steps`` near the square root of T needs least.
 
     Args:
-        model: a stack of layers [T, N, ...] to [T, N, ...] whose neurons ``nn.carried`` knows: LIF, BNLIF, SmoothLIF,
-            IAF, nodes with SpikingJelly's state. What else is in it works step by step: linear layers,
-            convolutions, pools, dropout, layer norm, batch norm in eval mode.
+        model: a stack of layers [T, N, ...] to [T, N, ...] whose neurons ``nn.carried`` knows: LIF, RecurrentLIF and
+            its like, BNLIF, SmoothLIF, IAF, nodes with SpikingJelly's state in multi-step mode. What else is in it
+            works step by step: linear layers, convolutions, pools, dropout, layer norm, batch norm in eval mode. No
+            ``torch.utils.checkpoint`` in or around it.
         steps: of a window; the last one may have fewer.
         truncate: truncated backpropagation through time: states pass from window to window, gradients do not.
         time_dim: the dimension that is time, of x and of the outputs; from 0 up.
@@ -47,15 +48,15 @@ class Windows(nn.Module):
     parameters; all go to the device of these. A ``DataLoader`` streams if its data set, or its ``collate_fn``, returns
     such an object in place of a tensor, as in ``examples/long_recording.py``.
 
-    State: a call begins and ends as one of the model does. LIF, BNLIF, SmoothLIF and IAF start at rest; LIFNode and
-    its like go on from their ``v``, and keep that of the last step, with its graph, until ``reset()`` or ``detach()``;
+    State: a call begins and ends as one of the model does. LIF, BNLIF and the like start at rest; LIFNode and its
+    like go on from their ``v``, and keep that of the last step, with its graph, until ``reset()`` or ``detach()``;
     with ``truncate`` it has none. After an error all is as before the call.
 
     Random numbers, such as dropout's, are drawn anew window by window and are the same in backward; so is autocast.
     Without gradient (``torch.no_grad``, eval) nothing is kept but the outputs. ``snnkern.packed_spikes`` belongs around
-    ``backward``, where activations are kept. Goes inside of DistributedDataParallel. Parameters are the model's; in the
-    ``state_dict`` their names begin with ``model.``: ``net.model.state_dict()`` has the model's own. Once
-    differentiable.
+    ``backward``, where activations are kept. Goes inside of DistributedDataParallel, and around what ``torch.compile``
+    returns. Parameters are the model's; in the ``state_dict`` their names begin with ``model.``, and
+    ``net.model.state_dict()`` has the model's own. Once differentiable.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value; or the model mixes time steps: TTM, recurrent
@@ -97,8 +98,7 @@ class Windows(nn.Module):
                 y, *ends = _Recomputed.apply(call, neurons, [*named], *inputs)
             else:
                 with torch.no_grad():
-                    outputs = [call.run(self.model, call.read(x, *span)) for span in call.spans]
-                y, ends = torch.cat(outputs, self.time_dim), []
+                    y, ends = call.forward(x, lambda *_: None), []
             after = neurons.get()[1]
         if ends:  # the same, with their graph
             after = mapped(lambda _, given=iter(ends): next(given), after)
@@ -132,6 +132,19 @@ class _Call:
             raise ValueError(f"x must give {b - a} steps for {a}:{b}, got shape {tuple(window.shape)}")
         return window
 
+    def forward(self, x, begin: Callable) -> torch.Tensor:
+        """The outputs of all windows; ``begin`` is told the number and the input of each before it runs."""
+        y = None
+        for number, (a, b) in enumerate(self.spans):
+            window = self.read(x, a, b)
+            begin(number, window)
+            part = self.run(self.model, window)
+            if y is None:
+                shape = *part.shape[: self.time_dim], self.spans[-1][1], *part.shape[self.time_dim + 1 :]
+                y = part.new_empty(shape)
+            y.narrow(self.time_dim, a, b - a).copy_(part)
+        return y
+
     def run(self, model: Callable, window: torch.Tensor) -> torch.Tensor:
         y, steps = model(window), window.shape[self.time_dim]
         if not isinstance(y, torch.Tensor):
@@ -142,69 +155,101 @@ class _Call:
         return y
 
 
+class _Starts:
+    """How windows start: the neurons' states and the random generators.
+
+    What is kept of all windows is one tensor: thousands of small ones, between the large ones that layers take and give
+    back, leave holes in memory that make it grow with T after all.
+    """
+
+    def __init__(self, count: int):
+        self.count, self.states, self.devices, self.drawn = count, [], [], []
+        self.first, self.later = [], []  # tensors of the first state; those of all others, [count - 1, ...]
+        self.generators = torch.empty(count, len(torch.get_rng_state()), dtype=torch.uint8)
+
+    def note(self, number: int, state, window: torch.Tensor) -> None:
+        tensors, generator = _tensors(state), torch.get_rng_state()
+        self.states.append(mapped(lambda _: _KEPT, state))
+        if number == 0:
+            self.first = tensors
+        elif number == 1:
+            self.later = [v.new_empty(self.count - 1, *v.shape) for v in tensors]
+        for kept, v in zip(self.later, tensors if number else (), strict=True):
+            kept[number - 1] = v
+        self.devices.append(get_device_states(window))
+        last = self.drawn[-1] if number else None
+        self.drawn.append(last if number and torch.equal(generator, self.generators[last]) else number)
+        if self.drawn[-1] == number:
+            self.generators[number] = generator
+
+    def state(self, number: int, tensors: list[torch.Tensor]):
+        """Of the window; ``tensors``: ``first`` and ``later``, as autograd gives them back."""
+        count = len(_tensors(self.states[0]))
+        found = iter([kept[number - 1] for kept in tensors[count:]] if number else tensors[:count])
+        return mapped(lambda _: next(found), self.states[number])
+
+    def restore_generators(self, number: int) -> None:
+        torch.set_rng_state(self.generators[self.drawn[number]].clone())  # PyTorch crashes on a view
+        set_device_states(*self.devices[number])
+
+
 class _Recomputed(torch.autograd.Function):
     """x, the states of stateful nodes, parameters -> outputs and those states after the last step."""
 
     @staticmethod
     def forward(ctx, call, neurons, names, x, *tensors):
-        ctx.call, ctx.names, ctx.x = call, names, x
+        kinds, starts = {"cpu", call.device.type}, _Starts(len(call.spans))
+        ctx.call, ctx.names, ctx.starts, ctx.x = call, names, starts, None
         ctx.modes = [module.training for module in call.model.modules()]
-        kinds = {"cpu", call.device.type}
         ctx.autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
-        ctx.starts, kept, outputs = [], [], []
-        for span in call.spans:
-            window, state = call.read(x, *span), neurons.get()
-            generator = torch.get_rng_state()
-            if ctx.starts and torch.equal(generator, ctx.starts[-1][2][0]):  # nothing was drawn: 5 KB less
-                generator = ctx.starts[-1][2][0]
-            random = generator, *get_device_states(window)
-            ctx.starts.append((span, mapped(lambda _: _KEPT, state), random))
-            kept += _tensors(state)
-            outputs.append(call.run(call.model, window))
+        y = call.forward(x, lambda number, window: starts.note(number, neurons.get(), window))
         torch.clear_autocast_cache()  # of casts without a graph
+        kept = [*tensors[len(tensors) - len(names) :], *starts.first, *starts.later]
+        starts.first, starts.later = [], []
         if isinstance(x, torch.Tensor):
-            ctx.x, kept = None, [x, *kept]
-        ctx.save_for_backward(*tensors[len(tensors) - len(names) :], *kept)
+            kept.append(x)
+        else:
+            ctx.x = x
+        ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        return torch.cat(outputs, call.time_dim), *([] if call.truncate else _tensors(neurons.get()[1]))
+        return y, *([] if call.truncate else _tensors(neurons.get()[1]))
 
     @staticmethod
     def backward(ctx, grad_y, *flow):
         if torch.is_grad_enabled():
             raise RuntimeError("Windows is once differentiable, got create_graph=True")
         ctx.ran = True
-        call, model, exact = ctx.call, ctx.call.model, not ctx.call.truncate
+        call, starts, kept = ctx.call, ctx.starts, [*ctx.saved_tensors]
+        exact, model, time_dim = not call.truncate, call.model, call.time_dim
         if [module.training for module in model.modules()] != ctx.modes:
             raise RuntimeError("model must be in the same mode, training or eval, in backward as in forward")
-        saved = iter(ctx.saved_tensors)
+        x = kept.pop() if ctx.x is None else ctx.x
         # Leaves of their own, as hooks on parameters are for whole gradients.
-        named = {name: next(saved).detach().requires_grad_() for name in ctx.names}
-        x = next(saved) if ctx.x is None else ctx.x
-        starts = [(span, mapped(lambda _: next(saved), state), random) for span, state, random in ctx.starts]
+        named = {name: p.detach().requires_grad_() for name, p in zip(ctx.names, kept, strict=False)}
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[3] else None
         sums = dict.fromkeys(named)
         with ExitStack() as stack:
             neurons = stack.enter_context(carrying(model))
-            devices = starts[0][2][1]
+            devices = starts.devices[0][0]
             stack.enter_context(torch.random.fork_rng(devices, device_type=call.device.type if devices else "cuda"))
-            for span, state, random in reversed(starts):
-                state = mapped(lambda v: v.detach().requires_grad_(exact and v.is_floating_point()), state)
-                window = call.read(x, *span).detach().requires_grad_(grad_x is not None)
+            for number, (a, b) in reversed([*enumerate(call.spans)]):
+                state = starts.state(number, kept[len(named) :])
+                state = mapped(lambda v: v.detach().clone().requires_grad_(exact and v.is_floating_point()), state)
+                window = call.read(x, a, b).detach().requires_grad_(grad_x is not None)
                 neurons.set(state)
-                torch.set_rng_state(random[0])
-                set_device_states(*random[1:])
+                starts.restore_generators(number)
                 with ExitStack() as inside:
                     for options in ctx.autocast:
                         inside.enter_context(torch.autocast(*options))
                     inside.enter_context(torch.enable_grad())
                     y = call.run(lambda window: functional_call(model, named, (window,)), window)
                 ends = _tensors(neurons.get())
-                part = None if grad_y is None else grad_y.narrow(call.time_dim, span[0], span[1] - span[0])
-                flow = [part, *[None] * (len(ends) - len(flow)), *flow]  # of the last window: the nodes' alone
+                part = None if grad_y is None else grad_y.narrow(time_dim, a, b - a)
+                flow = [part, *[None] * (len(ends) - len(flow)), *flow]  # into the last window: the nodes' alone
                 pairs = [(t, g) for t, g in zip((y, *ends), flow, strict=True) if g is not None and t.requires_grad]
                 found = _gradients(pairs, [window, *_tensors(state), *named.values()])
                 if grad_x is not None and found[0] is not None:
-                    grad_x.narrow(call.time_dim, span[0], span[1] - span[0]).copy_(found[0])
+                    grad_x.narrow(time_dim, a, b - a).copy_(found[0])
                 flow = found[1 : len(found) - len(named)]
                 for name, g in zip(named, found[len(found) - len(named) :], strict=True):
                     if g is not None:
