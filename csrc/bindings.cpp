@@ -21,9 +21,12 @@ namespace {
 
 LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshold, bool hard, double reset,
                   double v_start, bool detach_reset, bool ternary, bool bounded, double v_min, int surrogate, double a,
-                  double b, double c) {
-  return {Leak(form), leak,    threshold, fire_at_threshold,    hard,     reset, v_start, detach_reset,
-          ternary,    bounded, v_min,     Surrogate(surrogate), {a, b, c}};
+                  double b, double c, bool synaptic, double synapse_decay, bool adaptive, double threshold_decay,
+                  double threshold_jump) {
+  return {
+      Leak(form),      leak,          threshold, fire_at_threshold,    hard,      reset,    v_start,       detach_reset,
+      ternary,         bounded,       v_min,     Surrogate(surrogate), {a, b, c}, synaptic, synapse_decay, adaptive,
+      threshold_decay, threshold_jump};
 }
 
 void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
@@ -60,16 +63,23 @@ PYBIND11_MODULE(_C, m) {
   py::class_<More>(m, "More")
       .def(py::init([] { return More{}; }))
       .def(py::init([](intptr_t leak, int64_t leak_channels, int64_t leak_period, intptr_t threshold,
-                       int64_t threshold_channels, int64_t threshold_period, intptr_t fire_above, intptr_t table,
-                       intptr_t v_seq, intptr_t grad_v_seq, intptr_t grad_leak, intptr_t grad_threshold) {
+                       int64_t threshold_channels, int64_t threshold_period, intptr_t bias, int64_t bias_channels,
+                       int64_t bias_period, intptr_t fire_above, intptr_t table, intptr_t v_seq, intptr_t grad_v_seq,
+                       intptr_t grad_leak, intptr_t grad_threshold, intptr_t grad_bias) {
         return More{{pointer(leak), leak_channels, leak_period},
                     {pointer(threshold), threshold_channels, threshold_period},
+                    {pointer(bias), bias_channels, bias_period},
                     pointer(fire_above),
                     pointer(table),
                     pointer(v_seq),
                     pointer(grad_v_seq),
                     pointer(grad_leak),
-                    pointer(grad_threshold)};
+                    pointer(grad_threshold),
+                    pointer(grad_bias)};
+      }));
+  py::class_<Recurrence>(m, "Recurrence")
+      .def(py::init([](int64_t size, intptr_t weight, intptr_t outgoing, intptr_t s, intptr_t spikes, intptr_t grad_s) {
+        return Recurrence{size, pointer(weight), pointer(outgoing), pointer(s), pointer(spikes), pointer(grad_s)};
       }));
   py::class_<NormPlan>(m, "NormPlan")
       .def(py::init(
@@ -109,6 +119,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("lif_forward_cpu", &lif_forward_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("lif_backward_cpu", &lif_backward_cpu, py::call_guard<py::gil_scoped_release>());
+  m.def("recurrent_forward_cpu", &recurrent_forward_cpu, py::call_guard<py::gil_scoped_release>());
+  m.def("recurrent_backward_cpu", &recurrent_backward_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("norm_parts_cpu", &norm_parts_cpu);
   m.def("moments_cpu", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, int threads) {
     py::gil_scoped_release release;
@@ -154,6 +166,7 @@ PYBIND11_MODULE(_C, m) {
   // CUDA: see snnkern/backend/cuda/program.py.
   m.def("neuron", [](const LIFSpec& spec) { return bytes_of(Neuron<float>(spec)); });
   m.def("bytes_of", &bytes_of<LIFShape>);
+  m.def("bytes_of", &bytes_of<Recurrence>);
   m.def("bytes_of", &bytes_of<TTMShape>);
   m.def("bytes_of", &bytes_of<NormPlan>);
   py::class_<CudaKernel>(m, "CudaKernel").def(py::init<const std::string&, const std::string&, int>());

@@ -25,11 +25,18 @@ struct LIFSpec {
   double v_min;  // read if bounded
   Surrogate surrogate;
   double constants[3];
+  bool synaptic;
+  double synapse_decay;  // read if synaptic
+  bool adaptive;
+  double threshold_decay, threshold_jump;  // read if adaptive
+
+  int states() const { return 1 + synaptic + adaptive; }
 };
 
 // x is [outer, steps, inner] with the given strides and a contiguous inner dimension; every other tensor is contiguous:
 // residual, grad_x, grad_residual [outer, steps, inner]; spikes, grad_spikes [outer, steps_out, inner]; v, v_last and
-// their gradients [outer, inner]; saved [(steps - 1) / kChunk, outer, inner].
+// their gradients [states, outer, inner]; saved [(steps - 1) / kChunk, states, outer, inner]. The states of a neuron
+// are its potential, its synaptic current if it has one and its adaptation if it has one; time is then one segment.
 //
 // With steps_out < steps, spikes are summed over groups of neighbouring steps (ttm.h) as they are made.
 //
@@ -67,12 +74,26 @@ struct Parameter {
 // What only some neurons have. Null: there is none; of gradients, zero where it is read, not wanted where it is
 // written.
 struct More {
-  Parameter leak, threshold;
+  Parameter leak, threshold, bias;   // the neurons receive x + bias
   const void* fire_above;            // as the threshold's data: a neuron fires where h > fire_above
   const void* table;                 // [cells, 2] in the dtype of the state: surrogate.h's Table
   void* v_seq;                       // [outer, steps, inner] in the dtype of the state: the potential after every step
   const void* grad_v_seq;            // its gradient
   void *grad_leak, *grad_threshold;  // [outer, inner] in the dtype of the state: see neuron.h
+  void* grad_bias;                   // [segments, outer, inner]: the sum of grad_x over time, before it is rounded
+};
+
+// Spikes that come back: neurons are layers of `size` in a row, in each of which neuron k receives, besides its x +
+// bias and after it, the sum of weight[k][j] * s[j] over the neurons j of its layer with a spike at the step before,
+// one after the other in ascending j from 0. The number of layers is outer * inner / size, and inner a multiple of
+// size.
+struct Recurrence {
+  int64_t size;
+  const void* weight;    // [size, size] in the dtype of the state
+  const void* outgoing;  // its transpose: row j is what neuron j sends
+  const void* s;         // [outer, inner], as spikes: those before the first step; null: none
+  const void* spikes;    // backward: forward's
+  void* grad_s;          // backward: [outer, inner] in the dtype of the state; null: not wanted
 };
 
 struct LIFForward {
@@ -104,6 +125,8 @@ struct LIFBackward {
 
 void lif_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, int threads);
 void lif_backward_cpu(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads);
+void recurrent_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, const Recurrence&, int threads);
+void recurrent_backward_cpu(const LIFSpec&, const LIFShape&, const LIFBackward&, const Recurrence&, int threads);
 const char* cpu_isa();
 
 }  // namespace snnkern

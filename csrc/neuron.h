@@ -1,5 +1,6 @@
 // One step of the leaky integrate-and-fire neuron and its adjoint, shared by the CPU and the CUDA kernels.
 //
+//   current  x = i = synapse_decay*i + x      if there is one
 //   charge   h = decay*v + x                  Leak::decay      (leak = decay)
 //            h = v + (x - (v - rest)) / tau   Leak::tau_input  (leak = tau)
 //            h = v - (v - rest) / tau + x     Leak::tau        (leak = tau)
@@ -9,6 +10,8 @@
 //            s = round(clamp(h / threshold, 0, levels))         integer, ties to even
 //   reset    v = s ? reset : h                hard
 //            v = h - threshold * s            soft
+//   adapt    a = threshold_decay*a + s        if there is adaptation: then threshold above is threshold + jump*a,
+//                                             and firing at it is h >= threshold, as no float below it is known
 //
 // The order of operations is part of the contract: with contraction off, spikes equal those of the plain loop bit for
 // bit. Dividing by a power of two, tau = 2 above all, is multiplying by its inverse, as both round the same number
@@ -24,8 +27,8 @@ namespace {  // every object file its own copy: the CPU kernels are compiled for
 
 // Of a neuron: what kernels may know when they are compiled.
 struct Kind {
-  bool hard, ternary, integer, bounded, detached;
-  SNN_HOST_DEVICE bool plain() const { return !(ternary || integer || bounded); }
+  bool hard, ternary, integer, bounded, detached, synaptic, adaptive, at_threshold;
+  SNN_HOST_DEVICE bool plain() const { return !(ternary || integer || bounded || synaptic || adaptive); }
 };
 
 SNN_HOST_DEVICE constexpr bool of_input(Leak form) {
@@ -57,14 +60,18 @@ SNN_HD L gain_of_state(Leak form, L leak) {
 template <class S>
 struct Neuron {
   Leak form;
-  bool hard, ternary, bounded, detached;  // see kind()
+  bool hard, ternary, bounded, detached, synaptic, adaptive, at_threshold;  // see kind()
   Surrogate surrogate;
   S leak, rest, threshold, fire_above, reset, v_start, v_min;
   // Adjoint: dv/dh = (s ? kept : 1) + (pull - push*h) * surrogate'; dx/dh = input_gain, dv[t-1]/dh = state_gain.
   S kept, pull, push, input_gain, state_gain;
+  S synapse_decay, threshold_decay, jump;
   Constants<S> k;
 
-  SNN_HOST_DEVICE Kind kind() const { return {hard, ternary, surrogate == Surrogate::Integer, bounded, detached}; }
+  SNN_HOST_DEVICE Kind kind() const {
+    return {hard, ternary, surrogate == Surrogate::Integer, bounded, detached, synaptic, adaptive, at_threshold};
+  }
+  SNN_HOST_DEVICE int states() const { return 1 + synaptic + adaptive; }
 
 #ifndef __CUDACC_RTC__  // made on the host
   explicit Neuron(const LIFSpec& p, const void* table = nullptr)
@@ -73,6 +80,9 @@ struct Neuron {
         ternary(p.ternary),
         bounded(p.bounded),
         detached(p.detach_reset),
+        synaptic(p.synaptic),
+        adaptive(p.adaptive),
+        at_threshold(p.fire_at_threshold),
         surrogate(p.surrogate),
         leak(form == p.form ? S(p.leak) : S(1) / S(p.leak)),
         rest(S(p.hard ? p.reset : 0)),
@@ -87,6 +97,9 @@ struct Neuron {
         push(p.detach_reset || !p.hard ? S(0) : S(1)),
         input_gain(gain_of_input(p.form, p.leak)),
         state_gain(gain_of_state(p.form, p.leak)),
+        synapse_decay(S(p.synapse_decay)),
+        threshold_decay(S(p.threshold_decay)),
+        jump(S(p.threshold_jump)),
         k{S(p.constants[0]), S(p.constants[1]), S(p.constants[2]), static_cast<const S*>(table)} {}
 #endif
 };
@@ -111,6 +124,24 @@ SNN_HD V reset(bool hard, const Neuron<S>& n, V h) {
 
 // --- of any kind, and with a threshold P that is n's or each lane's ---
 
+// The synaptic current, which the membrane receives for x; its adjoint, from dL/dx of the step and dL/di of the next,
+// is dL/dx + synapse_decay * dL/di, and dL/dx of whoever made x.
+template <class V, class S>
+SNN_HD V current(const Neuron<S>& n, V i, V x) {
+  return n.synapse_decay * i + x;
+}
+
+// The threshold of a step, from the adaptation before it, and the adaptation behind it. With dL/da of the latter added
+// to dL/ds, dL/da of the former is threshold_decay * dL/da + jump * dL/dthreshold.
+template <class V, class S, class P>
+SNN_HD V raised(const Neuron<S>& n, P threshold, V a) {
+  return threshold + n.jump * a;
+}
+template <class V, class S>
+SNN_HD V adapted(const Neuron<S>& n, V a, V s) {
+  return n.threshold_decay * a + s;
+}
+
 template <class V, class S>
 SNN_HD V bound(const Neuron<S>& n, V h) {
   return h <= n.v_min ? n.v_min + V{} : h;
@@ -123,8 +154,11 @@ SNN_HD V spike(Kind kind, const Neuron<S>& n, P threshold, P fire_above, V h) {
     const V u = h / threshold, from = u > S(0) ? u : V{};                     // a NaN does not fire
     return ((from < n.k.a ? from : n.k.a + V{}) + to_integer) - to_integer;
   }
-  const V up = h > fire_above ? S(1) + V{} : V{};
-  return kind.ternary ? up - (-h > fire_above ? S(1) + V{} : V{}) : up;
+  const auto fired = [&](V u) {
+    if (kind.adaptive && kind.at_threshold) return u >= threshold ? S(1) + V{} : V{};
+    return u > (kind.adaptive ? threshold : fire_above) ? S(1) + V{} : V{};
+  };
+  return kind.ternary ? fired(h) - fired(-h) : fired(h);
 }
 
 template <class V, class S, class P>

@@ -8,6 +8,7 @@ from .convert import convert
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.pack import packed_spikes
+from .ops.recurrent import recurrent_lif
 from .ops.ttm import ttm
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "losses",
     "nn",
     "packed_spikes",
+    "recurrent_lif",
     "surrogate",
     "ttm",
 ]

@@ -16,6 +16,8 @@ struct Kernels {
   const char* isa;
   decltype(&baseline::lif_forward) lif_forward;
   decltype(&baseline::lif_backward) lif_backward;
+  decltype(&baseline::recurrent_forward) recurrent_forward;
+  decltype(&baseline::recurrent_backward) recurrent_backward;
   decltype(&baseline::norm_parts) norm_parts;
   decltype(&baseline::moments) moments;
   decltype(&baseline::prepare) prepare;
@@ -27,10 +29,11 @@ struct Kernels {
   decltype(&baseline::pack) pack;
   decltype(&baseline::unpack) unpack;
 };
-#define SNN_KERNELS(isa)                                                                                               \
-  Kernels {                                                                                                            \
-    #isa, isa::lif_forward, isa::lif_backward, isa::norm_parts, isa::moments, isa::prepare, isa::sums, isa::gradients, \
-        isa::norm_kept, isa::norm_backward, isa::ttm, isa::pack, isa::unpack                                           \
+#define SNN_KERNELS(isa)                                                                                         \
+  Kernels {                                                                                                      \
+    #isa, isa::lif_forward, isa::lif_backward, isa::recurrent_forward, isa::recurrent_backward, isa::norm_parts, \
+        isa::moments, isa::prepare, isa::sums, isa::gradients, isa::norm_kept, isa::norm_backward, isa::ttm,     \
+        isa::pack, isa::unpack                                                                                   \
   }
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
@@ -77,6 +80,15 @@ void lif_forward_cpu(const LIFSpec& p, const LIFShape& s, const LIFForward& a, i
 }
 void lif_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int threads) {
   kernels().lif_backward(p, s, a, threads, expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner));
+}
+void recurrent_forward_cpu(const LIFSpec& p, const LIFShape& s, const LIFForward& a, const Recurrence& r, int threads) {
+  expect(a.spikes, s.dtype, s.outer * s.steps * s.inner);
+  kernels().recurrent_forward(p, s, a, r, threads);
+}
+void recurrent_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const Recurrence& r,
+                            int threads) {
+  expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner);
+  kernels().recurrent_backward(p, s, a, r, threads);
 }
 int64_t norm_parts_cpu(const LIFShape& s) { return kernels().norm_parts(s); }
 void moments_cpu(const LIFShape& s, const Norm& n, const void* x, double* moments, int threads) {

@@ -1,4 +1,4 @@
-// The CPU kernels, one copy per instruction set; see lif.cpp, norm.cpp, pack.cpp and ttm.cpp.
+// The CPU kernels, one copy per instruction set; see lif.cpp, recurrent.cpp, norm.cpp, pack.cpp and ttm.cpp.
 #pragma once
 #include "../lif.h"
 #include "../norm.h"
@@ -9,6 +9,8 @@
   namespace snnkern::isa {                                                                                             \
   void lif_forward(const LIFSpec&, const LIFShape&, const LIFForward&, int threads, bool streaming);                   \
   void lif_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads, bool streaming);                 \
+  void recurrent_forward(const LIFSpec&, const LIFShape&, const LIFForward&, const Recurrence&, int threads);          \
+  void recurrent_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, const Recurrence&, int threads);        \
   int64_t norm_parts(const LIFShape&);                                                                                 \
   void moments(const LIFShape&, const Norm&, const void* x, double* moments, int threads);                             \
   void prepare(const NormPlan&, const double* moments, const NormParameters&, void* table);                            \

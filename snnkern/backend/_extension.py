@@ -60,6 +60,11 @@ def neuron_of(spec):
             spec.v_min or 0.0,
             _C.surrogates[spec.surrogate.twin().__name__],
             *spec.surrogate.constants(),
+            spec.synapse_decay is not None,
+            spec.synapse_decay or 0.0,
+            spec.threshold_decay is not None,
+            spec.threshold_decay or 0.0,
+            spec.threshold_jump,
         )
     return made
 
@@ -96,9 +101,14 @@ def more_of(more):
 def words_of(more) -> list[int]:
     """What csrc/lif.h's More is made of."""
     words = []
-    for p in more[:2]:
+    for p in more[:3]:
         words += (0, 1, 1) if p is None else (*addresses(p.data), p.channels, p.period)
-    return words + addresses(*more[2:])
+    return words + addresses(*more[3:])
+
+
+def recurrence_of(recurrence):
+    """Recurrence, for a ``spec.neuron.Recurrence``."""
+    return _C.Recurrence(recurrence.weight.shape[0], *addresses(*recurrence))
 
 
 def parameters_of(parameters):

@@ -12,7 +12,7 @@ import torch
 
 from ..backend.reference.bn_lif import gather
 from ..spec.layout import Layout, arrange, state_dtype
-from ..spec.neuron import Backward, Forward, LIFSpec, More, Parameter
+from ..spec.neuron import Backward, Forward, LIFSpec, More, Parameter, Recurrence
 from ..spec.norm import ROWS, Batch, Norm, Parameters, Plan
 from ..spec.split import CHUNK
 from ..surrogate import Integer, Surrogate, Table
@@ -53,6 +53,20 @@ def go_back_by(surrogate: Surrogate, node) -> int:
     return found
 
 
+class Tensors(NamedTuple):
+    """The parameters of a neuron that are tensors, as given but in the dtype of the state; None: it has none."""
+
+    leak: torch.Tensor | None = None
+    threshold: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def given(self) -> bool:
+        return self.leak is not None or self.threshold is not None or self.bias is not None
+
+
+NO_TENSORS = Tensors()
+
+
 class Kept(NamedTuple):
     """What backward needs of forward's tensors, in the kernels' order."""
 
@@ -61,30 +75,39 @@ class Kept(NamedTuple):
     saved: torch.Tensor | None
     table: torch.Tensor | None = None
     residual: torch.Tensor | None = None
-    leak: torch.Tensor | None = None  # as given, in the dtype of the state
+    leak: torch.Tensor | None = None  # Tensors
     threshold: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> Tensors:
+        return Tensors(*self[-3:])
 
 
-def lif_forward(op: Op, x, v, keep: bool, leak=None, threshold=None):
+def lif_forward(op: Op, x, v, keep: bool, tensors: Tensors = NO_TENSORS):
     """Returns spikes, v_last (or the sequence), what is kept, and the layout of x."""
     x, layout = arrange(x, op.time_dim, op.steps_out)
+    call = _forward(op, layout, x, v, keep, tensors)
+    op.kernels.lif_forward(op.spec, layout, call)
+    v_last = call.more.v_seq if op.return_v == "sequence" else call.v_last
+    return call.spikes, v_last, Kept(x, call.v, call.saved, None, None, *tensors), layout
+
+
+def _forward(op: Op, layout: Layout, x, v, keep: bool, tensors: Tensors) -> Forward:
+    """x, arranged, and v as kernels can take them, and new tensors for what they write."""
     if v is not None:
-        v = layout.arrange(v, without=op.time_dim)
+        v = layout.arrange(v, op.time_dim, op.spec.states)
     outputs, more = _outputs(op, x, layout, keep), None
-    if leak is not None or threshold is not None or op.return_v == "sequence":
-        more = _parameters(op, layout, x, leak, threshold)
+    if tensors.given() or op.return_v == "sequence":
+        more = _parameters(op, layout, x, tensors)
         if op.return_v == "sequence":
             more = more._replace(v_seq=layout.empty(x.shape, state_dtype(x.dtype), x.device))
-    call = Forward(x, v, *outputs, more=more)
-    op.kernels.lif_forward(op.spec, layout, call)
-    v_last = more.v_seq if op.return_v == "sequence" else call.v_last
-    return call.spikes, v_last, Kept(x, v, call.saved, leak=leak, threshold=threshold), layout
+    return Forward(x, v, *outputs, more=more)
 
 
-def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v, want_v: bool, want_leak=False,
-                 want_threshold=False):  # fmt: skip
-    """The adjoint, from the gradients of spikes and of v_last (or the sequence): gradients of x and, if wanted, of v,
-    of the leak and of the threshold.
+def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v, want_v: bool, *want_tensors: bool):
+    """The adjoint, from the gradients of spikes and of v_last (or the sequence): gradients of x and, if wanted, of v
+    and of the tensors among the parameters.
 
     Of neuron n, kernels write the sums over time
 
@@ -92,47 +115,103 @@ def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v, want_v
                                                       = x[t] - (v[t-1] - rest)   tau_input, and its inverse
                                                       = -(v[t-1] - rest)         tau, and its inverse
         grad_threshold  dL/dthreshold through h[t] > threshold and the reset of step t
+        grad_bias       dL/dx[t]
     """
+    call = _adjoint(op, layout, kept, grad_spikes, grad_v, want_v, want_tensors or (False,) * 3)
+    op.kernels.lif_backward(op.spec, layout, call)
+    return call.grad_x, call.grad_v, *_of_tensors(op, call, kept.tensors)
+
+
+def _adjoint(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v, want_v: bool, want_tensors) -> Backward:
     sequence = grad_v if op.return_v == "sequence" else None
     call = _backward(op, layout, kept, grad_spikes, None if op.return_v == "sequence" else grad_v, want_v)
-    leak, threshold = kept.leak, kept.threshold
-    if leak is not None or threshold is not None or sequence is not None:
-        more = _parameters(op, layout, kept.x, leak, threshold)
+    if kept.tensors.given() or sequence is not None:
+        more = _parameters(op, layout, kept.x, kept.tensors)
         sums = [
             layout.empty(_without_time(op, kept.x), state_dtype(kept.x.dtype), kept.x.device, without=op.time_dim)
             if wanted
             else None
-            for wanted in (want_leak, want_threshold)
+            for wanted in want_tensors
         ]
         grad_v_seq = None if sequence is None else layout.arrange(sequence)
         table = None if call.more is None else call.more.table
-        rest = {"grad_v_seq": grad_v_seq, "grad_leak": sums[0], "grad_threshold": sums[1]}
-        call = call._replace(more=more._replace(table=table, **rest))
-    op.kernels.lif_backward(op.spec, layout, call)
-    grad_leak, grad_threshold = (None, None) if call.more is None else call.more[-2:]
-    if grad_leak is not None:
-        grad_leak = grad_leak.sum_to_size(leak.shape)
-        if op.spec.form in ("tau_input", "tau"):
-            grad_leak = -grad_leak / (leak * leak)
-    if grad_threshold is not None:
-        grad_threshold = grad_threshold.sum_to_size(threshold.shape)
-    return call.grad_x, call.grad_v, grad_leak, grad_threshold
+        rest = dict(zip(("grad_leak", "grad_threshold", "grad_bias"), sums, strict=True))
+        call = call._replace(more=more._replace(table=table, grad_v_seq=grad_v_seq, **rest))
+    return call
+
+
+def _of_tensors(op: Op, call: Backward, tensors: Tensors):
+    """The gradients of the tensors among the parameters, from what kernels wrote."""
+    sums = (None,) * 3 if call.more is None else call.more[-3:]
+    leak, *rest = (None if g is None else g.sum_to_size(p.shape) for g, p in zip(sums, tensors, strict=True))
+    if leak is not None and op.spec.form in ("tau_input", "tau"):
+        leak = -leak / (tensors.leak * tensors.leak)
+    return leak, *rest
+
+
+class Feedback(NamedTuple):
+    """What the neurons of ``recurrent_lif`` have besides those of ``lif``."""
+
+    weight: torch.Tensor  # [H, H] in the dtype of the state
+    s: torch.Tensor | None  # spikes before the first step, in the kernels' order
+
+
+def recurrent_forward(op: Op, x, weight, v, s, keep: bool, tensors: Tensors = NO_TENSORS):
+    """As ``lif_forward``, of layers of neurons that receive their own spikes; what feeds back comes last."""
+    x, layout = arrange_layers(x, op.time_dim)
+    feedback = Feedback(weight.contiguous(), None if s is None else layout.arrange(s, op.time_dim))
+    call = _forward(op, layout, x, v, keep, tensors)
+    given = feedback.weight, weight.t().contiguous(), feedback.s
+    op.kernels.recurrent_forward(op.spec, layout, call, Recurrence(*given))
+    return call.spikes, call.v_last, Kept(x, call.v, call.saved, None, None, *tensors), layout, feedback
+
+
+def recurrent_backward(op: Op, layout: Layout, kept: Kept, feedback: Feedback, spikes, grad_spikes, grad_v, want_v,
+                       want_weight: bool, want_s: bool, *want_tensors: bool):  # fmt: skip
+    """As ``lif_backward``, from forward's spikes too: gradients of x, v, the weight, s and the tensors."""
+    call = _adjoint(op, layout, kept, grad_spikes, grad_v, want_v, want_tensors)
+    (weight, s), spikes, grad_s = feedback, layout.arrange(spikes), None
+    if want_s:
+        shape, state = _without_time(op, kept.x), state_dtype(kept.x.dtype)
+        grad_s = layout.empty(shape, state, kept.x.device, without=op.time_dim)
+    feedback = Recurrence(weight, weight.t().contiguous(), s, spikes, grad_s)
+    op.kernels.recurrent_backward(op.spec, layout, call, feedback)
+    grad_weight = _of_weight(op, layout, call.grad_x, spikes, s) if want_weight else None
+    grad_s = None if grad_s is None else grad_s.to(kept.x.dtype)
+    return call.grad_x, call.grad_v, grad_weight, grad_s, *_of_tensors(op, call, kept.tensors)
+
+
+def arrange_layers(x, time_dim: int):
+    """``arrange``, with the neurons of a layer, the last dimension but for time, innermost."""
+    last = x.dim() - 1 - (time_dim == x.dim() - 1)
+    x, layout = arrange(x, time_dim)
+    if (layout.order or range(x.dim()))[-1] != last or layout.inner % max(x.shape[last], 1):
+        x, layout = arrange(x.movedim(time_dim, 0).contiguous().movedim(0, time_dim), time_dim)
+    return x, layout
+
+
+def _of_weight(op: Op, layout: Layout, grad_x, spikes, s) -> torch.Tensor:
+    """The sum over steps and layers of what a neuron's input wants, times the spikes of the step before."""
+    grad_x, spikes = (t.movedim(op.time_dim, 0) for t in (grad_x, layout.restore(spikes)))
+    size = grad_x.shape[-1]
+    grad = grad_x[1:].reshape(-1, size).t() @ spikes[:-1].reshape(-1, size)
+    if s is not None and len(grad_x):
+        grad = grad + grad_x[0].reshape(-1, size).t() @ layout.restore(s, op.time_dim).reshape(-1, size)
+    return grad.to(state_dtype(grad.dtype))
 
 
 def _without_time(op: Op, x) -> torch.Size:
     return x.shape[: op.time_dim] + x.shape[op.time_dim + 1 :]
 
 
-def _parameters(op: Op, layout: Layout, x, leak, threshold) -> More:
+def _parameters(op: Op, layout: Layout, x, tensors: Tensors) -> More:
     fire_above, shape = None, _without_time(op, x)
-    if leak is not None:
-        leak = _parameter(layout, leak, shape, op.time_dim)
+    leak, threshold, bias = (None if p is None else _parameter(layout, p, shape, op.time_dim) for p in tensors)
     if threshold is not None:
-        threshold = _parameter(layout, threshold, shape, op.time_dim)
         fire_above = threshold.data
         if op.spec.fire_at_threshold:
             fire_above = torch.nextafter(fire_above, torch.full_like(fire_above, -math.inf))
-    return More(leak, threshold, fire_above)
+    return More(leak, threshold, bias, fire_above)
 
 
 def _parameter(layout: Layout, p: torch.Tensor, shape: torch.Size, time_dim: int) -> Parameter:
@@ -241,10 +320,10 @@ def _outputs(op: Op, x, layout: Layout, keep: bool):
         note(spikes)
     state = state_dtype(x.dtype)
     if op.return_v is True:
-        v_last = layout.empty(before + after, state, x.device, without=time_dim)
+        v_last = layout.empty(before + after, state, x.device, time_dim, op.spec.states)
     saved = None
     if keep and has_chunks(layout.steps):
-        size = (layout.steps - 1) // CHUNK * layout.outer * layout.inner
+        size = (layout.steps - 1) // CHUNK * op.spec.states * layout.outer * layout.inner
         size = size if type(size) is int and size > LEAST else torch.sym_max(size, LEAST)
         saved = torch.empty((size,), dtype=state, device=x.device)
     return spikes, v_last, saved
@@ -261,11 +340,11 @@ def _backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last, want
     if grad_spikes is not None:
         grad_spikes = layout.arrange(grad_spikes)
     if grad_v_last is not None:
-        grad_v_last = layout.arrange(grad_v_last, without=time_dim)
+        grad_v_last = layout.arrange(grad_v_last, time_dim, op.spec.states)
     grad_v = None
     if want_v:
         shape = x.shape[:time_dim] + x.shape[time_dim + 1 :]
-        grad_v = layout.empty(shape, state_dtype(x.dtype), x.device, without=time_dim)
+        grad_v = layout.empty(shape, state_dtype(x.dtype), x.device, time_dim, op.spec.states)
     grad_x = layout.empty(x.shape, x.dtype, x.device)
     surrogate, more = op.spec.surrogate, None
     if isinstance(surrogate, Table):

@@ -21,10 +21,11 @@ from ..spec.layout import Layout, arrange, state_dtype
 from ..spec.neuron import LIFSpec
 from ..spec.norm import Batch, Parameters
 from . import launch
-from .launch import Kept, Op, Wanted
+from .launch import Feedback, Kept, Op, Tensors, Wanted
 
 _library = torch.library.Library("snnkern", "DEF")
-_parameters = "Tensor? leak, Tensor? threshold, Tensor? curve"
+_parameters = "Tensor? leak, Tensor? threshold, Tensor? bias, Tensor? curve"
+_gradients = "Tensor grad_leak, Tensor grad_threshold, Tensor grad_bias"
 _library.define(
     f"lif(Tensor x, Tensor? v, {_parameters}, str neuron, int time_dim, SymInt? steps_out, str return_v, str backend) "
     "-> (Tensor spikes, Tensor v_last, Tensor saved)"
@@ -32,7 +33,16 @@ _library.define(
 _library.define(
     f"lif_backward(Tensor x, Tensor? v, Tensor saved, {_parameters}, Tensor? grad_spikes, Tensor? grad_v_last, "
     "str neuron, int time_dim, SymInt? steps_out, str return_v, str backend) -> "
-    "(Tensor grad_x, Tensor grad_v, Tensor grad_leak, Tensor grad_threshold)"
+    f"(Tensor grad_x, Tensor grad_v, {_gradients})"
+)
+_library.define(
+    f"recurrent_lif(Tensor x, Tensor weight, Tensor? v, Tensor? s, {_parameters}, str neuron, int time_dim, "
+    "str backend) -> (Tensor spikes, Tensor v_last, Tensor saved)"
+)
+_library.define(
+    f"recurrent_lif_backward(Tensor x, Tensor weight, Tensor? v, Tensor? s, Tensor saved, Tensor spikes, "
+    f"{_parameters}, Tensor? grad_spikes, Tensor? grad_v_last, str neuron, int time_dim, str backend) -> "
+    f"(Tensor grad_x, Tensor grad_weight, Tensor grad_v, Tensor grad_s, {_gradients})"
 )
 _norm = (
     "Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? v, Tensor? residual, "
@@ -54,17 +64,16 @@ def _spec(neuron: str, curve: torch.Tensor | None, kernels) -> LIFSpec:
     if curve is None:
         return _spec_of(neuron)
     if kernels is _Nothing:  # the numbers are not to be had, nor needed
-        *before, _, detach_reset, fire_at_threshold, ternary, v_min, v_start = neuron.split(";")
-        rest = surrogates.Triangle().text, detach_reset, fire_at_threshold, ternary, v_min, v_start
-        return _spec_of(";".join((*before, *rest)))
+        _, _, rest = neuron.partition(";")
+        return _spec_of(f"{surrogates.Triangle().text};{rest}")
     return _spec_of.__wrapped__(neuron, curve)
 
 
 @lru_cache(maxsize=512)
 def _spec_of(neuron: str, curve: torch.Tensor | None = None) -> LIFSpec:
-    form, *numbers, surrogate, detach_reset, fire_at_threshold, ternary, v_min, v_start = neuron.split(";")
-    numbers = [None if number == "None" else float(number) for number in (*numbers, v_min, v_start)]
-    flags = [flag == "True" for flag in (detach_reset, fire_at_threshold, ternary)]
+    surrogate, form, *rest = neuron.split(";")
+    flags = [flag == "True" for flag in rest[:3]]
+    numbers = [None if number == "None" else float(number) for number in rest[3:]]
     return LIFSpec(form, *numbers[:3], surrogates.parse(surrogate, curve), *flags, *numbers[3:])
 
 
@@ -80,18 +89,35 @@ def name_of(kernels) -> str:
     return kernels.__name__.rpartition(".")[2]
 
 
-def lif(x, v, leak, threshold, spec: LIFSpec, time_dim: int, steps_out: int | None, return_v: bool | str, backend: str):
+def lif(x, v, tensors, spec: LIFSpec, time_dim: int, steps_out: int | None, return_v: bool | str, backend: str):
     """``snnkern.lif`` of checked arguments, as one node of the graph. ``steps_out`` None: as many as x has."""
     curve = _curve(spec, x)
     rest = neuron(spec), time_dim, steps_out, str(return_v), backend
-    spikes, v_last, _ = _call("lif", x, v, leak, threshold, curve, *rest)
+    spikes, v_last, _ = _call("lif", x, v, *tensors, curve, *rest)
     return spikes, v_last
+
+
+def recurrent_lif(x, weight, v, s, tensors, spec: LIFSpec, time_dim: int, backend: str):
+    """``snnkern.recurrent_lif``, likewise."""
+    spikes, v_last, _ = _call(
+        "recurrent_lif", x, weight, v, s, *tensors, _curve(spec, x), neuron(spec), time_dim, backend
+    )
+    return spikes, v_last
+
+
+def recurrent_lif_backward(op: Op, layout: Layout, kept: Kept, feedback: Feedback, spikes, grad_spikes, grad_v_last):
+    """``launch.recurrent_backward``, as ``lif_backward``."""
+    x, v, saved = _as_given(op, layout, kept)
+    s = None if feedback.s is None else layout.restore(feedback.s, op.time_dim)
+    given = x, feedback.weight, v, s, saved, spikes, *kept.tensors, _curve(op.spec, x)
+    rest = grad_spikes, grad_v_last, neuron(op.spec), op.time_dim, name_of(op.kernels)
+    return _call("recurrent_lif_backward", *given, *rest)
 
 
 def lif_backward(op: Op, layout: Layout, kept: Kept, grad_spikes, grad_v_last):
     """``launch.lif_backward``, of what a plain forward kept and gradients that are not plain."""
     x, v, saved = _as_given(op, layout, kept)
-    parameters = kept.leak, kept.threshold, _curve(op.spec, x)
+    parameters = *kept.tensors, _curve(op.spec, x)
     rest = neuron(op.spec), op.time_dim, op.steps_out, str(op.return_v), name_of(op.kernels)
     return _call("lif_backward", x, v, saved, *parameters, grad_spikes, grad_v_last, *rest)
 
@@ -114,7 +140,7 @@ def _call(name: str, *arguments):
 
 def _as_given(op: Op, layout: Layout, kept: Kept):
     """What forward kept, in the order of x's own dimensions."""
-    v = None if kept.v is None else layout.restore(kept.v, without=op.time_dim)
+    v = None if kept.v is None else layout.restore(kept.v, op.time_dim, op.spec.states)
     return kept.x, v, _or_empty(kept.saved, kept.x)
 
 
@@ -125,9 +151,10 @@ def _curve(spec: LIFSpec, x) -> torch.Tensor | None:
 def neuron(spec: LIFSpec) -> str:
     if spec.surrogate.text is None:
         spec.surrogate.twin()  # raises
-    numbers = f"{spec.form};{spec.leak};{spec.threshold};{spec.reset};{spec.surrogate.text}"
     flags = f"{spec.detach_reset};{spec.fire_at_threshold};{spec.ternary}"
-    return f"{numbers};{flags};{spec.v_min};{spec.v_start}"
+    numbers = f"{spec.leak};{spec.threshold};{spec.reset};{spec.v_min};{spec.v_start}"
+    more = f"{spec.synapse_decay};{spec.threshold_decay};{spec.threshold_jump}"
+    return f"{spec.surrogate.text};{spec.form};{flags};{numbers};{more}"
 
 
 def bn_lif(tensors, norm: Batch, spec: LIFSpec, time_dim: int, steps_out: int, return_v: bool, backend: str | None):
@@ -184,7 +211,8 @@ class _Nothing:
     def lif_forward(*args):
         pass
 
-    lif_backward = ttm = bn_moments = bn_prepare = bn_sums = bn_gradients = lif_forward
+    lif_backward = recurrent_forward = recurrent_backward = lif_forward
+    ttm = bn_moments = bn_prepare = bn_sums = bn_gradients = lif_forward
 
 
 def _op(kernels, x, curve, neuron, time_dim, steps_out, return_v) -> Op:
@@ -197,20 +225,37 @@ def _op(kernels, x, curve, neuron, time_dim, steps_out, return_v) -> Op:
 _RETURNED = {"True": True, "False": False, "sequence": "sequence"}
 
 
-def _forward(kernels, x, v, leak, threshold, curve, neuron, time_dim, steps_out, return_v):
+def _forward(kernels, x, v, leak, threshold, bias, curve, neuron, time_dim, steps_out, return_v):
     op = _op(kernels, x, curve, neuron, time_dim, steps_out, _RETURNED[return_v])
-    spikes, v_last, kept, _ = launch.lif_forward(op, x, v, True, leak, threshold)
+    spikes, v_last, kept, _ = launch.lif_forward(op, x, v, True, Tensors(leak, threshold, bias))
     return spikes, *(_or_empty(t, x, state_dtype(x.dtype), n) for t, n in ((v_last, 0), (kept.saved, launch.LEAST)))
 
 
-def _backward(kernels, x, v, saved, leak, threshold, curve, grad_spikes, grad_v_last, neuron, time_dim, steps_out,
+def _backward(kernels, x, v, saved, leak, threshold, bias, curve, grad_spikes, grad_v_last, neuron, time_dim, steps_out,
               return_v):  # fmt: skip
     op = Op(_spec(neuron, curve, kernels), time_dim, steps_out, kernels, _RETURNED[return_v])
-    kept, layout = _kept(op, x, v, saved)
-    kept = kept._replace(leak=leak, threshold=threshold)
-    wanted = True, leak is not None, threshold is not None
+    kept, layout = _kept(op, *arrange(x, time_dim, steps_out), v, saved, leak, threshold, bias)
+    wanted = True, *(t is not None for t in kept.tensors)
     gradients = launch.lif_backward(op, layout, kept, grad_spikes, grad_v_last, *wanted)
     return *gradients[:2], *(_or_empty(t, x, state_dtype(x.dtype)) for t in gradients[2:])
+
+
+def _recurrent_forward(kernels, x, weight, v, s, leak, threshold, bias, curve, neuron, time_dim):
+    op = Op(_spec(neuron, curve, kernels), time_dim, x.shape[time_dim], kernels)
+    spikes, v_last, kept, *_ = launch.recurrent_forward(op, x, weight, v, s, True, Tensors(leak, threshold, bias))
+    return spikes, v_last, _or_empty(kept.saved, x, state_dtype(x.dtype), launch.LEAST)
+
+
+def _recurrent_backward(kernels, x, weight, v, s, saved, spikes, leak, threshold, bias, curve, grad_spikes, grad_v_last,
+                        neuron, time_dim):  # fmt: skip
+    op = Op(_spec(neuron, curve, kernels), time_dim, x.shape[time_dim], kernels)
+    kept, layout = _kept(op, *launch.arrange_layers(x, time_dim), v, saved, leak, threshold, bias)
+    feedback = Feedback(weight.contiguous(), None if s is None else layout.arrange(s, time_dim))
+    wanted = True, True, s is not None, *(t is not None for t in kept.tensors)
+    gradients = launch.recurrent_backward(op, layout, kept, feedback, spikes, grad_spikes, grad_v_last, *wanted)
+    grad_x, grad_v, grad_weight, grad_s, *rest = gradients
+    state = state_dtype(x.dtype)
+    return grad_x, grad_weight, grad_v, _or_empty(grad_s, x), *(_or_empty(t, x, state) for t in rest)
 
 
 def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual, curve, neuron, norm, *rest):
@@ -225,17 +270,16 @@ def _bn_forward(kernels, y, weight, bias, running_mean, running_var, v, residual
 def _bn_backward(kernels, y, v, saved, table, residual, curve, grad_spikes, grad_v_last, neuron, norm, time_dim,
                  steps_out):  # fmt: skip
     op = Op(_spec(neuron, curve, kernels), time_dim, steps_out, kernels)
-    kept, layout = _kept(op, y, v, saved)
+    kept, layout = _kept(op, *arrange(y, time_dim, steps_out), v, saved)
     kept = kept._replace(table=table, residual=None if residual is None else layout.arrange(residual))
     count, period = y.numel() / max(y.shape[2], 1), layout.period(y.shape, 2, time_dim)
     return launch.bn_backward(op, _batch(norm), layout, count, period, kept, grad_spikes, grad_v_last, Wanted())
 
 
-def _kept(op: Op, x, v, saved):
-    x, layout = arrange(x, op.time_dim, op.steps_out)
+def _kept(op: Op, x, layout: Layout, v, saved, *tensors):
     if v is not None:
-        v = layout.arrange(v, without=op.time_dim)
-    return Kept(x, v, saved if launch.has_chunks(layout.steps) else None), layout
+        v = layout.arrange(v, op.time_dim, op.spec.states)
+    return Kept(x, v, saved if launch.has_chunks(layout.steps) else None, None, None, *tensors), layout
 
 
 def _or_empty(t, like, dtype=None, size=0):
@@ -243,8 +287,8 @@ def _or_empty(t, like, dtype=None, size=0):
 
 
 def _setup(ctx, inputs, output):
-    x, v, leak, threshold, curve, *ctx.rest, ctx.returned_v, ctx.backend = inputs
-    ctx.save_for_backward(x, v, output[2], leak, threshold, curve)
+    x, v, leak, threshold, bias, curve, *ctx.rest, ctx.returned_v, ctx.backend = inputs
+    ctx.save_for_backward(x, v, output[2], leak, threshold, bias, curve)
     ctx.set_materialize_grads(False)
 
 
@@ -252,9 +296,26 @@ def _grad(ctx, grad_spikes, grad_v_last, _):
     grad_v_last = grad_v_last if ctx.returned_v != "False" else None  # of nothing
     rest = grad_spikes, grad_v_last, *ctx.rest, ctx.returned_v, ctx.backend
     gradients = _once("lif", *ctx.saved_tensors, *rest)
-    _, v, _, leak, threshold, _ = ctx.saved_tensors
-    given = True, v is not None, leak is not None, threshold is not None
-    return *(grad if wanted else None for grad, wanted in zip(gradients, given, strict=True)), *(None,) * 6
+    _, v, _, *tensors, _ = ctx.saved_tensors
+    return *_given(gradients, (True, v, *tensors)), *(None,) * 6
+
+
+def _given(gradients, tensors):
+    """The gradients of the tensors that are."""
+    return [grad if t is not None else None for grad, t in zip(gradients, tensors, strict=True)]
+
+
+def _setup_recurrent(ctx, inputs, output):
+    *tensors, curve, ctx.neuron, ctx.time_dim, ctx.backend = inputs
+    ctx.save_for_backward(*tensors[:4], output[2], output[0], *tensors[4:], curve)
+    ctx.set_materialize_grads(False)
+
+
+def _grad_recurrent(ctx, grad_spikes, grad_v_last, _):
+    rest = grad_spikes, grad_v_last, ctx.neuron, ctx.time_dim, ctx.backend
+    gradients = _once("recurrent_lif", *ctx.saved_tensors, *rest)
+    _, _, v, s, _, _, *tensors, _ = ctx.saved_tensors
+    return *_given(gradients, (True, True, v, s, *tensors)), *(None,) * 4
 
 
 def _setup_bn(ctx, inputs, output):
@@ -332,6 +393,8 @@ def _register(name: str, function, setup, grad) -> None:
 
 _register("lif", _forward, _setup, _grad)
 _register("lif_backward", _backward, None, partial(_refuse_twice, "lif"))
+_register("recurrent_lif", _recurrent_forward, _setup_recurrent, _grad_recurrent)
+_register("recurrent_lif_backward", _recurrent_backward, None, partial(_refuse_twice, "recurrent_lif"))
 _register("bn_lif", _bn_forward, _setup_bn, _grad_bn)
 _register("bn_lif_backward", _bn_backward, None, partial(_refuse_twice, "bn_lif"))
 _register("ttm", lambda kernels, *args: launch.ttm(*args, kernels), _setup_ttm, _grad_ttm)

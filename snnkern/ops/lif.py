@@ -8,11 +8,11 @@ from functools import cache
 import torch
 
 from ..backend import choose
-from ..spec.arguments import check_dense, check_parameter, check_state, check_x, plan_steps
+from ..spec.arguments import check_dense, check_parameter, check_state, check_x, join_states, plan_steps
 from ..spec.layout import are_plain_gradients, is_plain, state_dtype
-from ..spec.neuron import GIVEN, make_spec, new_spec
+from ..spec.neuron import GIVEN, LIFSpec, make_spec, new_spec
 from ..surrogate import Surrogate, Triangle, from_spikingjelly
-from .launch import Kept, Op, lif_backward, lif_forward
+from .launch import NO_TENSORS, Kept, Op, Tensors, lif_backward, lif_forward
 from .pack import note
 from .sharded import is_sharded, on_shards
 from .ttm import ttm
@@ -20,7 +20,7 @@ from .ttm import ttm
 
 def lif(
     x: torch.Tensor,
-    v: torch.Tensor | None = None,
+    v: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
     *,
     decay: float | torch.Tensor | None = None,
     tau: float | torch.Tensor | None = None,
@@ -33,11 +33,15 @@ def lif(
     inverse_tau: float | torch.Tensor | None = None,
     ternary: bool = False,
     v_min: float | None = None,
+    bias: torch.Tensor | None = None,
+    synapse_decay: float | None = None,
+    threshold_decay: float | None = None,
+    threshold_jump: float | None = None,
     steps_out: int | None = None,
     time_dim: int = 0,
     return_v: bool | str = True,
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | tuple[torch.Tensor, ...] | None]:
     """Leaky integrate-and-fire over time, fused.
 
     ::
@@ -50,7 +54,14 @@ def lif(
         v[t] = reset if s[t] else h[t]                   hard reset
              = h[t] - threshold*s[t]                     soft reset, reset=None
 
-    ``rest`` is ``reset`` (0 if None). float32 spikes are those of this loop bit for bit, on every backend. Ternary
+    ``rest`` is ``reset`` (0 if None). With a ``bias``, x[t] above is ``x[t] + bias``. A synaptic current, in place of
+    it, and an adaptive threshold are two more states, both 0 at the start::
+
+        i[t] = synapse_decay*i[t-1] + x[t]                     is what the membrane receives for x[t]
+        threshold[t] = threshold + threshold_jump*a[t-1]       is the threshold of step t, of spike and soft reset
+        a[t] = threshold_decay*a[t-1] + s[t]
+
+    float32 spikes are those of this loop bit for bit, on every backend. Ternary
     spikes are ``s = (h > threshold) - (-h > threshold)``, and both reset; integer ones are those of
     ``surrogate.Integer``.
 
@@ -58,7 +69,8 @@ def lif(
         x: input current, ``time_dim`` among its dimensions; float32, float64 (``cpu`` and ``reference`` backends),
             float16 or bfloat16; any strides.
         v: potential before the first step, the shape of x without time; float32 for 16-bit x, else x.dtype.
-            Default: 0, or ``rest`` in the ``tau`` form.
+            Default: 0, or ``rest`` in the ``tau`` form. Of neurons with more states a tuple, (v, i), (v, a) or
+            (v, i, a).
         decay: factor in [0, 1] kept of the potential per step. At most one of ``decay``, ``tau`` and ``inverse_tau``;
             none of them: 0.5.
         tau: membrane time constant in steps, > 0; SpikingJelly's parametrisation. ``math.inf``, with
@@ -74,6 +86,11 @@ def lif(
         ternary: spikes of -1 too, where ``-h`` is above the threshold. Their derivative is the surrogate at both
             thresholds; hard reset then differentiates ``|s|``.
         v_min: lower bound of the potential; where it holds, no gradient passes.
+        bias: added to x in the kernel, a tensor as below: what stands before a neuron, a linear layer or a convolution,
+            need neither add it nor sum its gradient.
+        synapse_decay: factor in [0, 1] kept of the synaptic current per step: the current-based (CUBA) neuron.
+        threshold_decay, threshold_jump: factor in [0, 1] kept of the adaptation per step, and by how much each spike
+            raises the threshold: the adaptive neuron (ALIF, of LSNNs).
         steps_out: time steps of the spikes returned, which are then ``ttm(spikes, steps_out)``: sums over groups of
             steps, in one pass that writes nothing else, or each spike repeated. None: as many as x has.
         time_dim: the dimension of x that is time.
@@ -84,11 +101,12 @@ def lif(
 
     Returns:
         ``spikes``, 0 and 1 (with ``steps_out``, sums of them) in x.dtype, shape of x but for ``steps_out``; ``v_last``,
-        the potential after the last step, dtype of the state.
+        the potential after the last step, dtype of the state, or all states, as ``v`` takes them.
 
-    ``decay``, ``tau``, ``inverse_tau`` and ``threshold`` may be tensors of floats on x's device that broadcast to x
-    without time: a scalar, [C, 1, 1], [C, H, W], ...; their values are the caller's to keep in range. Time is then not
-    split (``spec/split.py``), nor is it with ``return_v="sequence"``.
+    ``decay``, ``tau``, ``inverse_tau``, ``threshold`` and ``bias`` may be tensors of floats on x's device that
+    broadcast to x without time: a scalar, [C, 1, 1], [C, H, W], ...; their values are the caller's to keep in range.
+    Time is then not split (``spec/split.py``), but for a bias, nor is it with ``return_v="sequence"`` or more than one
+    state.
 
     Gradient: to x, v and parameters that are tensors, from spikes and potentials, through the reset unless
     ``detach_reset``. Kept for backward: x, and the potential of every 16th step; as everywhere in PyTorch, backward
@@ -103,71 +121,120 @@ def lif(
         RuntimeError: the backend asked for cannot run here, or ``v`` belongs to a graph that backward has freed.
 
     Source: Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting", ICLR 2022,
-    eq. 1-5 (decay form); Fang et al., SpikingJelly, Science Advances 2023 (tau form). Specification:
+    eq. 1-5 (decay form); Fang et al., SpikingJelly, Science Advances 2023 (tau form); Cramer et al., "The Heidelberg
+    Spiking Data Sets", IEEE TNNLS 2022 (synaptic current); Bellec et al., "Long short-term memory and learning-to-learn
+    in networks of spiking neurons", NeurIPS 2018 (adaptive threshold: jump = beta (1 - rho)). Specification:
     ``snnkern/backend/reference/lif.py``.
     """
+    neuron, tensors = neuron_of(
+        decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold, inverse_tau, ternary,
+        v_min, bias, synapse_decay, threshold_decay, threshold_jump,
+    )  # fmt: skip
+    if return_v is not True and return_v is not False and return_v != "sequence":
+        raise ValueError(f"return_v must be True, False or 'sequence', got {return_v!r}")
+    if not (is_plain(x, v, *tensors) if type(v) is not tuple else is_plain(x, *v, *tensors)):
+        return _registered(x, v, tensors, neuron, steps_out, time_dim, return_v, backend)
+    spec = spec_of(neuron)
+    time_dim = check_x(x, time_dim)
+    v = checked_state(x, v, time_dim, spec)
+    steps_out, repeat = plan_steps(x.shape[time_dim], steps_out)
+    if tensors is not NO_TENSORS:
+        tensors = check_tensors(x, time_dim, tensors)
+    kernels = choose(x.device.type, x.dtype, backend_for(spec.surrogate, until_kernels_know(spec, tensors, backend)))
+    op = Op(spec, time_dim, steps_out, kernels, return_v)
+    if kernels.differentiable:
+        smooth, sequence = not spec.surrogate.spiking, return_v == "sequence"
+        spikes, v_last = kernels.lif(x, v, spec, time_dim, steps_out, smooth, *tensors, sequence)
+        if steps_out == x.shape[time_dim] and spec.binary and not smooth:
+            note(spikes)
+    elif torch.is_grad_enabled() and (x.requires_grad or any_requires_grad(v, *tensors)):
+        spikes, v_last = _LIF.apply(x, v, *tensors, op)
+    else:
+        spikes, v_last = lif_forward(op, x, v, False, tensors)[:2]
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), _returned(v_last, spec, return_v)
+
+
+def neuron_of(
+    decay=None, tau=None, decay_input=True, threshold=1.0, reset=0.0, surrogate=Triangle(), detach_reset=False,
+    fire_at_threshold=False, inverse_tau=None, ternary=False, v_min=None, bias=None, synapse_decay=None,
+    threshold_decay=None, threshold_jump=None,
+):  # fmt: skip
+    """A neuron's keywords as the arguments of ``new_spec``, and those among them that are tensors."""
     if not isinstance(surrogate, Surrogate):
         surrogate = from_spikingjelly(surrogate)
-    leak = thresholds = None
+    leak, tensors = None, NO_TENSORS
     if isinstance(decay, torch.Tensor) or isinstance(tau, torch.Tensor) or isinstance(inverse_tau, torch.Tensor):
         leaks = decay, tau, inverse_tau
         leak = next(each for each in leaks if isinstance(each, torch.Tensor))
         decay, tau, inverse_tau = (GIVEN if isinstance(each, torch.Tensor) else each for each in leaks)
-    if isinstance(threshold, torch.Tensor):
-        thresholds, threshold = threshold, GIVEN
+    if leak is not None or bias is not None or isinstance(threshold, torch.Tensor):
+        if bias is not None and not isinstance(bias, torch.Tensor):
+            raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
+        given = isinstance(threshold, torch.Tensor)
+        tensors = Tensors(leak, threshold if given else None, bias)
+        threshold = GIVEN if given else threshold
     flags = detach_reset, fire_at_threshold
-    neuron = decay, tau, decay_input, threshold, reset, surrogate, *flags, inverse_tau, ternary, v_min
-    if return_v is not True and return_v is not False and return_v != "sequence":
-        raise ValueError(f"return_v must be True, False or 'sequence', got {return_v!r}")
-    if not is_plain(x, v, leak, thresholds):
-        return _registered(x, v, leak, thresholds, neuron, steps_out, time_dim, return_v, backend)
+    more = inverse_tau, ternary, v_min, synapse_decay, threshold_decay, threshold_jump
+    return (decay, tau, decay_input, threshold, reset, surrogate, *flags, *more), tensors
+
+
+def until_kernels_know(spec, tensors, backend, recurrent=False):
+    return "reference" if spec.states > 1 or tensors.bias is not None or recurrent else backend
+
+
+def spec_of(neuron) -> LIFSpec:
+    surrogate = neuron[5]
     if surrogate.live:
         neuron = *neuron[:5], surrogate.now(), *neuron[6:]
     try:
-        spec = make_spec(*neuron)
+        return make_spec(*neuron)
     except TypeError:  # also of what cannot be hashed, which is named here
-        spec = new_spec(*neuron)
-    time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
-    if leak is not None or thresholds is not None:
-        leak, thresholds = _check_parameters(x, time_dim, leak, thresholds)
-    kernels = choose(x.device.type, x.dtype, backend_for(surrogate, backend))
-    op = Op(spec, time_dim, steps_out, kernels, return_v)
-    if kernels.differentiable:
-        smooth, sequence = not surrogate.spiking, return_v == "sequence"
-        spikes, v_last = kernels.lif(x, v, spec, time_dim, steps_out, smooth, leak, thresholds, sequence)
-        if steps_out == x.shape[time_dim] and spec.binary and not smooth:
-            note(spikes)
-    elif torch.is_grad_enabled() and (x.requires_grad or _any_requires_grad(v, leak, thresholds)):
-        spikes, v_last = _LIF.apply(x, v, leak, thresholds, op)
-    else:
-        spikes, v_last = lif_forward(op, x, v, False, leak, thresholds)[:2]
-    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
+        return new_spec(*neuron)
 
 
-def _registered(x, v, leak, threshold, neuron, steps_out, time_dim, return_v, backend):
+def checked_state(x, v, time_dim: int, spec: LIFSpec):
+    """v as kernels take it: of several states one tensor, the states first."""
+    if spec.states > 1:
+        return join_states(x, v, time_dim, spec.states)
+    check_state(x, v, time_dim)
+    return v
+
+
+def _returned(v_last, spec: LIFSpec, return_v: bool | str):
+    if not return_v:
+        return None
+    return v_last.unbind() if spec.states > 1 and return_v is True else v_last
+
+
+def _registered(x, v, tensors, neuron, steps_out, time_dim, return_v, backend):
     """``lif`` of anything but plain tensors, and inside ``torch.compile``: the same steps, through a registered op."""
     from . import library
 
-    check_dense(x=x, v=v, leak=leak, threshold=threshold)
+    check_dense(x=x, v=v, leak=tensors.leak, threshold=tensors.threshold, bias=tensors.bias)
+    spec = new_spec(*neuron)
     if is_sharded(x):
+        if spec.states > 1:
+            raise TypeError(f"x must not be a DTensor for neurons of {spec.states} states")
         check_x(x, time_dim)
         rest = neuron, steps_out, time_dim, return_v, backend
-        return on_shards(lambda *tensors: _registered(*tensors, *rest), x, time_dim, v, leak, threshold)
-    spec = new_spec(*neuron)
+        return on_shards(lambda x, v, *t: _registered(x, v, Tensors(*t), *rest), x, time_dim, v, *tensors)
     given = steps_out
-    time_dim, steps_out, repeat = _check(x, v, time_dim, steps_out)
-    leak, threshold = _check_parameters(x, time_dim, leak, threshold)
+    time_dim = check_x(x, time_dim)
+    v = checked_state(x, v, time_dim, spec)
+    steps_out, repeat = plan_steps(x.shape[time_dim], steps_out)
+    tensors = check_tensors(x, time_dim, tensors)
     smooth = not spec.surrogate.spiking
-    name = library.name_for(x.device.type, x.dtype, backend_for(spec.surrogate, backend))
+    backend_ = until_kernels_know(spec, tensors, backend)
+    name = library.name_for(x.device.type, x.dtype, backend_for(spec.surrogate, backend_))
     if name == "reference":
         from ..backend.reference import lif as reference
 
         sequence = return_v == "sequence"
-        spikes, v_last = reference(x, v, spec, time_dim, steps_out, smooth, leak, threshold, sequence)
+        spikes, v_last = reference(x, v, spec, time_dim, steps_out, smooth, *tensors, sequence)
     else:
         steps = None if given is None or repeat else steps_out
-        spikes, v_last = library.lif(x, v, leak, threshold, spec, time_dim, steps, return_v, name)
-    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), v_last if return_v else None
+        spikes, v_last = library.lif(x, v, tensors, spec, time_dim, steps, return_v, name)
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), _returned(v_last, spec, return_v)
 
 
 def backend_for(surrogate: Surrogate, backend: str | None) -> str | None:
@@ -188,33 +255,26 @@ def _warn_of_smooth() -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def _check(x, v, time_dim, steps_out) -> tuple[int, int, int | None]:
-    """Checks the tensors. Returns ``time_dim`` counted from the front, the steps that the kernels are to put out, and
-    to how many steps these are to be repeated, if they are."""
-    time_dim = check_x(x, time_dim)
-    check_state(x, v, time_dim)
-    return time_dim, *plan_steps(x.shape[time_dim], steps_out)
-
-
-def _any_requires_grad(*tensors) -> bool:
+def any_requires_grad(*tensors) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _check_parameters(x, time_dim, leak, threshold):
-    """The tensors among the parameters, in the dtype of the state."""
-    if leak is None and threshold is None:
-        return None, None
+def check_tensors(x, time_dim: int, tensors: Tensors) -> Tensors:
+    """The parameters that are tensors, in the dtype of the state."""
     wanted, state = x.shape[:time_dim] + x.shape[time_dim + 1 :], state_dtype(x.dtype)
-    return [
-        None if p is None else check_parameter(name, p, wanted, x.device).to(state)
-        for name, p in (("decay, tau or inverse_tau", leak), ("threshold", threshold))
-    ]
+    names = "decay, tau or inverse_tau", "threshold", "bias"
+    return Tensors(
+        *(
+            None if p is None else check_parameter(name, p, wanted, x.device).to(state)
+            for name, p in zip(names, tensors, strict=True)
+        )
+    )
 
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, v, leak, threshold, op):
-        spikes, v_last, kept, layout = lif_forward(op, x, v, True, leak, threshold)
+    def forward(ctx, x, v, leak, threshold, bias, op):
+        spikes, v_last, kept, layout = lif_forward(op, x, v, True, Tensors(leak, threshold, bias))
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         ctx.op, ctx.layout = op, layout
@@ -226,7 +286,7 @@ class _LIF(torch.autograd.Function):
             raise RuntimeError("lif is once differentiable: create_graph=True needs backend='reference'")
         ctx.ran = True
         if grad_spikes is None and grad_v_last is None:
-            return (None,) * 5
+            return (None,) * 6
         kept, (_, *wanted, _) = Kept(*ctx.saved_tensors), ctx.needs_input_grad
         if not are_plain_gradients(grad_spikes, grad_v_last):
             from . import library

@@ -103,6 +103,20 @@ def check_state(x, v, time_dim: int, name: str = "x") -> None:
             check_alive(v)
 
 
+def join_states(x, v, time_dim: int, states: int, name: str = "x") -> torch.Tensor | None:
+    """The state ``v`` of neurons that have several, each checked as ``check_state`` does, as one tensor."""
+    if v is None:
+        return None
+    if not isinstance(v, (tuple, list)) or len(v) != states:
+        got = f"{len(v)} of them" if isinstance(v, (tuple, list)) else type(v).__name__
+        raise TypeError(f"v must be a tuple of the {states} states of these neurons, or None, got {got}")
+    for each in v:
+        if each is None:
+            raise TypeError(f"v must be a tuple of {states} tensors, got None among them")
+        check_state(x, each, time_dim, name)
+    return torch.stack(tuple(v))
+
+
 def check_alive(v: torch.Tensor) -> None:
     try:
         v.grad_fn.saved_tensors  # noqa: B018  # raises once backward has freed them

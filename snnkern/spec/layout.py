@@ -64,32 +64,36 @@ class Layout(NamedTuple):
     x_step_stride: int
     steps_out: int  # of what the kernels write
 
-    def arrange(self, t: torch.Tensor, without: int | None = None) -> torch.Tensor:
-        """``t``, shaped like x (or like x without dimension ``without``), contiguous in the kernels' order."""
-        order = self._order(without)
+    def arrange(self, t: torch.Tensor, without: int | None = None, states: int = 1) -> torch.Tensor:
+        """``t``, shaped like x (or like x without dimension ``without``), contiguous in the kernels' order. Of several
+        states, [states, ...]."""
+        order = self._order(without, states)
         return t.contiguous() if order is None else t.permute(order).contiguous()
 
-    def restore(self, t: torch.Tensor, without: int | None = None) -> torch.Tensor:
+    def restore(self, t: torch.Tensor, without: int | None = None, states: int = 1) -> torch.Tensor:
         """What ``arrange`` made contiguous, as a view shaped like x again."""
-        order = self._order(without)
+        order = self._order(without, states)
         return t if order is None else t.permute([order.index(i) for i in range(len(order))])
 
-    def empty(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, without: int | None = None):
-        """A new tensor of ``shape`` whose memory is in the kernels' order."""
-        order = self._order(without)
+    def empty(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, without: int | None = None,
+              states: int = 1):  # fmt: skip
+        """A new tensor of ``shape``, behind several states, whose memory is in the kernels' order."""
+        order = self._order(without, states)
+        shape = shape if states == 1 else (states, *shape)
         if order is None:
             return torch.empty(shape, dtype=dtype, device=device)
-        return self.restore(torch.empty([shape[i] for i in order], dtype=dtype, device=device), without)
+        return self.restore(torch.empty([shape[i] for i in order], dtype=dtype, device=device), without, states)
 
     def period(self, shape: torch.Size, dim: int, time_dim: int) -> int:
         """Neurons, in the kernels' order, from one index of dimension ``dim`` of x to the next."""
         order = self.order or range(len(shape))
         return math.prod(shape[i] for i in order[order.index(dim) + 1 :] if i != time_dim)
 
-    def _order(self, without: int | None):
+    def _order(self, without: int | None, states: int = 1):
         if self.order is None or without is None:
             return self.order
-        return [i - (i > without) for i in self.order if i != without]
+        order = [i - (i > without) for i in self.order if i != without]
+        return order if states == 1 else [0, *(i + 1 for i in order)]
 
 
 def layout_of(x: torch.Tensor, time_dim: int) -> Layout | None:

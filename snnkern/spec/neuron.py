@@ -39,7 +39,16 @@ class LIFSpec:
     fire_at_threshold: bool
     ternary: bool = False
     v_min: float | None = None
-    v_start: float = 0.0  # where the state starts when no v is given
+    v_start: float = 0.0  # where the potential starts when no v is given
+    synapse_decay: float | None = None  # None: no synaptic current
+    threshold_decay: float | None = None  # None: no adaptation
+    threshold_jump: float = 0.0
+
+    @property
+    def states(self) -> int:
+        """The potential, the synaptic current if there is one, the adaptation if there is one; in this order, as the
+        first dimension of what holds more than one."""
+        return 1 + (self.synapse_decay is not None) + (self.threshold_decay is not None)
 
     @property
     def rest(self) -> float:
@@ -75,6 +84,9 @@ def new_spec(
     inverse_tau=None,
     ternary=False,
     v_min=None,
+    synapse_decay=None,
+    threshold_decay=None,
+    threshold_jump=None,
 ) -> LIFSpec:
     """Checks the neuron's parameters and puts them in one form. See ``lif`` for what they mean; ``GIVEN``: a tensor."""
     if sum(leak is not None for leak in (decay, tau, inverse_tau)) > 1:
@@ -120,8 +132,23 @@ def new_spec(
             raise ValueError(f"threshold must be positive with {surrogate!r}, got {threshold!r}")
     if ternary and threshold is not None and threshold <= 0:
         raise ValueError(f"threshold must be positive with ternary=True, got {threshold!r}")
+    if synapse_decay is not None:
+        synapse_decay = _factor("synapse_decay", synapse_decay)
+    if (threshold_decay is None) != (threshold_jump is None):
+        got = f"threshold_decay={threshold_decay!r} and threshold_jump={threshold_jump!r}"
+        raise ValueError(f"threshold_decay and threshold_jump make one adaptive threshold, give both: got {got}")
+    adaptation = None, 0.0
+    if threshold_decay is not None:
+        adaptation = _factor("threshold_decay", threshold_decay), number("threshold_jump", threshold_jump)
     flags = detach_reset, fire_at_threshold, ternary
-    return LIFSpec(form, leak, threshold, reset, surrogate, *flags, v_min, v_start)
+    return LIFSpec(form, leak, threshold, reset, surrogate, *flags, v_min, v_start, synapse_decay, *adaptation)
+
+
+def _factor(name: str, value) -> float:
+    value = number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    return value
 
 
 def _leak(name: str, value) -> float | None:
@@ -132,8 +159,8 @@ make_spec = lru_cache(maxsize=512, typed=True)(new_spec)  # TypeError, too, for 
 
 
 class Parameter(NamedTuple):
-    """A leak or a threshold that is a tensor, as kernels take it: neuron n of [outer * inner] has number n // period %
-    channels of ``data``, in the dtype of the state. csrc/lif.h's Parameter."""
+    """A leak, a threshold or a bias that is a tensor, as kernels take it: neuron n of [outer * inner] has number
+    n // period % channels of ``data``, in the dtype of the state. csrc/lif.h's Parameter."""
 
     data: torch.Tensor
     channels: int
@@ -146,12 +173,25 @@ class More(NamedTuple):
 
     leak: Parameter | None = None
     threshold: Parameter | None = None
+    bias: Parameter | None = None  # the neurons receive x + bias
     fire_above: torch.Tensor | None = None  # with threshold, and as its data: s = h > fire_above
     table: torch.Tensor | None = None  # [cells, 2], of surrogate.Table; of backward
     v_seq: torch.Tensor | None = None  # [outer, steps, inner], the potential after every step; of forward
     grad_v_seq: torch.Tensor | None = None  # its gradient; of backward, as what follows
     grad_leak: torch.Tensor | None = None  # [outer, inner]: see ops/launch.py's lif_backward
     grad_threshold: torch.Tensor | None = None
+    grad_bias: torch.Tensor | None = None  # the sum of grad_x over time
+
+
+class Recurrence(NamedTuple):
+    """Spikes that come back to the H neurons of their layer, the innermost of a launch's, a step later; csrc/lif.h's
+    Recurrence, of forward and, with all of it, of backward."""
+
+    weight: torch.Tensor  # [H, H] in the dtype of the state: row k is what neuron k receives
+    outgoing: torch.Tensor  # its transpose: row j is what neuron j sends
+    s: torch.Tensor | None  # [outer, inner], as spikes: those before the first step; None: none
+    spikes: torch.Tensor | None = None  # forward's
+    grad_s: torch.Tensor | None = None  # [outer, inner] in the dtype of the state; None: not wanted
 
 
 class Forward(NamedTuple):

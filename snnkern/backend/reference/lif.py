@@ -9,9 +9,13 @@ import torch
 from .ttm import ttm
 
 
-def lif(x, v, spec, time_dim, steps_out=None, smooth=False, leak=None, threshold=None, sequence=False):
-    """``snnkern.lif`` in PyTorch operations; arguments checked by the caller. ``leak`` and ``threshold``: tensors where
-    ``spec`` has none; ``sequence``: the potential after every step is returned, instead of the last.
+def lif(
+    x, v, spec, time_dim, steps_out=None, smooth=False, leak=None, threshold=None, bias=None, sequence=False,
+    weight=None, s=None,
+):  # fmt: skip
+    """``snnkern.lif`` in PyTorch operations, and with a ``weight`` ``snnkern.recurrent_lif``; arguments checked by the
+    caller. ``leak`` and ``threshold``: tensors where ``spec`` has none; ``sequence``: the potential after every step is
+    returned, instead of the last state; ``s``: the spikes before the first step.
 
     ``smooth=True`` replaces the spike H(h - threshold) by the surrogate's antiderivative. Then the surrogate is the
     exact derivative, and ``torch.autograd.gradcheck`` can confirm the gradients that the step function hides.
@@ -23,11 +27,23 @@ def lif(x, v, spec, time_dim, steps_out=None, smooth=False, leak=None, threshold
         leak = torch.full((), spec.leak, dtype=state, device=x.device)
     if threshold is None:
         threshold = torch.full((), spec.threshold, dtype=state, device=x.device)
+    synaptic, adaptive = spec.synapse_decay is not None, spec.threshold_decay is not None
     if v is None:
         shape = x.shape[:time_dim] + x.shape[time_dim + 1 :]
         v = torch.full(shape, spec.v_start, dtype=state, device=x.device)
-    spikes, potentials = [], []
+        i = a = torch.zeros_like(v)
+    elif spec.states > 1:
+        v, i, a = v[0], v[1], v[-1]
+    base, spikes, potentials = threshold, [], []
     for x_t in steps:
+        if bias is not None:
+            x_t = x_t + bias
+        if weight is not None:
+            x_t = x_t + (torch.zeros_like(x_t) if s is None else receive(s.to(state), weight))
+        if synaptic:
+            x_t = i = spec.synapse_decay * i + x_t
+        if adaptive:
+            threshold = base + spec.threshold_jump * a
         if spec.form == "decay":
             h = leak * v + x_t
         elif spec.form == "tau_input":
@@ -49,13 +65,38 @@ def lif(x, v, spec, time_dim, steps_out=None, smooth=False, leak=None, threshold
             infinite = h.abs() == math.inf if spec.ternary else h == math.inf
             finite = torch.where(infinite, threshold, h)  # 0 * inf would leave a NaN after the spike
             v = spec.reset * event + (1 - event) * finite
+        if adaptive:
+            a = spec.threshold_decay * a + s
         spikes.append(s.to(x.dtype))
         potentials.append(v)
+    last = [v, *([i] if synaptic else []), *([a] if adaptive else [])]
+    last = v if spec.states == 1 else torch.stack(last)
     if not spikes:
-        return torch.empty_like(x), torch.empty_like(x, dtype=state) if sequence else v.clone()
+        return torch.empty_like(x), torch.empty_like(x, dtype=state) if sequence else last.clone()
     spikes = torch.stack(spikes, time_dim)
     spikes = spikes if steps_out in (None, len(steps)) else ttm(spikes, steps_out, time_dim)
-    return spikes, torch.stack(potentials, time_dim) if sequence else v
+    return spikes, torch.stack(potentials, time_dim) if sequence else last
+
+
+def receive(s, weight):
+    """[..., H]: the sum over the neurons j that fired, in ascending j from 0, of ``s[..., j] * weight[:, j]``."""
+    return _Receive.apply(s, weight)
+
+
+class _Receive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, s, weight):
+        ctx.save_for_backward(s, weight)
+        r = s.new_zeros(s.shape)
+        for j in (s != 0).flatten(0, -2).any(0).nonzero().flatten().tolist():
+            s_j = s[..., j : j + 1]
+            r = torch.where(s_j != 0, r + s_j * weight[:, j], r)
+        return r
+
+    @staticmethod
+    def backward(ctx, grad):
+        s, weight = ctx.saved_tensors
+        return grad @ weight, grad.flatten(0, -2).T @ s.flatten(0, -2)
 
 
 def _fire(h, threshold, spec, smooth):
