@@ -1,7 +1,7 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
 from .exchange import from_nir, to_nir
-from .layers import IAF, LIF, TTM, BinarySteps, SmoothLIF, carried
+from .layers import IAF, LI, LIF, TTM, BinarySteps, SmoothLIF, carried
 from .node import (
     IFNode,
     ILIFNode,
@@ -18,6 +18,7 @@ from .norm import BNLIF, TdBatchNorm, fold
 __all__ = [
     "BNLIF",
     "IAF",
+    "LI",
     "LIF",
     "TTM",
     "BinarySteps",
