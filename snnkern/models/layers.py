@@ -168,7 +168,9 @@ class Neurons:
     def behind(self, norm: TdBatchNorm) -> tuple[nn.Module, nn.Module]:
         """The norm and the neurons behind it, or both in one and nothing behind."""
         made = self()
-        return (BNLIF.from_modules(norm, made), nn.Identity()) if self.fused and isinstance(made, LIF) else (norm, made)
+        if self.fused and isinstance(made, LIF) and not made.alone:
+            return BNLIF.from_modules(norm, made), nn.Identity()
+        return norm, made
 
 
 def per_frame(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

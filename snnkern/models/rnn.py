@@ -116,8 +116,7 @@ def as_recurrent(features: int, made: nn.Module) -> RecurrentLIF:
     """A layer of so many neurons, those of a ``LIF``, whose learnt parameters it takes over."""
     if not isinstance(made, LIF):
         raise TypeError(f"neuron must make a LIF where recurrent is True, got {made!r}")
-    settings = {key: value for key, value in made.settings.items() if key != "steps_out"}
-    return RecurrentLIF(features, **settings, **{name: getattr(made, name) for name in made.tensors})
+    return RecurrentLIF(features, **made.settings, **{name: getattr(made, name) for name in made.tensors})
 
 
 def check_sequence(x: torch.Tensor, inputs: int, steps: int | None) -> None:

@@ -1,7 +1,7 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
 from .exchange import from_nir, to_nir
-from .layers import IAF, LI, LIF, TTM, BinarySteps, SmoothLIF, carried
+from .layers import IAF, LI, LIF, TTM, AdaptiveLIF, BinarySteps, CubaLIF, RecurrentLIF, SmoothLIF, carried
 from .node import (
     IFNode,
     ILIFNode,
@@ -21,7 +21,9 @@ __all__ = [
     "LI",
     "LIF",
     "TTM",
+    "AdaptiveLIF",
     "BinarySteps",
+    "CubaLIF",
     "IFNode",
     "ILIFNode",
     "LIFNode",
@@ -29,6 +31,7 @@ __all__ = [
     "MultiStepLIFNode",
     "MultiStepParametricLIFNode",
     "ParametricLIFNode",
+    "RecurrentLIF",
     "SmoothLIF",
     "TdBatchNorm",
     "TernaryIFNode",

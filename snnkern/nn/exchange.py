@@ -211,8 +211,8 @@ class _Trace(TorchFunctionMode):
 
     def neuron(self, settings: dict, features: tuple[int, ...]):
         """Of keywords of ``lif``."""
-        for name in ("ternary", "v_min"):
-            if settings.get(name):
+        for name in ("ternary", "v_min", *LIF.more, "weight"):
+            if settings.get(name) is not None and settings[name] is not False:
                 raise ValueError(f"NIR has no {name}, got {name}={settings[name]!r}")
         if settings["reset"] is None:
             raise ValueError("NIR's neurons have a hard reset, got reset=None, the soft one")

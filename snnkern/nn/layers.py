@@ -12,6 +12,7 @@ from torch import nn
 from ..backend import load
 from ..backend.reference import lif as reference
 from ..ops.lif import lif
+from ..ops.recurrent import recurrent_lif
 from ..ops.ttm import ttm
 from ..spec.arguments import check_residual, check_x, number, positive
 from ..spec.neuron import GIVEN, new_spec
@@ -19,12 +20,12 @@ from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
 
 class _Memory:
-    """The potential of neurons from call to call, while ``carried`` holds."""
+    """The state of neurons from call to call, while ``carried`` holds: None at rest, a tensor or a tuple of such."""
 
     def __init__(self) -> None:
         self.v, self.taken = None, False
 
-    def take(self, steps_out: int | None = None) -> torch.Tensor | None:
+    def take(self, steps_out: int | None = None):
         if steps_out is not None:
             raise ValueError(
                 f"steps_out must be None where neurons carry their state from call to call, got {steps_out}"
@@ -50,6 +51,8 @@ class LIF(_Stateless):
     them is learnt, and any other tensor a buffer, under the argument's name; ``settings`` holds the other keywords.
     """
 
+    more = "bias", "synapse_decay", "threshold_decay", "threshold_jump"  # in ``settings`` only where given
+
     def __init__(
         self,
         decay: float | torch.Tensor | None = None,
@@ -66,8 +69,13 @@ class LIF(_Stateless):
         inverse_tau: float | torch.Tensor | None = None,
         ternary: bool = False,
         v_min: float | None = None,
+        bias: torch.Tensor | None = None,
+        synapse_decay: float | None = None,
+        threshold_decay: float | None = None,
+        threshold_jump: float | None = None,
     ):
         super().__init__()
+        more = zip(self.more, (bias, synapse_decay, threshold_decay, threshold_jump), strict=True)
         neuron = {
             "decay": decay,
             "tau": tau,
@@ -80,9 +88,12 @@ class LIF(_Stateless):
             "inverse_tau": inverse_tau,
             "ternary": ternary,
             "v_min": v_min,
+            **{name: value for name, value in more if value is not None},
         }
         tensors = {name: value for name, value in neuron.items() if isinstance(value, torch.Tensor)}
-        new_spec(**neuron | dict.fromkeys(tensors, GIVEN))
+        if not isinstance(neuron.get("bias", torch.empty(0)), torch.Tensor):
+            raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
+        new_spec(**{k: v for k, v in (neuron | dict.fromkeys(tensors, GIVEN)).items() if k != "bias"})
         for name, value in tensors.items():
             keep = self.register_parameter if isinstance(value, nn.Parameter) else self.register_buffer
             keep(name, value)
@@ -95,13 +106,21 @@ class LIF(_Stateless):
         # Not attributes: networks are reset by calling whatever is named `reset` on their modules.
         self.settings = {**neuron, "steps_out": steps_out, "time_dim": time_dim, "backend": backend}
 
+    @property
+    def alone(self) -> list[str]:
+        """The arguments that neurons behind a norm in one pass, ``bn_lif``, do not have."""
+        return [*self.tensors, *(name for name in self.more if name in self.settings)]
+
+    def _now(self, steps_out: int | None) -> dict:
+        """The keywords of the op, for a call with these ``steps_out``."""
+        settings = self.settings if steps_out is None else {**self.settings, "steps_out": steps_out}
+        return {**settings, **{name: getattr(self, name) for name in self.tensors}} if self.tensors else settings
+
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
     ) -> torch.Tensor:
         check_residual(residual)
-        settings = self.settings if steps_out is None else {**self.settings, "steps_out": steps_out}
-        if self.tensors:
-            settings = {**settings, **{name: getattr(self, name) for name in self.tensors}}
+        settings = self._now(steps_out)
         memory = self._memory
         v = memory and memory.take(settings["steps_out"])
         spikes, v = lif(x if residual is None else x + residual, v, return_v=memory is not None, **settings)
@@ -111,8 +130,87 @@ class LIF(_Stateless):
 
     def extra_repr(self) -> str:
         defaults = inspect.signature(lif).parameters
-        shown = [f"{name}={tuple(getattr(self, name).shape)}" for name in self.tensors]
+        shown = [f"{name}={tuple(getattr(self, name).shape)}" for name in self.tensors if name in defaults]
         return ", ".join(shown + [f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default])
+
+
+class CubaLIF(LIF):
+    """Current-based LIF neurons: an input is a synaptic current that decays, and this current charges the membrane.
+
+    ::
+
+        i[t] = synapse_decay*i[t-1] + x[t]    is what ``LIF`` receives for x[t]
+
+    ``synapse_decay`` is exp(-dt/tau) of a synaptic time constant; all else is ``LIF``.
+
+    Source: Cramer et al., "The Heidelberg Spiking Data Sets", IEEE TNNLS 2022, eq. 2-4.
+    """
+
+    def __init__(self, synapse_decay: float, **neuron):
+        super().__init__(synapse_decay=_required("synapse_decay", synapse_decay), **neuron)
+
+
+class AdaptiveLIF(LIF):
+    """LIF neurons whose threshold every spike raises by ``threshold_jump``, and which forget it by ``threshold_decay``.
+
+    ::
+
+        threshold[t] = threshold + threshold_jump*a[t-1]    a[t] = threshold_decay*a[t-1] + s[t]
+
+    In the terms of the source: rho = threshold_decay and beta (1 - rho) = threshold_jump. All else is ``LIF``.
+
+    Source: Bellec et al., "Long short-term memory and learning-to-learn in networks of spiking neurons", NeurIPS 2018.
+    """
+
+    def __init__(self, threshold_decay: float, threshold_jump: float, **neuron):
+        given = {"threshold_decay": threshold_decay, "threshold_jump": threshold_jump}
+        super().__init__(**{name: _required(name, value) for name, value in given.items()}, **neuron)
+
+
+def _required(name: str, value) -> float:
+    if value is None:
+        raise TypeError(f"{name} must be a float, got None")
+    return value
+
+
+class RecurrentLIF(LIF):
+    """A layer of neurons that receive their own spikes a step later, through ``weight``: ``snnkern.recurrent_lif``.
+
+    ``forward(x, residual=None, steps_out=None) -> spikes`` of x [T, N, features], as ``LIF``, of which it takes all
+    arguments: with ``synapse_decay`` it is the recurrent current-based layer, with ``threshold_decay`` and
+    ``threshold_jump`` that of LSNNs.
+
+    Args:
+        features: neurons of the layer, H.
+        neuron: the arguments of ``LIF``, by name.
+
+    Parameters: weight [H, H], at first uniform in +-1/sqrt(H), as that of ``torch.nn.RNN``.
+
+    Source: see ``snnkern.recurrent_lif``.
+    """
+
+    def __init__(self, features: int, **neuron):
+        super().__init__(**neuron)
+        bound = positive("features", features) ** -0.5
+        self.features = features
+        self.weight = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
+        self.tensors = (*self.tensors, "weight")
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+    ) -> torch.Tensor:
+        check_residual(residual)
+        settings, memory = self._now(steps_out), self._memory
+        steps_out, time_dim = settings["steps_out"], settings["time_dim"]
+        v, s = (memory and memory.take(steps_out)) or (None, None)
+        given = {name: value for name, value in settings.items() if name != "steps_out"}
+        spikes, v = recurrent_lif(x if residual is None else x + residual, v=v, s=s, **given)
+        if memory is not None:
+            memory.v = v, spikes.select(time_dim, -1)
+        return spikes if steps_out is None else ttm(spikes, steps_out, time_dim, settings["backend"])
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, {super().extra_repr()}"
 
 
 class SmoothLIF(_Stateless):
@@ -325,7 +423,9 @@ def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
     if any(module._memory is not None for module in plain):
         raise RuntimeError("the state of this model is being carried already")
 
-    def chosen(v: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def chosen(v, rows: torch.Tensor):
+        if isinstance(v, tuple):
+            return tuple(chosen(each, rows) for each in v)
         if v.shape[:1] != rows.shape:
             raise ValueError(f"state must be [N, ...] for rows of shape {tuple(rows.shape)}, got {tuple(v.shape)}")
         return v[rows]

@@ -140,9 +140,9 @@ class BNLIF(_TimeNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, scale, process_group)
         if lif is not None and not isinstance(lif, LIF):
             raise TypeError(f"lif must be an snnkern.nn.LIF or None, got {lif!r}")
-        if lif is not None and lif.tensors:
+        if lif is not None and lif.alone:
             raise TypeError(
-                f"lif must have numbers for {', '.join(lif.tensors)} behind a norm in one pass, got tensors"
+                f"lif must be plain neurons with numbers behind a norm in one pass, got {', '.join(lif.alone)}"
             )
         self.lif = LIF() if lif is None else lif
 
