@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..nn import LI, LIF, RecurrentLIF
-from ..spec.arguments import positive
+from ..spec.arguments import number, positive
 from .layers import Neurons
 
 
@@ -51,10 +51,11 @@ class SpikingRNN(nn.Module):
 
         [FC, recurrent LIF] per hidden layer, FC, LI
 
-    The defaults are the network of the Heidelberg digits: one layer of 128 with synaptic currents (CUBA), time constants
-    of 20 ms and of 10 ms for the current, in steps of 0.5 ms. ``threshold_decay`` and ``threshold_jump`` make adaptive
-    ones of the neurons (LSNN, adaptive SRNN), ``recurrent=False`` layers without weights among themselves. Losses and
-    predictions take the mean of the readout's potentials over time, where Cramer et al. take their maximum.
+    The defaults are the network of the Heidelberg digits: one layer of 128 neurons with synaptic currents (CUBA), their
+    time constants 20 ms and 10 ms in steps of 0.5 ms. ``threshold_decay`` and ``threshold_jump`` make their thresholds
+    adaptive, as those of LSNNs; ``recurrent=False`` leaves out the weights among the neurons of a layer. Losses and
+    predictions take the mean of the readout's potentials over time, where Cramer et al. take their maximum; all neurons
+    of a layer have the same constants, where Yin et al. learn those of each.
 
     Args:
         inputs: channels per step.
@@ -62,18 +63,19 @@ class SpikingRNN(nn.Module):
         classes: number of outputs.
         recurrent: whether the neurons of a layer receive its spikes of the step before.
         decay, synapse_decay, threshold_decay, threshold_jump: of the default neurons; see ``snnkern.lif``.
-        readout_decay: of the readout; see ``nn.LI``. 0: what the last layer gives at every step, as it is.
+        readout_decay: of the readout; see ``nn.LI``. 0: the last layer's outputs but for rounding.
         backend: of the default neurons; see ``snnkern.lif``.
         neuron: makes the neurons of a layer, a ``LIF``, in place of the default above. With ``recurrent`` its arguments
             become those of a ``RecurrentLIF``.
 
     Shapes: [T, N, inputs] to [T, N, classes].
 
-    Parameters: 127,764 for 700 channels.
+    Parameters: 28,052; for all 700 channels 108,692.
 
     Source: Cramer et al., "The Heidelberg Spiking Data Sets", IEEE TNNLS 2022; adaptive thresholds: Bellec et al.,
-    NeurIPS 2018, and Yin et al., "Accurate and efficient time-domain classification with adaptive spiking recurrent neural
-    networks", Nature Machine Intelligence 2021.
+    "Long short-term memory and learning-to-learn in networks of spiking neurons", NeurIPS 2018, and Yin et al.,
+    "Accurate and efficient time-domain classification with adaptive spiking recurrent neural networks", Nature Machine
+    Intelligence 2021.
     """
 
     def __init__(
@@ -100,11 +102,11 @@ class SpikingRNN(nn.Module):
         make = Neurons(neuron, backend, decay=decay, **states)
         self.layers = nn.Sequential()
         for before, after in pairwise((inputs, *hidden)):
-            made = make()
-            if recurrent:
-                made = as_recurrent(positive("hidden", after), made)
-            self.layers.extend((nn.Linear(before, positive("hidden", after)), made))
+            layer = nn.Linear(before, positive("hidden", after))
+            self.layers.extend((layer, as_recurrent(after, make()) if recurrent else make()))
         self.head = nn.Linear(hidden[-1], positive("classes", classes))
+        if not 0 <= number("readout_decay", readout_decay) < 1:
+            raise ValueError(f"readout_decay must be in [0, 1), got {readout_decay!r}")
         self.readout = LI(readout_decay, backend=backend)
 
     def forward(self, x: torch.Tensor, steps: int | None = None) -> torch.Tensor:

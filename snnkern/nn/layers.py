@@ -322,7 +322,7 @@ class LI(_Stateless):
     threshold that no potential reaches.
 
     Args:
-        decay: factor in [0, 1) kept of the potential per step; 0: x as it is.
+        decay: factor in [0, 1) kept of the potential per step.
         time_dim, backend: those of ``LIF``.
     """
 
