@@ -299,6 +299,7 @@ def test_overrides():
         ("lr=0.1", "lr is no key, did you mean stage.optimiser.lr?"),
         ("stage.loss={}", "stage.0.loss.0.name is missing"),
         ("packed=1", "packed must be a valid boolean, got 1"),
+        ("windows=-1", "windows must be greater than or equal to 0, got -1"),
         ("model=CNN6", "model must be a table, got 'CNN6'"),
         ("test_steps.a.b=1", "test_steps.a.b must be a key of the recipe: 1 has no key 'a'"),
         ("stage.los.lamb=1", "stage.0.los is no key, did you mean loss?"),
@@ -348,6 +349,10 @@ def test_mistakes_that_the_data_show():
         ),
         ("digits-sequence-rnn", ["stage.network=snn"], "stage.0.network must be 'ann', as VanillaRNN has no neurons"),
         ("digits-sequence-rnn", ["neuron.decay=0.5"], "neuron must be left out, as VanillaRNN has none, got"),
+        ("digits-sdt", ["windows=2"], "windows must be 0 for static images, which have no frames, got 2"),
+        ("digits-sequence-sdt", ["windows=8"], "windows: model must have batch norm in eval mode .* got BNLIF"),
+        ("digits-sequence-mtt", ["windows=8"], "windows must be 0 with stage.0.mtt, got 8"),
+        ("digits-sequence-sdt", ["windows=8", "compile=true"], "windows must be 0 with compile, got 8"),
         ("digits-sequence-sdt", ["model.inputs=3"], "model.inputs is no key; there are hidden, decay, norm"),
     ],
 )

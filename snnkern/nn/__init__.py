@@ -14,6 +14,7 @@ from .node import (
     TernaryLIFNode,
 )
 from .norm import BNLIF, TdBatchNorm, fold
+from .windows import Windows
 
 __all__ = [
     "BNLIF",
@@ -36,6 +37,7 @@ __all__ = [
     "TdBatchNorm",
     "TernaryIFNode",
     "TernaryLIFNode",
+    "Windows",
     "carried",
     "fold",
     "from_nir",

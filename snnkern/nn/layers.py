@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -391,6 +392,66 @@ class BinarySteps(nn.Module):
         return f"levels={self.levels}"
 
 
+class Carried(NamedTuple):
+    """The neurons of a model, while ``carrying`` holds."""
+
+    plain: list[_Stateless]
+    stateful: list[nn.Module]
+
+    def get(self) -> tuple[tuple, tuple]:
+        """Their states, of the plain ones and of the others: what ``mapped`` takes."""
+        memories = tuple(tuple(value for _, value in module.named_memories()) for module in self.stateful)
+        return tuple(module._memory.v for module in self.plain), memories
+
+    def set(self, state: tuple[tuple, tuple]) -> None:
+        for module, v in zip(self.plain, state[0], strict=True):
+            module._memory.v = v
+        for module, memories in zip(self.stateful, state[1], strict=True):
+            for (name, _), value in zip([*module.named_memories()], memories, strict=True):
+                setattr(module, name, value)
+
+
+def mapped(function: Callable[[torch.Tensor], object], state):
+    """A state, tensors and other values in tuples and lists of any depth, with ``function`` of every tensor for it."""
+    if isinstance(state, torch.Tensor):
+        return function(state)
+    return type(state)(mapped(function, part) for part in state) if isinstance(state, (tuple, list)) else state
+
+
+@contextmanager
+def carrying(model: nn.Module) -> Iterator[Carried]:
+    """Inside, neurons without state between calls have one, at rest at first. Afterwards they have none, and those with
+    state are as they were. Errors: those of ``carried``."""
+    plain = [module for module in model.modules() if isinstance(module, _Stateless)]
+    stateful = [module for module in model.modules() if hasattr(module, "named_memories")]
+    if not plain and not stateful:
+        wanted = "neurons that can carry their state, such as LIF, BNLIF or LIFNode"
+        raise ValueError(f"model must have {wanted}, got {type(model).__name__} without any")
+    for module in model.modules():
+        if isinstance(module, (TTM, nn.RNNBase)):
+            raise ValueError(f"model must not mix time steps outside of its neurons, got {module!r} in it")
+    if any(module._memory is not None for module in plain):
+        raise RuntimeError("the state of this model is being carried already")
+
+    def renew(*_) -> None:
+        for module in plain:
+            module._memory.taken = False
+
+    before = [dict(module.named_memories()) for module in stateful]
+    hook = model.register_forward_pre_hook(renew)
+    try:
+        for module in plain:
+            module._memory = _Memory()
+        yield Carried(plain, stateful)
+    finally:
+        hook.remove()
+        for module in plain:
+            module._memory = None
+        for module, memories in zip(stateful, before, strict=True):
+            for name, value in memories.items():
+                setattr(module, name, value)
+
+
 @contextmanager
 def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
     """Inside, a model's neurons go on from call to call: as one call with all the steps, by so many at a time.
@@ -412,51 +473,19 @@ def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
             its state is not by samples.
         RuntimeError: the model calls one LIF, BNLIF, SmoothLIF or IAF twice.
     """
-    plain = [module for module in model.modules() if isinstance(module, _Stateless)]
-    stateful = [module for module in model.modules() if hasattr(module, "named_memories")]
-    if not plain and not stateful:
-        wanted = "neurons that can carry their state, such as LIF, BNLIF or LIFNode"
-        raise ValueError(f"model must have {wanted}, got {type(model).__name__} without any")
-    for module in model.modules():
-        if isinstance(module, (TTM, nn.RNNBase)):
-            raise ValueError(f"model must not mix time steps outside of its neurons, got {module!r} in it")
-    if any(module._memory is not None for module in plain):
-        raise RuntimeError("the state of this model is being carried already")
-
-    def chosen(v, rows: torch.Tensor):
-        if isinstance(v, tuple):
-            return tuple(chosen(each, rows) for each in v)
-        if v.shape[:1] != rows.shape:
-            raise ValueError(f"state must be [N, ...] for rows of shape {tuple(rows.shape)}, got {tuple(v.shape)}")
-        return v[rows]
 
     def keep(rows: torch.Tensor) -> None:
         if rows.dtype != torch.bool:
             raise TypeError(f"rows must be bool, got {rows.dtype}")
-        for module in plain:
-            if module._memory.v is not None:
-                module._memory.v = chosen(module._memory.v, rows)
-        for module in stateful:
-            for name, value in [*module.named_memories()]:
-                if isinstance(value, torch.Tensor):
-                    setattr(module, name, chosen(value, rows))
 
-    def renew(*_) -> None:
-        for module in plain:
-            module._memory.taken = False
+        def chosen(v: torch.Tensor) -> torch.Tensor:
+            if v.shape[:1] != rows.shape:
+                raise ValueError(f"state must be [N, ...] for rows of shape {tuple(rows.shape)}, got {tuple(v.shape)}")
+            return v[rows]
 
-    before = [dict(module.named_memories()) for module in stateful]
-    hook = model.register_forward_pre_hook(renew)
-    try:
-        for module in plain:
-            module._memory = _Memory()
-        for module in stateful:
+        neurons.set(mapped(chosen, neurons.get()))
+
+    with carrying(model) as neurons:
+        for module in neurons.stateful:
             module.reset()
         yield keep
-    finally:
-        hook.remove()
-        for module in plain:
-            module._memory = None
-        for module, memories in zip(stateful, before, strict=True):
-            for name, value in memories.items():
-                setattr(module, name, value)
