@@ -28,12 +28,15 @@ struct Kernels {
   decltype(&baseline::ttm) ttm;
   decltype(&baseline::pack) pack;
   decltype(&baseline::unpack) unpack;
+  decltype(&baseline::linear_count) linear_count;
+  decltype(&baseline::linear_forward) linear_forward;
+  decltype(&baseline::linear_backward) linear_backward;
 };
 #define SNN_KERNELS(isa)                                                                                         \
   Kernels {                                                                                                      \
     #isa, isa::lif_forward, isa::lif_backward, isa::recurrent_forward, isa::recurrent_backward, isa::norm_parts, \
         isa::moments, isa::prepare, isa::sums, isa::gradients, isa::norm_kept, isa::norm_backward, isa::ttm,     \
-        isa::pack, isa::unpack                                                                                   \
+        isa::pack, isa::unpack, isa::linear_count, isa::linear_forward, isa::linear_backward                     \
   }
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
@@ -118,6 +121,18 @@ bool pack_cpu(DType dtype, int64_t n, const void* x, uint8_t* bits, int threads)
 }
 void unpack_cpu(DType dtype, int64_t n, const uint8_t* bits, void* x, int threads) {
   kernels().unpack(dtype, n, bits, x, threads, expect(x, dtype, n));
+}
+int64_t linear_count_cpu(const LinearShape& s, const float* spikes, int64_t rows) {
+  return kernels().linear_count(s, spikes, rows);
+}
+bool linear_forward_cpu(const LinearShape& s, const float* spikes, const float* weight_t, float* y, uint32_t* bits,
+                        int threads) {
+  const bool streaming = expect(y, DType::f32, s.rows * s.outputs);
+  return kernels().linear_forward(s, spikes, weight_t, y, bits, threads, streaming);
+}
+void linear_backward_cpu(const LinearShape& s, const uint32_t* bits, const float* grad, float* sums, float* grad_t,
+                         int threads) {
+  kernels().linear_backward(s, bits, grad, sums, grad_t, threads);
 }
 
 }  // namespace snnkern

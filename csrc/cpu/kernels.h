@@ -1,6 +1,8 @@
-// The CPU kernels, one copy per instruction set; see lif.cpp, recurrent.cpp, norm.cpp, pack.cpp and ttm.cpp.
+// The CPU kernels, one copy per instruction set; see lif.cpp, linear.cpp, recurrent.cpp, norm.cpp, pack.cpp and
+// ttm.cpp.
 #pragma once
 #include "../lif.h"
+#include "../linear.h"
 #include "../norm.h"
 #include "../pack.h"
 #include "../ttm.h"
@@ -23,6 +25,11 @@
   void ttm(const TTMShape&, const void* x, void* y, int threads, bool streaming);                                      \
   bool pack(DType, int64_t n, const void* x, uint8_t* bits, int threads);                                              \
   void unpack(DType, int64_t n, const uint8_t* bits, void* x, int threads, bool streaming);                            \
+  int64_t linear_count(const LinearShape&, const float* spikes, int64_t rows);                                         \
+  bool linear_forward(const LinearShape&, const float* spikes, const float* weight_t, float* y, uint32_t* bits,        \
+                      int threads, bool streaming);                                                                    \
+  void linear_backward(const LinearShape&, const uint32_t* bits, const float* grad, float* sums, float* grad_t,        \
+                       int threads);                                                                                   \
   }
 SNN_DECLARE(baseline)
 SNN_DECLARE(avx2)

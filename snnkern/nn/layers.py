@@ -13,6 +13,7 @@ from torch import nn
 from ..backend import load
 from ..backend.reference import lif as reference
 from ..ops.lif import lif
+from ..ops.linear import linear
 from ..ops.recurrent import recurrent_lif
 from ..ops.ttm import ttm
 from ..spec.arguments import check_residual, check_x, number, positive
@@ -46,10 +47,11 @@ class _Stateless(nn.Module):
 class LIF(_Stateless):
     """Leaky integrate-and-fire neurons in the papers' terms, without state: every call starts at rest.
 
-    ``forward(x, residual=None, steps_out=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are
-    those of x, but for ``steps_out``, which a call may give in place of the layer's own. Arguments, equations, dtypes
-    and errors are those of ``snnkern.lif``, which is there for whoever wants the potential too. A ``Parameter`` among
-    them is learnt, and any other tensor a buffer, under the argument's name; ``settings`` holds the other keywords.
+    ``forward(x, residual=None, steps_out=None, bias=None) -> spikes`` of x, plus the residual if there is one; shape
+    and dtype are those of x, but for ``steps_out``. That and ``bias`` a call may give in place of the layer's own.
+    Arguments, equations, dtypes and errors are those of ``snnkern.lif``, which is there for whoever wants the potential
+    too. A ``Parameter`` among them is learnt, and any other tensor a buffer, under the argument's name; ``settings``
+    holds the other keywords.
     """
 
     more = "bias", "synapse_decay", "threshold_decay", "threshold_jump"  # in ``settings`` only where given
@@ -118,10 +120,16 @@ class LIF(_Stateless):
         return {**settings, **{name: getattr(self, name) for name in self.tensors}} if self.tensors else settings
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        steps_out: int | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         check_residual(residual)
         settings = self._now(steps_out)
+        if bias is not None:
+            settings = {**settings, "bias": bias}
         memory = self._memory
         v = memory and memory.take(settings["steps_out"])
         spikes, v = lif(x if residual is None else x + residual, v, return_v=memory is not None, **settings)
@@ -133,6 +141,54 @@ class LIF(_Stateless):
         defaults = inspect.signature(lif).parameters
         shown = [f"{name}={tuple(getattr(self, name).shape)}" for name in self.tensors if name in defaults]
         return ", ".join(shown + [f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default])
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` by ``snnkern.linear``, which on the CPU is faster where its input are few spikes.
+
+    ``forward(x, add_bias=True)``: False where the neurons behind it add the bias, ``LIF``'s forward takes one.
+    """
+
+    def forward(self, x: torch.Tensor, add_bias: bool = True) -> torch.Tensor:
+        return linear(x, self.weight, self.bias if add_bias else None)
+
+
+class LinearLIF(LIF):
+    """A linear layer and its neurons: ``torch.nn.Linear``, then ``LIF``, whose kernel adds the bias.
+
+    ``forward(x, residual=None, steps_out=None) -> spikes`` of x [T, N, in_features], [T, N, out_features]; the residual
+    is added to what the neurons receive. The product is ``snnkern.linear``.
+
+    Args:
+        in_features, out_features, bias, device, dtype: those of ``torch.nn.Linear``, as are the parameters ``weight``
+            and ``bias`` and what they start from.
+        neuron: the arguments of ``LIF``, by name.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, **neuron
+    ) -> None:
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be True or False, got {bias!r}")
+        features = positive("in_features", in_features), positive("out_features", out_features)
+        plain = nn.Linear(*features, bias, device, dtype)
+        super().__init__(bias=plain.bias, **neuron)
+        self.in_features, self.out_features = features
+        if not bias:
+            self.bias = None
+        self.weight = plain.weight
+        self.tensors = (*self.tensors, "weight")
+
+    def _now(self, steps_out: int | None) -> dict:
+        return {name: value for name, value in super()._now(steps_out).items() if name != "weight"}
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+    ) -> torch.Tensor:
+        return super().forward(linear(x, self.weight), residual, steps_out)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"
 
 
 class CubaLIF(LIF):
