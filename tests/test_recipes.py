@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -9,7 +10,7 @@ pytest.importorskip("safetensors")
 
 from snnkern.data import SETS
 from snnkern.methods.dspike import first_weight
-from snnkern.nn import BNLIF, LIF, SmoothLIF
+from snnkern.nn import BNLIF, LIF, RecurrentLIF, SmoothLIF
 from snnkern.surrogate import Dspike, Rectangle, Sigmoid, Triangle
 from snnkern.train import fit
 from snnkern.train.folder import read_metrics
@@ -30,6 +31,9 @@ DATA = {
     "shd": (20, (100, 70)),
     "ssc": (35, (100, 70)),
     "n-mnist": (10, (16, 2, 34, 34)),
+    "acsf1": (10, (1460, 1)),
+    "basic-motions": (4, (100, 6)),
+    "japanese-vowels": (9, (29, 12)),
 }
 DIGITS = [name for name in recipes() if name.startswith("digits-")]
 
@@ -167,6 +171,32 @@ def test_sequences_are_those_published():
     )
     rnn = network(load("mtt-seqmnist-rnn")).rnn
     assert (rnn.input_size, rnn.hidden_size, rnn.num_layers) == (1, 64, 2)
+
+
+def test_long_sequences_have_the_networks_of_their_papers():
+    """Cramer et al., time constants of 20 and 10 ms; Yin et al., two layers of 400; both of all channels."""
+    for name, widths, step, synapse, threshold in (
+        ("long-shd", [128], 1.4, 10, None),
+        ("long-ssc", [400, 400], 4.0, None, 150),
+    ):
+        recipe = load(name)
+        assert recipe.data["channels"] == 700 and recipe.stage[0].steps == recipe.data["steps"]
+        assert 1000 * recipe.data["window"] / recipe.data["steps"] == step
+        decays = {"decay": 20, "synapse_decay": synapse, "threshold_decay": threshold}
+        wanted = {key: round(math.exp(-step / tau), 4) for key, tau in decays.items() if tau}
+        with torch.device("meta"):
+            made = recipe.make_model(0, DATA[recipe.data["name"]][0], (recipe.stage[0].steps, 700))
+        layers = [module for module in made.modules() if isinstance(module, RecurrentLIF)]
+        assert [layer.features for layer in layers] == widths
+        for layer in layers:
+            assert {key: layer.settings[key] for key in decays if key in layer.settings} == wanted
+    plain = network(load("long-shd", ["model.recurrent=false"]))
+    assert not any(isinstance(module, RecurrentLIF) for module in plain.modules())
+    for name in recipes():
+        if name.startswith("long-"):
+            assert load(name).stage[0].steps == load(name).data.get("steps", DATA[load(name).data["name"]][1][0])
+    with pytest.raises(RecipeError, match="model: neuron must make a LIF where recurrent is True, got ReLU"):
+        network(load("long-digits", ["stage.network=ann"]))
 
 
 def neurons(recipe, stage=0):

@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ..nn import BNLIF, IAF, LIF, LIFNode, LinearLIF, SmoothLIF
+from ..nn import BNLIF, IAF, LIF, LIFNode, LinearLIF, RecurrentLIF, SmoothLIF
 from .accuracy import accuracy_over_steps, outputs
 
 __all__ = ["NEURONS", "Energy", "Layer", "accuracy_over_energy", "energy", "joules", "sparsity"]
@@ -51,7 +51,7 @@ def joules(additions: float, multiplications: float, add: float = 0.9, multiply:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, linear or recurrent layer, per sample."""
+    """A convolution, linear or recurrent layer, per sample. Of a RecurrentLIF: its weights, which its spikes pass."""
 
     name: str
     steps: float
@@ -251,6 +251,17 @@ class _Count:
 
         return hook
 
+    def feedback(self, name: str):
+        def hook(module, inputs, output):
+            seen, time_dim = self.layers[name], module.settings["time_dim"]
+            received = output.narrow(time_dim, 0, output.shape[time_dim] - 1)  # of the steps before
+            seen.macs = module.weight.numel()
+            seen.frames += output.numel() // module.features
+            seen.total += received.sum(dtype=torch.float64).item()
+            seen.elements += output.numel()
+
+        return hook
+
 
 def _count(model, x, steps, batch, neurons) -> _Count:
     count, handles = _Count(), []
@@ -260,6 +271,8 @@ def _count(model, x, steps, batch, neurons) -> _Count:
                 handles.append(module.register_forward_hook(count.layer(name)))
             if isinstance(module, neurons):
                 handles.append(module.register_forward_hook(count.neuron(name)))
+                if isinstance(module, RecurrentLIF):
+                    handles.append(module.register_forward_hook(count.feedback(name)))
         count.samples = outputs(model, x, steps, batch).shape[1]
     finally:
         for handle in handles:

@@ -3,6 +3,7 @@
 from .exchange import from_nir, to_nir
 from .layers import (
     IAF,
+    LI,
     LIF,
     TTM,
     AdaptiveLIF,
@@ -31,6 +32,7 @@ from .windows import Windows
 __all__ = [
     "BNLIF",
     "IAF",
+    "LI",
     "LIF",
     "TTM",
     "AdaptiveLIF",

@@ -368,6 +368,42 @@ class IAF(_Stateless):
         return f"threshold={self.spec.threshold}, v_min={self.v_min}, {self.spec.surrogate!r}"
 
 
+class LI(_Stateless):
+    """Leaky integrators: neurons without a threshold, whose potential is what a readout gives.
+
+    ::
+
+        v[t] = decay v[t-1] + (1 - decay) x[t]    v[0] = 0
+
+    ``forward(x) -> v``, of x's shape, in the dtype of the state: ``snnkern.lif`` with ``tau = 1 / (1 - decay)`` and a
+    threshold that no potential reaches.
+
+    Args:
+        decay: factor in [0, 1) kept of the potential per step.
+        time_dim, backend: those of ``LIF``.
+    """
+
+    def __init__(self, decay: float = 0.9, time_dim: int = 0, backend: str | None = None):
+        super().__init__()
+        if not 0 <= number("decay", decay) < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
+        if backend is not None:
+            load(backend)
+        self.decay, self.time_dim, self.backend = decay, time_dim, backend
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory = self._memory
+        neuron = {"tau": 1 / (1 - self.decay), "threshold": torch.finfo(torch.float32).max}
+        options = {"return_v": "sequence", "time_dim": self.time_dim, "backend": self.backend}
+        _, v = lif(x, memory and memory.take(), **neuron, **options)
+        if memory is not None:
+            memory.v = v.select(self.time_dim, -1)
+        return v
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}"
+
+
 class TTM(nn.Module):
     """Temporal transformation of [T, N, ...] to ``steps`` time steps, without parameters; see ``snnkern.ttm``.
 
