@@ -380,7 +380,7 @@ def assert_nothing_is_contracted(kernel, form, tmp_path):
 
 LARGE, SMALL = 1 << 18, 4096  # neurons
 SPLIT = 4000, 256  # steps and neurons
-BIASED = torch.float32, {"parameters": (None, None, (256, 1))}
+BIASED = torch.float32, {"parameters": (None, None, (1, 1))}
 SMALLEST, LARGEST = (torch.float32, {}), (torch.bfloat16, {"tau": 3.0, "surrogate": surrogates.Dspike()})
 
 
