@@ -23,13 +23,14 @@ import snnkern
 from snnkern import backend as backends
 from snnkern import surrogate as surrogates
 from snnkern.spec.layout import layout_of
-from snnkern.spec.neuron import GIVEN, Backward, Forward, More, Parameter, make_spec
+from snnkern.spec.neuron import GIVEN, Backward, Forward, More, Parameter, Recurrence, make_spec
 from snnkern.spec.norm import Norm, Parameters, Plan
 from snnkern.spec.split import CHUNK
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from snnkern.backend.triton import bn_lif as norms  # noqa: E402  # imports Triton
 from snnkern.backend.triton import lif as kernels  # noqa: E402
+from snnkern.backend.triton import recurrent as layers  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poison")
 in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="for TRITON_INTERPRET=1, as `make test` runs this file too")
@@ -236,7 +237,7 @@ def record(monkeypatch, machine):
         def __getitem__(self, grid):
             return lambda *args, **options: made.append((self.kernel, grid, args, options))
 
-    for module in (kernels, norms):
+    for module in (kernels, norms, layers):
         for name, kernel in KERNELS.items():
             monkeypatch.setattr(module, name, Recorder(kernel), raising=False)
         monkeypatch.setattr(module, "_machine", lambda: machine)
@@ -301,6 +302,7 @@ def norm_launches(
 KERNELS = {name: getattr(kernels, name) for name in ("lif_forward_kernel", "lif_repair_kernel", "lif_backward_kernel")}
 KERNELS |= {f"bn_{name}_kernel": getattr(norms, f"bn_{name}_kernel")
             for name in ("moments", "prepare", "sums", "gradients")}  # fmt: skip
+KERNELS |= {f"recurrent_{name}_kernel": getattr(layers, f"recurrent_{name}_kernel") for name in ("forward", "backward")}
 
 
 def compile_for(target, kernel, args, options):
@@ -361,7 +363,7 @@ def assert_nothing_is_contracted(kernel, form, tmp_path):
     divides = form.get("tau", 2.0) != 2.0
     fused = sum(int(n or 1) for n in re.findall(r"call .*@llvm\.fma\.(?:v(\d+))?f\d+\(", kernel.asm["llir"]))
     assert not re.search(r"\bcontract\b|fmuladd", kernel.asm["llir"])
-    assert not fused or kernel.metadata.name in ("lif_backward_kernel", "bn_moments_kernel", "bn_sums_kernel")
+    assert not fused or re.search("backward|moments|sums", kernel.metadata.name)
     if "amdgcn" in kernel.asm:
         code = kernel.asm["amdgcn"]
         assert ("v_div_fixup_f32" in code) == divides
@@ -378,6 +380,7 @@ def assert_nothing_is_contracted(kernel, form, tmp_path):
 
 LARGE, SMALL = 1 << 18, 4096  # neurons
 SPLIT = 4000, 256  # steps and neurons
+BIASED = torch.float32, {"parameters": (None, None, (1, 1))}
 SMALLEST, LARGEST = (torch.float32, {}), (torch.bfloat16, {"tau": 3.0, "surrogate": surrogates.Dspike()})
 
 
@@ -416,7 +419,7 @@ def test_products_and_sums_are_not_contracted_and_division_is_exact(monkeypatch,
 
 
 @compiles
-@pytest.mark.parametrize("target, kind", [("sm_80", LARGEST), ("sm_90", SMALLEST), ("gfx942", SMALLEST)])
+@pytest.mark.parametrize("target, kind", [("sm_80", LARGEST), ("sm_90", SMALLEST), ("gfx942", BIASED)])
 def test_kernels_of_split_time(monkeypatch, tmp_path, target, kind):
     dtype, neuron = kind
     for kernel in compiled(monkeypatch, target, SPLIT, dtype, **neuron):
@@ -426,6 +429,7 @@ def test_kernels_of_split_time(monkeypatch, tmp_path, target, kind):
             assert max(loads_in_flight(sass(kernel, tmp_path))) >= CHUNK
 
 
+ADAPTIVE = {"threshold_decay": 0.75, "threshold_jump": 0.125}
 TABLE = surrogates.Table(torch.cos, 1.0, 64)
 NEURONS = {  # each has some of what plain ones have not
     "parametric": ("sm_80", 64, torch.float32, {"inverse_tau": GIVEN, "parameters": ((1, 1), None, None)}),
@@ -433,6 +437,8 @@ NEURONS = {  # each has some of what plain ones have not
                 "sequence": True, "surrogate": TABLE, "parameters": ((64, 196), None, None)}),
     "integer": ("gfx942", 4, torch.float16, {"tau": 3.0, "threshold": GIVEN, "reset": None,
                 "surrogate": surrogates.Integer(), "parameters": (None, (LARGE, 1), None)}),
+    "all states": ("sm_90", 4, torch.bfloat16, {"tau": 3.0, "reset": None, "synapse_decay": 0.5, **ADAPTIVE,
+                   "parameters": (None, (64, 196), (64, 196))}),
 }  # fmt: skip
 
 
@@ -443,6 +449,23 @@ def test_neurons_that_are_not_plain(monkeypatch, tmp_path, name):
     for kernel in compiled(monkeypatch, target, (steps, LARGE), dtype, **neuron):
         assert_nothing_is_spilled(kernel, tmp_path)
         assert_nothing_is_contracted(kernel, neuron, tmp_path)
+
+
+@compiles
+def test_kernels_of_recurrent_layers(monkeypatch, tmp_path):
+    made, spec = record(monkeypatch, ("cuda", 32)), spec_of(tau=3.0, synapse_decay=0.5, **ADAPTIVE)
+    layout = layout_of(torch.empty((20, 4, 128), device="meta"), 0)
+    x, state, saved = eight(layout, torch.bfloat16)
+    weight, each = torch.empty(128, 8), Parameter(state, 128, 1)
+    more = More(None, each, each, state)
+    call = Forward(x, state, x, state, saved, more=more)
+    layers.recurrent_forward(spec, layout, call, Recurrence(weight, state, x))
+    call = Backward(x, state, saved, x, state, x, state, more=more._replace(grad_threshold=state, grad_bias=state))
+    layers.recurrent_backward(spec, layout, call, Recurrence(weight, state, x, x, state))
+    for kernel, _, args, options in made:
+        code = compile_for("sm_90", kernel, args, options)
+        assert_nothing_is_spilled(code, tmp_path)
+        assert_nothing_is_contracted(code, {"tau": 3.0}, tmp_path)
 
 
 @compiles
