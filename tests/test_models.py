@@ -532,7 +532,7 @@ def test_spiking_rnn_is_written_out(recurrent):
     plain, y = model.state_dict(), x
     neuron = {"decay": 0.9753, "synapse_decay": 0.9512, "backend": "reference"}
     for i in (0, 2):
-        y = F.linear(y, plain[f"layers.{i}.weight"], plain[f"layers.{i}.bias"])
+        y, neuron["bias"] = snnkern.linear(y, plain[f"layers.{i}.weight"]), plain[f"layers.{i}.bias"]
         weight = plain.get(f"layers.{i + 1}.weight")
         y = (snnkern.recurrent_lif(y, weight, **neuron) if recurrent else snnkern.lif(y, **neuron))[0]
         assert 0.01 < y.mean() < 0.9

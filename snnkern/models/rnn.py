@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ..nn import LI, LIF, RecurrentLIF
+from ..nn import LI, LIF, Linear, RecurrentLIF
 from ..spec.arguments import number, positive
-from .layers import Neurons
+from .layers import Neurons, fire_behind
 
 
 class VanillaRNN(nn.Module):
@@ -102,7 +102,7 @@ class SpikingRNN(nn.Module):
         make = Neurons(neuron, backend, decay=decay, **states)
         self.layers = nn.Sequential()
         for before, after in pairwise((inputs, *hidden)):
-            layer = nn.Linear(before, positive("hidden", after))
+            layer = Linear(before, positive("hidden", after))
             self.layers.extend((layer, as_recurrent(after, make()) if recurrent else make()))
         self.head = nn.Linear(hidden[-1], positive("classes", classes))
         if not 0 <= number("readout_decay", readout_decay) < 1:
@@ -111,7 +111,9 @@ class SpikingRNN(nn.Module):
 
     def forward(self, x: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         check_sequence(x, self.inputs, steps)
-        return self.readout(self.head(self.layers(x)))
+        for linear, neuron in zip(self.layers[::2], self.layers[1::2], strict=True):
+            x = fire_behind(linear, neuron, x, len(x))
+        return self.readout(self.head(x))
 
 
 def as_recurrent(features: int, made: nn.Module) -> RecurrentLIF:

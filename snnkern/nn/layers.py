@@ -254,10 +254,16 @@ class RecurrentLIF(LIF):
         self.tensors = (*self.tensors, "weight")
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        steps_out: int | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         check_residual(residual)
         settings, memory = self._now(steps_out), self._memory
+        if bias is not None:
+            settings = {**settings, "bias": bias}
         steps_out, time_dim = settings["steps_out"], settings["time_dim"]
         v, s = (memory and memory.take(steps_out)) or (None, None)
         given = {name: value for name, value in settings.items() if name != "steps_out"}
