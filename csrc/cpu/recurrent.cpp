@@ -20,7 +20,6 @@ namespace {
 constexpr int kTogether = 4;       // layers that a thread runs side by side
 constexpr int kAhead = 2;          // steps between a prefetch and its use
 constexpr int64_t kWorth = 16384;  // neurons times steps that another thread is worth
-constexpr int kListed = 32;        // rows of spikes that are listed at a time
 constexpr int64_t kPart = 2048;    // rows that are summed in one part, if more than one but not kMostParts
 
 // A row that is used later: rows lie too far apart for the hardware to foresee them.
@@ -567,50 +566,79 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, const R
   });
 }
 
+inline bool is_spike(float x) { return x != 0; }
+inline bool is_spike(double x) { return x != 0; }
+template <class Short>
+inline bool is_spike(Short x) {
+  return (x.bits & 0x7fff) != 0;
+}
+
+// Sets a bit for every spike of a row.
+template <class IO>
+void mark(const IO* row, int64_t size, uint64_t bit, uint64_t* marks) {
+  for (int64_t j = 0; j < size; ++j) marks[j] |= is_spike(row[j]) ? bit : 0;
+}
+
 // The gradient of the weight, transposed: row j is the sum of the rows of grad_x over the steps before which j fired.
-// Rows are summed in parts, which depend on nothing but the shape; rows of some steps are listed, then added for a few
-// vectors of receivers at a time.
+// A few rows are taken into the first cache at a time, where for each j bits say which of them to add. They are summed
+// in parts, which depend on nothing but the shape.
 template <class IO, class S = State<IO>>
 void weigh(const LIFShape& s, const Recurrence& r, const IO* grad_x, S* grad, bool multiplied, int threads) {
-  const int64_t size = r.size, layers = size > 0 ? s.inner / size : 0, rows = s.outer * s.steps * layers;
-  const int64_t parts = std::clamp<int64_t>(rows / kPart, 1, kMostParts), weights = size * size;
+  using V = typename VectorOf<S>::type;
+  constexpr int lanes = kBlock * sizeof(V) / sizeof(S), at_once = 64;
+  const int64_t size = r.size, pitch = (size + 15) / 16 * 16, layers = size > 0 ? s.inner / size : 0;
+  const int64_t rows = s.outer * s.steps * layers, parts = std::clamp<int64_t>(rows / kPart, 1, kMostParts);
   const auto *spikes = static_cast<const IO*>(r.spikes), *before = static_cast<const IO*>(r.s);
-  const std::unique_ptr<S[]> others(new S[(parts - 1) * weights]);
-  const std::unique_ptr<int[]> lists(new int[std::min<int64_t>(threads, parts) * kListed * size]);
+  const std::unique_ptr<S[]> sums(new S[parts * size * pitch]());
+  const std::unique_ptr<uint64_t[]> masks(new uint64_t[std::min<int64_t>(threads, parts) * size]);
 
   parallel_for(parts, threads, [&](int64_t part, int thread) {
-    S* sums = std::fill_n(part > 0 ? others.get() + (part - 1) * weights : grad, weights, S(0)) - weights;
-    int *fired = lists.get() + thread * kListed * size, until[kListed + 1] = {};
-    const IO* factors[kListed];
-    for (int64_t first = rows * part / parts, end = rows * (part + 1) / parts; first < end; first += kListed) {
-      const int count = int(std::min<int64_t>(kListed, end - first));
+    alignas(64) S block[at_once * lanes] = {};
+    const IO* seen[at_once];
+    S* sum = sums.get() + part * size * pitch;
+    uint64_t* fired = masks.get() + thread * size;
+    for (int64_t first = rows * part / parts, end = rows * (part + 1) / parts; first < end; first += at_once) {
+      const int count = int(std::min<int64_t>(at_once, end - first));
+      bool factors = multiplied;
+      std::fill_n(fired, size, 0);
       for (int i = 0; i < count; ++i) {
         const int64_t row = first + i, t = row / layers % s.steps,
                       of_s = row / layers / s.steps * layers + row % layers;
-        const IO* seen = t > 0 ? spikes + (row - layers) * size : before ? before + of_s * size : nullptr;
-        const auto bits = [&](int64_t j, auto vector)
-                              __attribute__((always_inline)) { return nonzero(load<decltype(vector)>(seen + j)); };
-        until[i + 1] = until[i] + (seen ? list<S>(size, fired + until[i], bits) : 0);
-        factors[i] = multiplied || t == 0 ? seen : nullptr;
+        seen[i] = t > 0 ? spikes + (row - layers) * size : before ? before + of_s * size : nullptr;
+        factors |= t == 0;
+        if (seen[i]) mark(seen[i], size, uint64_t(1) << i, fired);
       }
-      over_blocks<S, 4, false>(size, [&](int64_t k, auto vector, auto n) __attribute__((always_inline)) {
-        using W = decltype(vector);
-        constexpr int width = sizeof(W) / sizeof(S), vectors = n();
-        for (int i = 0; i < count; ++i) {
-          W g[vectors];
-          for (int l = 0; l < vectors; ++l) g[l] = load<W>(grad_x + (first + i) * size + k + l * width);
-          for (int c = until[i]; c < until[i + 1]; ++c) {
-            S* to = sums + fired[c] * size + k;
-            const S factor = factors[i] ? load<S>(factors[i] + fired[c]) : S(1);
-            for (int l = 0; l < vectors; ++l) store(to + l * width, load<W>(to + l * width) + g[l] * factor, false);
-          }
-        }
-      });
+      for (int64_t k = 0; k < size; k += lanes) {
+        const int64_t here = std::min<int64_t>(lanes, size - k);
+        for (int i = 0; i < count; ++i)
+          over_row<S>(here, [&, from = grad_x + (first + i) * size + k, to = block + i * lanes](
+                                int64_t l, auto vector) { store(to + l, load<decltype(vector)>(from + l), false); });
+        over_blocks<S, kBlock, false>(
+            (here + 15) / 16 * 16, [&](int64_t l, auto vector, auto n) __attribute__((always_inline)) {
+              using W = decltype(vector);
+              constexpr int width = sizeof(W) / sizeof(S), vectors = n();
+              for (int64_t j = 0; j < size; ++j) {
+                if (!fired[j]) continue;
+                S* to = sum + j * pitch + k + l;
+                W total[vectors];
+                for (int v = 0; v < vectors; ++v) total[v] = load<W>(to + v * width);
+                for (uint64_t left = fired[j]; left; left &= left - 1) {
+                  const int i = __builtin_ctzll(left);
+                  const S* from = block + i * lanes + l;
+                  const S factor = factors ? load<S>(seen[i] + j) : S(1);
+                  for (int v = 0; v < vectors; ++v)
+                    total[v] = total[v] + (factors ? factor * load<W>(from + v * width) : load<W>(from + v * width));
+                }
+                for (int v = 0; v < vectors; ++v) store(to + v * width, total[v], false);
+              }
+            });
+      }
     }
   });
-  parallel_for(parts > 1 ? size : 0, threads, [&](int64_t j) {
-    for (const S* sums = others.get(); sums < others.get() + (parts - 1) * weights; sums += weights)
-      for (int64_t k = j * size; k < (j + 1) * size; ++k) grad[k] += sums[k];
+  parallel_for(size, threads, [&](int64_t j) {
+    std::copy_n(sums.get() + j * pitch, size, grad + j * size);
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t k = 0; k < size; ++k) grad[j * size + k] += sums[(part * size + j) * pitch + k];
   });
 }
 
