@@ -18,12 +18,12 @@ import snnkern
 from snnkern.backend import load
 from snnkern.methods.mtt import Sampler
 from snnkern.models import CNN6, VGGSNN, ResNet18, ResNet19, SpikingMLP
-from snnkern.nn import BNLIF
+from snnkern.nn import BNLIF, Windows
 from snnkern.ops import bn_lif as bn_lif_op
 from snnkern.ops import lif as lif_op
 
 from .check import EXACT, GRADIENT, HALF_STATE, ROUNDED, Refused, compare, compare_within, distance
-from .contenders import Apart, Contender, Within
+from .contenders import LAYERS, Apart, Contender, Within
 from .measure import Call, available, buffers, kept, seconds_of
 from .workloads import Workload
 
@@ -410,8 +410,8 @@ class Model:
     def module(self, contender: Contender) -> nn.Module:
         made = []
 
-        def make():
-            made.append(contender.make())
+        def make(*sizes):
+            made.append(contender.make(*sizes))
             return made[-1]
 
         torch.manual_seed(0)
@@ -552,19 +552,48 @@ def reference(layer: nn.Module, options: dict) -> nn.Module:
     return BNLIF.from_modules(copy.deepcopy(norm), neuron)
 
 
-def lively_mlp(workload: Workload, neuron) -> nn.Module:
+class Sequence(Model):
+    """A training step of a network with one layer that a contender makes, synapses included. Its own neurons are not
+    those of the others, but for ours, which are held to the reference."""
+
+    def check(self, model: nn.Module, contender: Contender) -> dict[str, float]:
+        (layer,) = model.neurons
+        with torch.no_grad():
+            facts = {"spike_rate": layer(self.x[:1000]).mean().item()}
+            if contender.name.startswith("snnkern"):
+                part, settings = self.x[:100], layer.neurons.settings
+                got, settings["backend"] = layer(part), "reference"
+                differing = (got != layer(part)).sum().item()
+                settings["backend"] = contender.backend
+                if differing:
+                    raise Refused(f"{differing} of {got.numel()} spikes differ from the reference")
+        return facts
+
+
+def sequence(workload: Workload, make, windows: int | None = None) -> nn.Module:
+    inputs, neurons = workload.shape[1], 128
+    torch.manual_seed(0)
+    return windowed(nn.Sequential(make(inputs, neurons), nn.Linear(neurons, 20)), windows)
+
+
+def windowed(model: nn.Module, windows: int | None) -> nn.Module:
+    return model if windows is None else Windows(model, steps=windows)
+
+
+def lively_mlp(workload: Workload, neuron, windows: int | None = None) -> nn.Module:
     """With larger weights: its own are for a long time constant; with tau = 2 it would be silent from layer two on."""
     model = SpikingMLP(neuron=neuron)
     for layer in model.layers:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=2 / layer.in_features**0.5)
-    return model
+    return windowed(model, windows)
 
 
 MODELS = {
     "ResNet19": lambda workload, neuron, **keywords: ResNet19(steps=workload.steps, neuron=neuron, **keywords),
     "VGGSNN": lambda workload, neuron, **keywords: VGGSNN(neuron=neuron, **keywords),
-    "SpikingMLP": lively_mlp,
+    **dict.fromkeys(("SpikingMLP", "feedforward"), lively_mlp),
+    **dict.fromkeys(LAYERS, sequence),
     "ResNet18": lambda workload, neuron, **keywords: ResNet18(steps=workload.steps, neuron=neuron, **keywords),
     "CNN6": lambda workload, neuron, **keywords: CNN6(steps=workload.steps, neuron=neuron, **keywords),
 }
@@ -577,4 +606,5 @@ CASES = {
     "bn+lif+ttm": NormSums,
     **dict.fromkeys(MODELS, Model),
     **dict.fromkeys(("ResNet18", "CNN6"), Mixed),
+    **dict.fromkeys(LAYERS, Sequence),
 }

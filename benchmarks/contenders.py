@@ -1,6 +1,7 @@
 """Who is measured. A contender makes a module, x [T, N, ...] to spikes, through its library's public interface; every
 call starts from a fresh state. For ``bn+lif`` it is given the number of channels, for ``lif+ttm`` that of steps left,
-for ``bn+lif+ttm`` both.
+for ``bn+lif+ttm`` both. For networks of long sequences it makes the layer of synapses too, from the numbers of inputs
+and neurons.
 
 The neuron: tau = 2, input not decayed, threshold 1 (fires at it), hard reset to 0, surrogate ATan(2), the gradient
 through the reset too. Where a library cannot, ``equals`` holds the options of ``snnkern.lif`` that it must agree with
@@ -39,7 +40,8 @@ OWN = (
     "mixed",
     "plif",
     "table",
-)  # groups of workloads with contenders of their own
+    *("recurrent", "recurrent CUBA", "recurrent adaptive", "CUBA", "feedforward"),
+)  # groups of workloads, or ops in them, with contenders of their own
 
 
 def mixed(ts: list[tuple[int, ...]], greatest: int) -> list[dict]:
@@ -79,7 +81,8 @@ class Contender:
         """Whether it is meant to be measured there; only then is it missed, and a reason given."""
         if workload.dtype not in self.dtypes or not self.name.startswith(workload.only or ""):
             return False
-        return workload.group in self.groups if self.groups else workload.group not in OWN
+        of = workload.op if workload.op in OWN else workload.group
+        return of in self.groups if self.groups else of not in OWN
 
     def refuses(self, workload) -> str | None:
         """Why it is not measured there."""
@@ -111,14 +114,14 @@ class Shared(nn.Module):
 
 
 class Layer(nn.Module):
-    """``call(module, x)`` as a module."""
+    """``call(module, *inputs)`` as a module."""
 
     def __init__(self, module: nn.Module, call: Callable):
         super().__init__()
         self.module, self.call = module, call
 
-    def forward(self, x):
-        return self.call(self.module, x)
+    def forward(self, *inputs):
+        return self.call(self.module, *inputs)
 
 
 class Steps(nn.Module):
@@ -344,13 +347,124 @@ def sinabs(package: str = "sinabs.layers") -> nn.Module:
     return Layer(module, call)
 
 
+# Layers for long sequences: synapses and neurons, x [T, N, inputs] to spikes [T, N, neurons].
+SLOW = {"decay": 0.95, "surrogate": SURROGATE}
+CURRENT = {"synapse_decay": 0.9}
+ADAPTIVE = {"threshold_decay": 0.98, "threshold_jump": 0.1}
+
+
+class Recurrent(nn.Module):
+    """Ours; ``loop``: the loop over time that people write, about ten operations a step and a product."""
+
+    def __init__(self, inputs: int, neurons: int, recurrent: bool = True, loop: bool = False, **neuron):
+        super().__init__()
+        backend = neuron.pop("backend", None)
+        self.loop, self.neuron, options = loop, neuron, {**SLOW, **neuron, "backend": backend}
+        self.synapses = nn.Linear(inputs, neurons, bias=False)
+        gain = 0.12 if "synapse_decay" in neuron else 0.5  # a synaptic current adds inputs up; 5 to 10 % fire
+        nn.init.normal_(self.synapses.weight, std=gain * inputs**-0.5)
+        self.neurons = snnkern.nn.RecurrentLIF(neurons, **options) if recurrent else snnkern.nn.LIF(**options)
+        if recurrent and "synapse_decay" in neuron:
+            nn.init.normal_(self.neurons.weight, std=0.1 * neurons**-0.5)
+
+    def forward(self, x):
+        x = self.synapses(x)
+        if not self.loop:
+            return self.neurons(x)
+        rise, fall = self.neuron.get("threshold_jump", 0), self.neuron.get("threshold_decay", 0)
+        weight, kept = getattr(self.neurons, "weight", None), self.neuron.get("synapse_decay")
+        v, i, a, s = (torch.zeros_like(x[0]) for _ in range(4))
+        spikes = []
+        for z in x.unbind(0):
+            if weight is not None:
+                z = z + s @ weight.T
+            i = z if kept is None else kept * i + z
+            h = SLOW["decay"] * v + i
+            threshold = 1 + rise * a if rise else 1
+            s = SURROGATE(h - threshold, h > threshold)
+            v = h * (1 - s)
+            a = fall * a + s if rise else a
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+def spikingjelly_recurrent(inputs: int, neurons: int) -> nn.Module:
+    from spikingjelly.activation_based import layer, neuron, surrogate
+
+    node = neuron.LIFNode(tau=20.0, decay_input=False, surrogate_function=surrogate.ATan())
+    container = layer.LinearRecurrentContainer(node, neurons, neurons, step_mode="m")
+    return nn.Sequential(nn.Linear(inputs, neurons), Reset(container))
+
+
+def spikingjelly_cuba(inputs: int, neurons: int) -> nn.Module:
+    from spikingjelly.activation_based import neuron, surrogate
+
+    node = neuron.CUBALIFNode(0.9, 0.95, 1.0, surrogate_function=surrogate.ATan())
+    node.step_mode = "m"
+    return nn.Sequential(nn.Linear(inputs, neurons), Reset(node))
+
+
+class Reset(nn.Module):
+    """A module of SpikingJelly, from rest at every call."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(self.module)
+        return self.module(x)
+
+
+def snntorch_long(name: str, inputs: int, neurons: int) -> nn.Module:
+    import snntorch
+    from snntorch._neurons import SpikingNeuron
+
+    decays, feeds_back = (0.9, 0.95) if "Synaptic" in name else (0.95,), name.startswith("R")
+    options = {"linear_features": neurons} if feeds_back else {}
+    cell = getattr(snntorch, name)(*decays, reset_mechanism="zero", **options)
+    SpikingNeuron.init()
+
+    def call(cell, x, states):
+        spikes, *states = cell(x, *states)
+        return spikes, [spikes, *states] if feeds_back else states
+
+    def start(x):
+        return [torch.zeros_like(x) for _ in range(len(decays) + feeds_back)]
+
+    return nn.Sequential(nn.Linear(inputs, neurons), Steps(Layer(cell, call), start))
+
+
+def norse_long(name: str, inputs: int, neurons: int) -> nn.Module:
+    import norse.torch as norse
+    from norse.torch.functional.lsnn import LSNNParameters
+
+    rates = {"tau_mem_inv": torch.tensor(0.05), "tau_syn_inv": torch.tensor(0.1)}
+    p = norse.LIFParameters(**rates)
+    if name.startswith("LSNN"):
+        p = LSNNParameters(**rates, tau_adapt_inv=torch.tensor(0.02), beta=torch.tensor(0.1))
+    if "Recurrent" in name:
+        return Steps(getattr(norse, name)(inputs, neurons, p=p, dt=1.0))
+    return nn.Sequential(nn.Linear(inputs, neurons), Steps(getattr(norse, name)(p=p, dt=1.0)))
+
+
 ABOVE = {"fire_at_threshold": False}
 LEARNT = {"tau": None, "inverse_tau": 0.5}
 LEAKY = {"surrogate": Table(lambda x: torch.where(x < 0, 0.1, 0.8))}  # SpikingJelly's LeakyKReLU(0.1, 0.8)
 NORSE = {**ABOVE, "decay_input": True, "surrogate": SuperSpike(1.0)}
 NORSE_DIFFERS = "its input decays too, fires above the threshold, SuperSpike surrogate"
 SNNTORCH_DIFFERS = "fires above the threshold, no gradient through the reset"
-SPIKINGJELLY = {"needs": "spikingjelly.activation_based.neuron"}
+SJ = "spikingjelly.activation_based.neuron"
+SPIKINGJELLY = {"needs": SJ}
+FEEDFORWARD = "plain loop", "SpikingJelly", "snnTorch", "Norse LIF"
+LAYERS = {
+    "recurrent": {},
+    "recurrent CUBA": CURRENT,
+    "recurrent adaptive": ADAPTIVE,
+    "CUBA": {**CURRENT, "recurrent": False},
+}
 FLOAT32_STATE = partial(SpikingJelly, functional=True)
 
 PEERS = [
@@ -385,6 +499,31 @@ JOINED = [  # neurons with something before or behind them, and what stands in t
     Contender("plain loop", lambda: Steps(PlainLeaky(), torch.zeros_like), LEARNT, groups=("plif",)),
     Contender("SpikingJelly", leaky_k_relu, LEAKY, groups=("table",), half_state=True, **SPIKINGJELLY),
     Contender("ReLU twin", nn.ReLU, None, "ReLU in place of neurons, on T x N frames", groups=("twin",)),
+    *(replace(peer, groups=("feedforward",)) for peer in PEERS if peer.name in FEEDFORWARD),
+]
+NORSE_LONG = "input and current are scaled by 1/tau, no gradient through the reset where recurrent"
+SEQUENCES = [  # for long sequences, synapses included; other neurons than ours, as far as told: not checked
+    *(
+        Contender(name, make, None, differs, needs=needs, groups=(op,), dtypes=("float32",))
+        for op, name, make, differs, needs in (
+            *((op, "plain loop", partial(Recurrent, loop=True, **more), "", "torch") for op, more in LAYERS.items()),
+            ("recurrent", "SpikingJelly", spikingjelly_recurrent, "its container mixes inputs and spikes anew", SJ),
+            ("CUBA", "SpikingJelly", spikingjelly_cuba, "", SJ),
+            *(
+                (op, "snnTorch", partial(snntorch_long, name), SNNTORCH_DIFFERS, "snntorch")
+                for op, name in (("recurrent", "RLeaky"), ("recurrent CUBA", "RSynaptic"), ("CUBA", "Synaptic"))
+            ),
+            *(
+                (op, "Norse", partial(norse_long, name), NORSE_LONG, "norse.torch")
+                for op, name in (
+                    ("recurrent", "LIFRecurrentCell"),
+                    ("recurrent CUBA", "LIFRecurrentCell"),
+                    ("recurrent adaptive", "LSNNRecurrentCell"),
+                    ("CUBA", "LIFCell"),
+                )
+            ),
+        )
+    ),
 ]
 OURS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 WAYS = [
@@ -429,6 +568,15 @@ def ours(backend: str) -> list[Contender]:
         Contender(f"uniform, greatest T, {name}", lif, groups=("mixed",), passes=at_greatest),
         Contender(f"uniform, mean T, {name}", lif, groups=("mixed",), passes=at_mean),
         Contender(f"{name}, separate batch norm", lif, groups=("twin",), model={"fused": False}),
+        *(
+            Contender(name, partial(Recurrent, backend=backend, **more), None, groups=(op,))
+            for op, more in LAYERS.items()
+        ),
+        Contender(name, lif, groups=("feedforward",)),
+        *(
+            Contender(f"{name}, windows of 500", make, None, groups=(op,), model={"windows": 500})
+            for op, make in (("recurrent", partial(Recurrent, backend=backend)), ("feedforward", lif))
+        ),
     ]
     if packed := getattr(snnkern, "packed_spikes", None):
         makers += [
@@ -458,7 +606,7 @@ def contenders(device: str) -> tuple[list[Contender], dict[str, str]]:
             unable[f"snnkern {backend}"] = reason
         else:
             able += ours(backend)
-    for peer in (*WAYS, *PEERS, *JOINED):
+    for peer in (*WAYS, *PEERS, *JOINED, *SEQUENCES):
         if device in peer.devices:
             if reason := missing(peer.needs):
                 unable[peer.name] = reason

@@ -24,7 +24,7 @@ COLOURS = {
     "compiled": "#E69F00",
     "snnTorch": "#009E73",
     "Norse LIFBoxCell": "#000000",
-    "Norse LIF": "#882255",
+    "Norse": "#882255",
     "sinabs": "#CC79A7",
     "EXODUS": "#56B4E9",
     "ReLU twin": "#F0E442",
@@ -63,6 +63,8 @@ def draw(content: dict, path: Path) -> list[Path]:
         "peak-memory": _peak,
         "mixed": _mixed,
         "models": _models,
+        "long-time": _long_time,
+        "long-memory": _long_memory,
     }
     drawn = []
     with matplotlib.rc_context(STYLE):
@@ -309,6 +311,25 @@ def _models(rows: list[dict]) -> Picture | None:
         return [1e3 * row["shape"][0] / row[key] for key in ("ms_max", "ms_min")]
 
     return _steps(rows, "per_second", "images a second", spread, dict.fromkeys(sequences, "sequences a second"))
+
+
+def _long_time(rows: list[dict]) -> Picture | None:
+    return _curves(_of_long(rows), "T")
+
+
+def _long_memory(rows: list[dict]) -> Picture | None:
+    panels = _of_long(rows)
+    return _curves(
+        [(op, [row | {"peak memory, MB": row["peak_bytes"] / 1e6} for row in some if row["peak_bytes"]])
+         for op, some in panels], "T", "peak memory, MB",
+    )  # fmt: skip
+
+
+def _of_long(rows: list[dict]) -> list[tuple[str, list[dict]]]:
+    """The networks that were measured at three T."""
+    rows = [row for row in rows if row["group"] == "long" and row["mode"]]
+    panels = [(f"A training step, {op}, batch {some[0]['shape'][0]}", some) for (op,), some in split(rows, "op")]
+    return [(title, some) for title, some in panels if len({row["T"] for row in some}) > 2]
 
 
 def _steps(

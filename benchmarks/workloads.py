@@ -46,8 +46,14 @@ def image(
     return Workload("image", "lif", steps, (2**log2 >> 15, 128, 16, 16), dtype, layout, compiled)
 
 
-def long(steps: int, neurons: int, dtype: str = "float32") -> Workload:
-    return Workload("long", "lif", steps, (16, neurons // 16), dtype)
+def layer(steps: int, neurons: int, dtype: str = "float32") -> Workload:
+    """One layer at a long T."""
+    return Workload("layer", "lif", steps, (16, neurons // 16), dtype)
+
+
+def long(op: str, steps: int) -> Workload:
+    """One training step of a network for long sequences, 16 of them, of as many channels as spoken digits have."""
+    return Workload("long", op, steps, (16, SAMPLES["SpikingMLP"][0]))
 
 
 def scaling(steps: int) -> Workload:
@@ -127,6 +133,11 @@ SAMPLES = {
 }
 SUMS = ((6, 3), (16, 4), (16, 1))
 BOTH = ("float32", "bfloat16")
+# Of cases.MODELS, the last three as far as a loop over time is bearable.
+LONG = [
+    *((op, steps) for op in ("recurrent", "feedforward") for steps in (100, 1000, 10000)),
+    *((op, steps) for op in ("recurrent CUBA", "recurrent adaptive", "CUBA") for steps in (100, 1000)),
+]
 LAYOUTS = ("contiguous", "channels last")
 
 CPU = [
@@ -134,11 +145,11 @@ CPU = [
     *(image(steps, log2, compiled=log2 == 18) for steps in (6, 10) for log2 in (16, 18, 20)),
     *(image(steps, log2, "bfloat16") for steps in (4, 6, 10) for log2 in (16, 18, 20)),
     *(image(4, 20, dtype, "channels last") for dtype in BOTH),
-    *(long(128, neurons) for neurons in (256, 4096, 2**17)),
-    *(long(500, neurons) for neurons in (256, 4096, 2**15)),
-    *(long(1000, neurons) for neurons in (256, 4096, 2**14)),
-    *(long(4000, neurons) for neurons in (256, 4096)),
-    long(1000, 4096, "bfloat16"),
+    *(layer(128, neurons) for neurons in (256, 4096, 2**17)),
+    *(layer(500, neurons) for neurons in (256, 4096, 2**15)),
+    *(layer(1000, neurons) for neurons in (256, 4096, 2**14)),
+    *(layer(4000, neurons) for neurons in (256, 4096)),
+    layer(1000, 4096, "bfloat16"),
     *(scaling(steps) for steps in (500, 1000, 2000, 5000, 10000)),
     *(split(neurons) for neurons in (64, 256, 512)),
     *(protocol(neurons) for neurons in (512, 1024, 2048)),
@@ -152,6 +163,7 @@ CPU = [
     *(sums(steps, steps_out, 18, dtype) for steps, steps_out in SUMS for dtype in BOTH),
     *(norm_sums(steps, steps_out, dtype) for steps, steps_out in SUMS for dtype in BOTH),
     *(neurons(op, steps, log2) for op in ("plif", "table") for steps, log2 in ((4, 18), (4, 20), (128, 12))),
+    *(long(op, steps) for op, steps in LONG),
     chain(4),
     *(twin(4, dtype) for dtype in BOTH),
     mixed("CNN6", 60),
@@ -165,7 +177,7 @@ GPU = [
     *(twin(64, "bfloat16", layout) for layout in LAYOUTS),
     chain(64),
     overhead(),
-    *(long(1000, neurons, dtype) for neurons in (4096, 2**18) for dtype in BOTH),
+    *(layer(1000, neurons, dtype) for neurons in (4096, 2**18) for dtype in BOTH),
     *(
         model(name, steps, batch, dtype)
         for name, steps, batch in (("ResNet19", 4, 64), ("VGGSNN", 10, 32))
@@ -177,6 +189,7 @@ GPU = [
     *(neurons(op, steps, log2) for op in ("plif", "table") for steps, log2 in ((4, 22), (128, 18))),
     twin(64),
     *(scaling(steps) for steps in (500, 1000, 2000, 5000, 10000)),
+    *(long(op, steps) for op, steps in LONG),
     *(model("SpikingMLP", steps, 256) for steps in (100, 1000)),
     *(protocol(neurons) for neurons in (512, 4096, 16384)),
     *(image(4, log2, dtype) for log2 in (18, 26) for dtype in BOTH),
@@ -185,8 +198,8 @@ GPU = [
     *(norm(4, 64, 256, dtype, compiled=True) for dtype in BOTH),
     chain(64, "channels last"),
     *(image(10, log2, dtype) for log2 in (16, 20, 24) for dtype in BOTH),
-    *(long(steps, neurons) for steps in (128, 500) for neurons in (256, 4096, 2**18)),
-    *(long(4000, neurons) for neurons in (256, 4096, 2**18)),
+    *(layer(steps, neurons) for steps in (128, 500) for neurons in (256, 4096, 2**18)),
+    *(layer(4000, neurons) for neurons in (256, 4096, 2**18)),
     *(protocol(neurons) for neurons in (2048, 8192)),
     *(image(6, log2, dtype) for log2 in (16, 20, 24, 26) for dtype in BOTH),
     image(10, 26),
@@ -196,7 +209,7 @@ QUICK = [
     replace(workload, only=FEW)
     for workload in (
         *(image(4, 16), image(16, 18), image(4, 18, "bfloat16")),
-        *(long(128, 4096), long(1000, 4096)),
+        *(layer(128, 4096), layer(1000, 4096)),
         norm(4, 1, 512),
         model("SpikingMLP", 100, 16),
         overhead(),

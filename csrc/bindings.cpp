@@ -7,6 +7,7 @@
 
 #include "cuda/driver.h"
 #include "lif.h"
+#include "linear.h"
 #include "neuron.h"
 #include "norm.h"
 #include "pack.h"
@@ -30,6 +31,8 @@ LIFSpec make_spec(int form, double leak, double threshold, bool fire_at_threshol
 }
 
 void* pointer(intptr_t address) { return reinterpret_cast<void*>(address); }
+float* floats(intptr_t address) { return reinterpret_cast<float*>(address); }
+uint32_t* words(intptr_t address) { return reinterpret_cast<uint32_t*>(address); }
 double* numbers(intptr_t address) { return reinterpret_cast<double*>(address); }
 
 // A structure as the bytes that a kernel takes.
@@ -121,6 +124,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("lif_backward_cpu", &lif_backward_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("recurrent_forward_cpu", &recurrent_forward_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("recurrent_backward_cpu", &recurrent_backward_cpu, py::call_guard<py::gil_scoped_release>());
+  m.def("recurrent_weight_cpu",
+        [](const LIFSpec& p, const LIFShape& s, const Recurrence& r, intptr_t grad_x, intptr_t grad, int threads) {
+          py::gil_scoped_release release;
+          recurrent_weight_cpu(p, s, r, pointer(grad_x), pointer(grad), threads);
+        });
   m.def("norm_parts_cpu", &norm_parts_cpu);
   m.def("moments_cpu", [](const LIFShape& s, const Norm& n, intptr_t x, intptr_t moments, int threads) {
     py::gil_scoped_release release;
@@ -162,6 +170,27 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     unpack_cpu(DType(dtype), n, static_cast<uint8_t*>(pointer(bits)), pointer(x), threads);
   });
+
+  py::class_<LinearShape>(m, "LinearShape")
+      .def(py::init([](int64_t rows, int64_t inputs, int64_t outputs, bool biased) {
+        return LinearShape{rows, inputs, outputs, biased};
+      }))
+      .def_property_readonly("stride", &LinearShape::stride)
+      .def_property_readonly("parts", &LinearShape::parts);
+  m.attr("bit_rows") = LinearShape::kBitRows;
+  m.attr("most_inputs") = LinearShape::kMostInputs;
+  m.def("linear_count_cpu",
+        [](const LinearShape& s, intptr_t spikes, int64_t rows) { return linear_count_cpu(s, floats(spikes), rows); });
+  m.def("linear_forward_cpu",
+        [](const LinearShape& s, intptr_t spikes, intptr_t weight_t, intptr_t y, intptr_t bits, int threads) {
+          py::gil_scoped_release release;
+          return linear_forward_cpu(s, floats(spikes), floats(weight_t), floats(y), words(bits), threads);
+        });
+  m.def("linear_backward_cpu",
+        [](const LinearShape& s, intptr_t bits, intptr_t grad, intptr_t sums, intptr_t grad_t, int threads) {
+          py::gil_scoped_release release;
+          linear_backward_cpu(s, words(bits), floats(grad), floats(sums), floats(grad_t), threads);
+        });
 
   // CUDA: see snnkern/backend/cuda/program.py.
   m.def("neuron", [](const LIFSpec& spec) { return bytes_of(Neuron<float>(spec)); });

@@ -127,6 +127,9 @@ void lif_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, int thr
 void lif_backward_cpu(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads);
 void recurrent_forward_cpu(const LIFSpec&, const LIFShape&, const LIFForward&, const Recurrence&, int threads);
 void recurrent_backward_cpu(const LIFSpec&, const LIFShape&, const LIFBackward&, const Recurrence&, int threads);
+// grad: the gradient of the weight, transposed, in the dtype of the state, from grad_x of recurrent_backward.
+void recurrent_weight_cpu(const LIFSpec&, const LIFShape&, const Recurrence&, const void* grad_x, void* grad,
+                          int threads);
 const char* cpu_isa();
 
 }  // namespace snnkern

@@ -7,6 +7,7 @@ from .backend.cpu import keep_freed_memory
 from .convert import convert
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
+from .ops.linear import linear
 from .ops.pack import packed_spikes
 from .ops.recurrent import recurrent_lif
 from .ops.ttm import ttm
@@ -18,6 +19,7 @@ __all__ = [
     "convert",
     "keep_freed_memory",
     "lif",
+    "linear",
     "losses",
     "nn",
     "packed_spikes",

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from snnkern import analysis, losses
-from snnkern.models import CNN6, VGGSNN, ResNet19, SpikingMLP, VanillaRNN
+from snnkern.models import CNN6, VGGSNN, ResNet19, SpikingMLP, SpikingRNN, VanillaRNN
 from snnkern.nn import LIF, SmoothLIF
 from snnkern.surrogate import Dspike
 
@@ -118,6 +118,16 @@ def test_recurrent_layers_count():
     counted = analysis.energy(VanillaRNN(2, 8, 1, 3), torch.rand(6, 4, 2), neurons=())
     assert [(layer.steps, layer.macs) for layer in counted.layers] == [(6, 8 * 2 + 8 * 8), (6, 8 * 3)]
     assert counted.additions == counted.multiplications == 6 * (80 + 24)
+
+
+def test_spikes_that_feed_back_count():
+    torch.manual_seed(0)
+    model, spikes = SpikingRNN(2, (8,), 3), []
+    model.layers[1].register_forward_hook(lambda module, x, y: spikes.append(y))
+    counted = analysis.energy(model, 3 * torch.randn(6, 4, 2))
+    assert [(layer.steps, layer.macs) for layer in counted.layers] == [(6, 8 * 2), (6, 8 * 8), (6, 8 * 3)]
+    received = spikes[0][:-1].sum().item() / 4  # per sample; each arrives at 8 neurons
+    assert received > 0 and counted.layers[1].additions == pytest.approx(8 * received)
 
 
 def test_sums_of_spikes_count_as_their_value():

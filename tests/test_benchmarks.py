@@ -31,7 +31,7 @@ from snnkern.surrogate import ATan, Triangle
 from snnkern.train.folder import RunError
 
 TINY = Workload("image", "lif", 4, (2, 4, 2, 4))
-LONGER = replace(TINY, group="long", steps=70, shape=(2, 32))
+LONGER = replace(TINY, group="layer", steps=70, shape=(2, 32))
 NORM = Workload("norm", "bn+lif", 4, (2, 8, 4, 4))
 CHAIN = Workload("chain", "conv+bn+lif+conv", 4, (2, 8, 4, 4), "bfloat16")
 SUMS = Workload("sums", "lif+ttm", 6, (2, 32), steps_out=3)
@@ -527,11 +527,11 @@ def test_the_command_forwards_to_the_checkout(monkeypatch, tmp_path):
     from snnkern import cli
 
     result = CliRunner().invoke(cli.app, ["bench", "--group", "none"])
-    assert result.exit_code == 2 and "--group must be one of chain, image, long" in result.output
+    assert result.exit_code == 2 and "--group must be one of chain, image, layer, long" in result.output
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "snnkern" / "cli.py"))  # installed elsewhere
     monkeypatch.chdir(Path(__file__).parents[1])
     result = CliRunner().invoke(cli.app, ["bench", "--group", "none"])
-    assert result.exit_code == 2 and "--group must be one of chain, image, long" in result.output
+    assert result.exit_code == 2 and "--group must be one of chain, image, layer, long" in result.output
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.app, ["bench"])
     assert result.exit_code == 1 and "source checkout" in result.output

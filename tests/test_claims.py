@@ -21,10 +21,10 @@ pytest.importorskip("experiments", reason="the experiments are in the source che
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from experiments import claims, dspike, mtt
+from experiments import claims, dspike, long, mtt
 from experiments import tet as tet_claims
 from experiments.dspike import DSPIKE_TABLE
-from experiments.protocol import Measure, Run, Work, ran
+from experiments.protocol import Measure, Run, Work, ran, read
 
 # Statements that hold exactly
 
@@ -296,3 +296,18 @@ def test_options_are_checked(capsys):
     for arguments in (["--only", "E9"], ["--seeds", "0"], ["--jobs", "0"]):
         with pytest.raises(SystemExit):
             claims.main(arguments)
+
+
+def test_long_series_are_trained_with_every_network(tmp_path):
+    recipe = load("long-digits")
+    made = {network: long.variant(recipe, network) for network in long.NETWORKS}
+    assert recipe in made.values()  # its own network is one of them
+    assert {held.model["recurrent"] for held in made.values()} == {True, False}
+    assert len({str(held.neuron) for held in made.values()}) == 3
+    options = ["--only", "long-digits", "--networks", "feed-forward", "--out", str(tmp_path), "--work", str(tmp_path)]
+    long.main([*options, "--", "seeds=2", "stage.epochs=2", "data.train=60", "model.hidden=[8]"])
+    found = read(tmp_path / "results.json")["results"]["long-digits"]["accuracy"]["feed-forward"]
+    assert [len(run) for run in found] == [2, 2] and all(0 <= accuracy <= 100 for run in found for accuracy in run)
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[2].startswith("| feed-forward |") and f"{(found[0][1] + found[1][1]) / 2:.1f} ±" in lines[2]
+    assert lines[3] == "| nearest neighbour | 98.5 |" and (tmp_path / "accuracy.png").exists()

@@ -19,7 +19,7 @@ from snnkern.backend import cpu
 from snnkern.spec.split import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
-TESTS = [Path(__file__).parent / f"test_{name}.py" for name in ("lif", "neurons", "bn_lif", "split", "pack")]
+TESTS = [Path(__file__).parent / f"test_{name}.py" for name in ("lif", "linear", "neurons", "bn_lif", "split", "pack")]
 
 
 @pytest.mark.parametrize("isa", SETS[: SETS.index(_C.cpu_isa())])

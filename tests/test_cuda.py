@@ -19,6 +19,7 @@ from test_bn_lif import norm_of
 from test_bn_lif import run as run_norm
 from test_cuda_lif import cuobjdump
 from test_lif import FORMS, RESETS, SURROGATES, check, draw, state_of
+from test_neurons import STATES
 from test_neurons import check as check_neuron
 from test_recurrent import check as check_recurrent
 from test_recurrent import spikes_before, weight_of
@@ -73,8 +74,10 @@ def test_every_surrogate(surrogate, dtype):
 @pytest.mark.parametrize(
     ("dtype", "leak", "kind", "spikes", "threshold", "options"),
     [
-        (torch.float32, {"tau": GIVEN}, "channel", {"reset": None, "ternary": True}, "neuron", {"sequence": True}),
-        (torch.bfloat16, {"inverse_tau": GIVEN}, "scalar", {"reset": -0.3}, "channel", {"v_min": -0.5}),
+        (torch.float32, {"tau": GIVEN}, "channel", {"reset": None, "ternary": True}, "neuron",
+         {"sequence": True, "states": STATES[2], "bias": "neuron"}),
+        (torch.bfloat16, {"inverse_tau": GIVEN}, "scalar", {"reset": -0.3}, "channel",
+         {"v_min": -0.5, "states": STATES[3], "bias": "channel"}),
         (torch.float32, {"decay": GIVEN}, "channel", {"reset": None, "surrogate": Integer(3)}, "channel", {}),
         (torch.bfloat16, {"decay": GIVEN}, "neuron", {"reset": -0.1, "surrogate": Table(torch.cos)}, 0.7,
          {"steps_out": 7}),
@@ -86,9 +89,16 @@ def test_every_kind_of_parameter(dtype, leak, kind, spikes, threshold, options, 
     assert widths("lif_forward") == {16 // dtype.itemsize} and widths("lif_backward") == {4}
 
 
+@pytest.mark.parametrize("kind", ["channel", "neuron"])
+def test_a_bias_leaves_threads_as_wide_as_they_are(kind):
+    x = draw((18, 2, 3, 8), torch.bfloat16)
+    check_neuron("cuda", x, {"decay": 0.9}, "scalar", {"reset": None}, 0.7, v=True, bias=kind)
+    assert widths("lif_forward") == widths("lif_backward") == {8}
+
+
 def test_gradients_of_parameters_over_a_long_time():
     x = draw((1000, 2, 3, 4)) + 0.2
-    check_neuron("cuda", x, {"decay": GIVEN}, "scalar", {"reset": None}, "scalar", v=True)
+    check_neuron("cuda", x, {"decay": GIVEN}, "scalar", {"reset": None}, "scalar", v=True, bias="scalar")
 
 
 @pytest.mark.parametrize("steps", [*range(1, 10), 15, 16, 17, 31, 32, 33, 71])

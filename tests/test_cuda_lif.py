@@ -109,6 +109,9 @@ def test_long_times_of_few_neurons_are_split(made):
         assert variant.split and variant.width == 1
     segments = backward["lif_backward"][1].down
     assert segments > 1 and backward["lif_map"][1].down == segments - 1 and forward["lif_repair"][1].down == 1
+    states = replace(SPEC, synapse_decay=0.5)
+    assert list(made(lif._forward, x, spec=states)) == ["lif_forward"]
+    assert list(made(lif._backward, x, spec=states)) == ["lif_backward"]
     grouped = made(lif._forward, x, steps_out=1000)  # a group may lie in two segments
     assert list(grouped) == ["lif_forward"] and grouped["lif_forward"][0].grouped
 
@@ -191,6 +194,7 @@ def test_machine_code(name, dtype, width, steps, form, target, tmp_path):
 
 SOFT, INTEGER = {"hard": False}, {"hard": False, "integer": True, "unit": True}
 TERNARY, LANES = {"ternary": True, "bounded": True}, {"leak": 4, "threshold": 4, "rows": True, "sequence": True}
+STATES = {"synaptic": True, "adaptive": True, "at_threshold": True}
 MORE = [
     ("lif_forward", 3, 8, 4, INVERSE, {**TERNARY, "leak": 8, "threshold": 8, "sequence": True}),
     ("lif_forward", 3, 8, 0, DECAY, INTEGER),
@@ -199,6 +203,11 @@ MORE = [
     ("lif_backward", 3, 4, 8, INVERSE, {"leak": 1}),
     ("lif_backward", 0, 4, 0, DIVIDED, {**TERNARY, **LANES}),
     ("lif_backward", 3, 4, 0, DECAY, {**SOFT, **LANES, "grouped": True}),
+    ("lif_forward", 3, 8, 4, INVERSE, {"bias": 8, **STATES}),
+    ("lif_backward", 3, 8, 0, DECAY, {"bias": 8}),
+    ("lif_backward", 0, 4, 0, INVERSE, {"bias": 1, **STATES}),
+    ("lif_backward", 3, 4, 8, INVERSE, {**SOFT, "adaptive": True, "threshold": 1}),
+    ("lif_backward", 3, 4, 0, DECAY, {**INTEGER, "unit": False, "bias": 4, **STATES}),
 ]
 
 
@@ -207,7 +216,7 @@ def test_machine_code_of_what_only_some_neurons_have(name, dtype, width, steps, 
     backward = name == "lif_backward"
     surrogate = _C.surrogates["Integer" if more.get("integer") else "ATan"] * backward
     variant = lif.LIFVariant(dtype, width, steps, False, form, False, True, False, surrogate, backward, False, False)
-    parameters = {f"grad_{name}": backward and more.get(name, 0) > 0 for name in ("leak", "threshold")}
+    parameters = {f"grad_{name}": backward and more.get(name, 0) > 0 for name in ("leak", "threshold", "bias")}
     _, registers = machine_code(name, variant._replace(**more, **parameters), "sm_90", tmp_path)
     assert math.ceil(registers / 8) * 8 * (384 if backward else 1024) <= 1 << 16
 
@@ -220,3 +229,14 @@ def test_a_table_is_read_in_a_loop(dtype, width, tmp_path):
     assert re.search(r"LDG\.E\.64\.CONSTANT", text)
     spec = replace(SPEC, surrogate=Table(torch.cos))
     assert lif.adjoint_of(spec, variant._replace(steps=4), _C.neuron(neuron_of(spec)), True).steps == 0
+
+
+def test_everything_at_once_does_not_spill(tmp_path):
+    """Three columns of shared memory leave room for 256 threads."""
+    variant = lif.LIFVariant(0, 4, 0, False, DIVIDED, True, True, False, 4, True, False, False, bias=4, grad_bias=True)
+    parameters = {**TERNARY, **LANES, **STATES, "grad_leak": True, "grad_threshold": True}
+    machine_code("lif_backward", variant._replace(**parameters), "sm_90", tmp_path)
+    spec = replace(SPEC, leak=1.7, threshold_decay=0.9, threshold_jump=0.1)
+    variant = variant._replace(adaptive=True, steps=8)
+    assert lif.adjoint_of(spec, variant, _C.neuron(neuron_of(spec)), True).steps == 0
+    assert lif.adjoint_of(spec, variant._replace(form=INVERSE), _C.neuron(neuron_of(spec)), True).steps == 8

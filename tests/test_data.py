@@ -115,7 +115,7 @@ def test_pixels_are_normalised_as_published():
 
 
 def test_names_and_options_are_checked():
-    with pytest.raises(ValueError, match=r"name must be one of digits, .*, ssc, got 'svhn'"):
+    with pytest.raises(ValueError, match=r"name must be one of digits, .*, basic-motions, got 'svhn'"):
         load("svhn")
     with pytest.raises(ValueError, match="digits has no option 'augment'; it has noise, train"):
         load("digits", augment="crop-flip")
@@ -804,6 +804,8 @@ def test_words_are_counted_by_step_and_channel(tmp_path):
     narrow = load("shd", tmp_path, steps=2, channels=700, window=0.5).train[0][0]
     assert narrow.nonzero().tolist() == [[0, 0], [1, 5], [1, 9], [1, 699]]
     assert load("shd", tmp_path, steps=1, window=9).train[0][0].sum() == 6
+    long = load("shd", tmp_path, steps=1000, channels=140).train[0][0]  # of 1.4 ms, by fives
+    assert long.nonzero().tolist() == [[0, 0], [178, 1], [185, 1], [349, 139], [992, 138]] and long.shape == (1000, 140)
     write_words(tmp_path / "SHD" / "shd_test.h5", times, [units[0], [700]], [3, 19])
     with pytest.raises(ValueError, match=r"shd_test.h5: word 1 is not one of 700 channels"):
         load("shd", tmp_path).test[1]
@@ -825,3 +827,68 @@ def test_words_that_are_not_whole(tmp_path, problem):
     with pytest.raises(FileNotFoundError, match=r"SSC is not in .*, or not whole \(ssc_test.h5: ") as error:
         load("ssc", tmp_path)
     assert "split=s) for s in ('train', 'test')]" in code_of(error)
+
+
+# Time series
+
+
+def write_ts(path, *series):
+    """The format of the archives: a case a line, channels and class with ``:`` between them."""
+    path.parent.mkdir(exist_ok=True)
+    header = "#12:34:a\n@problemName Two\n@equalLength false\n@classLabel true b a\n@data\n"
+    path.write_text(header + "\n".join(series) + "\n")
+
+
+def test_series_are_standardised_and_padded(tmp_path):
+    write_ts(tmp_path / "ACSF1" / "ACSF1_TRAIN.ts", "0,1,2:5,5,9:a", "", "5,-3:1,0:b")
+    write_ts(tmp_path / "ACSF1" / "ACSF1_TEST.ts", "1,1,1,2e0:4,4,4,3.5:b")
+    data = load("acsf1", tmp_path)
+    assert (len(data.train), len(data.test), data.classes, data.shape, data.events) == (2, 1, 2, (4, 2), True)
+    assert data.train.tensors[1].tolist() == [1, 0] and data.test.tensors[1].tolist() == [0]
+    scale = torch.tensor([[0.0, 1, 2, 5, -3], [5, 5, 9, 1, 0]]).std(1)  # of means 1 and 4
+    expected = torch.tensor([[[-1.0, 1], [0, 1], [1, 5], [0, 0]], [[4, -3], [-4, -4], [0, 0], [0, 0]]])
+    torch.testing.assert_close(data.train.tensors[0], expected / scale)
+    torch.testing.assert_close(data.test.tensors[0], torch.tensor([[[0.0, 0], [0, 0], [0, 0], [1, -0.5]]]) / scale)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (None, "missing"),
+        ((), "no series"),
+        (("1,2:3,4:a", "1,:3,4:a"), "could not convert string to float"),
+        (
+            ("1,2:3,4:a", "1,2:a"),
+            r"series 2 must have channels of one length, and as many as the first, got 1 of \[2\]",
+        ),
+        (("1,2:3:a",), r"series 1 must have channels of one length, got 2 of \[1, 2\]"),
+        (("1,2:3,nan:a",), "series 1 has a value that is not finite"),
+        (("1,2:3,4:c",), "series 1 is of class 'c', not one of b, a"),
+        (("1,2:a",), "other channels or classes than those of training"),
+    ],
+)
+def test_series_that_are_not_whole(tmp_path, lines, reason):
+    write_ts(tmp_path / "BasicMotions" / "BasicMotions_TRAIN.ts", "1,2:3,4:a")
+    if lines is not None:
+        write_ts(tmp_path / "BasicMotions" / "BasicMotions_TEST.ts", *lines)
+    with pytest.raises(
+        FileNotFoundError, match=rf"BasicMotions is not in .*, or not whole \(BasicMotions_TEST.ts: {reason}"
+    ):
+        load("basic-motions", tmp_path)
+
+
+def test_series_come_with_aeon(monkeypatch):
+    monkeypatch.setattr("snnkern.data.series.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="ACSF1 needs the files of aeon: pip install --no-deps aeon"):
+        load("acsf1")
+    monkeypatch.undo()
+    if importlib.util.find_spec("aeon") is None:
+        pytest.skip("aeon is not installed")
+    for name, sizes in (
+        ("acsf1", (100, 100, 10, (1460, 1))),
+        ("japanese-vowels", (270, 370, 9, (29, 12))),
+        ("basic-motions", (40, 40, 4, (100, 6))),
+    ):
+        data = load(name)
+        assert (len(data.train), len(data.test), data.classes, data.shape) == sizes
+    assert "aeon" not in sys.modules

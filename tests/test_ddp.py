@@ -19,7 +19,7 @@ from test_lif import draw
 from torch import nn
 
 import snnkern
-from snnkern.nn import LIF, LIFNode
+from snnkern.nn import LIF, LIFNode, Windows
 from snnkern.train import fit
 from snnkern.train.folder import Interrupted, load_weights, read_metrics
 from snnkern.train.processes import leave
@@ -106,6 +106,11 @@ def of_ddp(rank):
     return train_on(nn.parallel.DistributedDataParallel(model), model[1], half(rank))
 
 
+def of_windows_in_ddp(rank):
+    model = network()
+    return train_on(nn.parallel.DistributedDataParallel(Windows(model, 4)), model[1], half(rank))
+
+
 def of_fsdp(rank, **options):
     from torch.distributed.fsdp import fully_shard
 
@@ -167,6 +172,7 @@ def of_dtensor(rank):
 
 MODULES = {
     "ddp": of_ddp,
+    "ddp, windows": of_windows_in_ddp,
     "fsdp": of_fsdp,
     "fsdp, checkpoints": of_fsdp_with_checkpoints,
     "fsdp, bfloat16": of_fsdp_in_bfloat16,

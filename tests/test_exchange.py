@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from snnkern.models import MODELS
-from snnkern.nn import BNLIF, IAF, LIF, IFNode, LIFNode, fold, from_nir, to_nir
+from snnkern.nn import BNLIF, IAF, LIF, IFNode, LIFNode, LinearLIF, fold, from_nir, to_nir
 from snnkern.surrogate import ATan
 
 nir = pytest.importorskip("nir")
@@ -89,6 +89,27 @@ def test_a_model_goes_there_and_back(name):
         wanted = fold(model)(x)
         assert wanted.std() > 0 and torch.equal(from_nir(graph)(x), wanted)
     assert model.training
+
+
+def test_a_bias_that_neurons_add_is_of_the_layer_before_them():
+    torch.manual_seed(0)
+    model, x = MODELS["SpikingMLP"](), 9 * torch.rand(6, 2, 70)
+    graph = to_nir(model, x)
+    kinds = [type(graph.nodes[name]).__name__ for name in ("layers.0", "layers.1", "head")]
+    assert kinds == ["Affine", "LIF", "Affine"]
+    with torch.no_grad():
+        wanted = model(x)
+        assert wanted.std() > 0
+        torch.testing.assert_close(from_nir(graph)(x), wanted)
+
+
+class ForeignBias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.neuron, self.bias = LIF(), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.neuron(x, bias=self.bias)
 
 
 def test_the_graph_in_numbers():
@@ -214,6 +235,9 @@ class Twice(nn.Module):
         (lambda: Of(lambda x, y: y + y), "output must not get the same spikes twice"),
         (lambda: Of(lambda x, y: torch.cat((x, y), -1)), "the output must come from layers that NIR has"),
         (Twice, "linear must run once, got a second call"),
+        (ForeignBias, "neuron: NIR has no bias, got one that is not of the Linear before it"),
+        (lambda: nn.Sequential(LinearLIF(8, 8)), "0: NIR has no bias, got bias="),
+        (lambda: nn.Sequential(LinearLIF(8, 8, False)), "0: NIR has no weight, got weight="),
         (lambda: nn.MaxPool1d(2), "layer: NIR has no node for MaxPool1d"),
     ],
 )

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from snnkern.cli import app
 from snnkern.methods.seenn import GRID, Point, choose, curve, exit_early, exits
-from snnkern.models import CNN6, VGGSNN, ResNet19, SpikingMLP
+from snnkern.models import CNN6, VGGSNN, ResNet19, SpikingMLP, SpikingRNN
 from snnkern.nn import BNLIF, LIF, TTM, LIFNode, SmoothLIF, TdBatchNorm, carried
 from snnkern.train.recipe import load
 
@@ -100,6 +100,7 @@ networks = {
     "ResNet19": (partial(Narrow, stem=8, hidden=16), (3, 8, 8)),
     "VGG": (partial(Short, size=8), (2, 8, 8)),
     "SpikingMLP": (partial(SpikingMLP, hidden=(16, 16)), (70,)),
+    "SpikingRNN": (partial(SpikingRNN, hidden=(16, 16)), (70,)),
 }
 
 
@@ -131,7 +132,7 @@ def whole(model, x, *steps):
 @pytest.mark.parametrize("name", networks)
 def test_a_network_that_stops_does_what_the_rule_says(name):
     model, frames = make(name)
-    cases = [(frames, ())] if name == "SpikingMLP" else [(frames, ()), (frames[0], (T,))]
+    cases = [(frames, ())] if name in ("SpikingMLP", "SpikingRNN") else [(frames, ()), (frames[0], (T,))]
     for x, steps in cases:
         outputs = whole(model, x, *steps)
         assert 0.01 < outputs.std() and not torch.equal(outputs[0], outputs[1])

@@ -6,9 +6,11 @@ from conftest import BACKENDS, assert_gradients_close
 from test_bn_lif import norm_of
 from test_bn_lif import run as run_norm
 from test_lif import draw, run
+from torch import nn
 
 import snnkern
 from examples import cuda_graph
+from snnkern.nn import LIF, Windows, carried
 
 GPU_BACKENDS = [name for name in BACKENDS if name in ("cuda", "triton") and torch.cuda.is_available()]
 pytestmark = pytest.mark.skipif(not GPU_BACKENDS, reason="needs a GPU")
@@ -102,6 +104,24 @@ def test_a_cuda_graph_replays_it(backend, shape):
 
 def test_a_cuda_graph_trains_as_the_steps_do():
     assert cuda_graph.train("cuda", graph=True)[0] == pytest.approx(cuda_graph.train("cuda", graph=False)[0], rel=1e-5)
+
+
+def test_windows_come_from_the_cpu_and_draw_the_same_again():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), LIF(), nn.Dropout(0.4), nn.Linear(8, 3)).cuda(), draw((20, 3, 5)).mul(3)
+
+    def by_hand(x):
+        with carried(model):
+            return torch.cat([model(window) for window in x.cuda().split(6)])
+
+    found = []
+    for net in (Windows(model, 6), by_hand):
+        torch.manual_seed(1)
+        inputs = [x.clone().requires_grad_(), *model.parameters()]
+        found.append((torch.autograd.grad(net(inputs[0]).square().sum(), inputs), torch.rand(1, device="cuda")))
+    for got, wanted in zip(*(gradients for gradients, _ in found), strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert found[0][1] == found[1][1]
 
 
 @pytest.mark.parametrize("shape", [(5, 1 << 29), (1 << 21, 1 << 10)], ids=str)

@@ -26,11 +26,12 @@ from snnkern.models import (
     SEWResNet34,
     SpikingMLP,
     SpikingResNet34,
+    SpikingRNN,
     ToyCNN,
     VanillaRNN,
 )
 from snnkern.models.chain import parse
-from snnkern.nn import BNLIF, LIF, LIFNode, TdBatchNorm, fold
+from snnkern.nn import BNLIF, LIF, AdaptiveLIF, LIFNode, RecurrentLIF, TdBatchNorm, fold
 from snnkern.surrogate import Dspike, Rectangle, Sigmoid, Triangle
 
 T, N = 2, 2
@@ -286,6 +287,8 @@ def test_is_the_network_written_out(name, inputs, norm, backend, device):
         (partial(SpikingMLP, inputs=1, hidden=(64, 64), classes=10), 4_938, None, None),
         (partial(SpikingMLP, inputs=1, hidden=(64, 64), classes=10, norm=True), 4_938 + 128, None, None),
         (lambda neuron: VanillaRNN(), 13_258, None, None),
+        (lambda neuron: SpikingRNN(), 28_052, None, None),  # 70-128-20 with biases, and 128 x 128
+        (partial(SpikingRNN, recurrent=False), 28_052 - 128 * 128, None, None),
         (CNN6, 46_874, "0.5", (1, 8, 8)),
     ],
 )
@@ -318,6 +321,7 @@ PUBLISHED = {
     "SEWResNet34": (1, 3, 224, 224),
     "SNN5": (2, 3, 32, 32),
     "SpikingMLP": (4, 70),
+    "SpikingRNN": (4, 70),
     "SpikingResNet34": (1, 3, 224, 224),
     "ToyCNN": (4, 1, 28, 28),
     "VGG14": (2, 3, 32, 32),
@@ -521,6 +525,43 @@ def test_rnn_is_that_of_pytorch():
         model(x, 3)
 
 
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_spiking_rnn_is_written_out(recurrent):
+    torch.manual_seed(0)
+    model, x = SpikingRNN(5, (12, 8), 3, recurrent), data(30, 4, 5)
+    plain, y = model.state_dict(), x
+    neuron = {"decay": 0.9753, "synapse_decay": 0.9512, "backend": "reference"}
+    for i in (0, 2):
+        y = F.linear(y, plain[f"layers.{i}.weight"], plain[f"layers.{i}.bias"])
+        weight = plain.get(f"layers.{i + 1}.weight")
+        y = (snnkern.recurrent_lif(y, weight, **neuron) if recurrent else snnkern.lif(y, **neuron))[0]
+        assert 0.01 < y.mean() < 0.9
+    potential, expected = 0, []
+    for step in F.linear(y, plain["head.weight"], plain["head.bias"]):
+        potential = potential + (step - potential) / (1 / (1 - 0.9753))
+        expected.append(potential)
+    outputs = model(x)
+    assert torch.equal(outputs, torch.stack(expected))
+    outputs.sum().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+    assert isinstance(model.layers[1], RecurrentLIF) == recurrent
+    with pytest.raises(ValueError, match=r"x must be \[T, N, 5\], got shape \(6, 2, 4\)"):
+        model(data(6, 2, 4))
+
+
+def test_spiking_rnn_takes_the_neurons_arguments():
+    decay = nn.Parameter(torch.full((8,), 0.9))
+    model = SpikingRNN(5, (8,), 3, neuron=partial(AdaptiveLIF, 0.98, 0.3, decay=decay, surrogate=Rectangle(1.0)))
+    layer = model.layers[1]
+    assert type(layer) is RecurrentLIF and layer.decay is decay and layer.weight.shape == (8, 8)
+    assert {
+        "threshold_decay": 0.98,
+        "threshold_jump": 0.3,
+        "surrogate": Rectangle(1.0),
+    }.items() <= layer.settings.items()
+    torch.testing.assert_close(SpikingRNN(5, (8,), 3, readout_decay=0.0).readout(data(4, 2, 3)), data(4, 2, 3))
+
+
 def test_vgg_starts_from_kaimings_normal_distribution():
     for stage in VGGSNN(size=16).stages:
         wanted = (2 / (9 * stage.conv.out_channels)) ** 0.5
@@ -671,6 +712,12 @@ def test_models_are_pickled_with_any_neuron():
         (partial(SpikingMLP, inputs=0), ValueError, "inputs must be at least 1"),
         (partial(SpikingMLP, decay=1.5), ValueError, "decay must be in"),
         (partial(SpikingMLP, norm=1), TypeError, "norm must be True or False, got 1"),
+        (partial(SpikingRNN, hidden=128), TypeError, "hidden must be a sequence .* got 128"),
+        (partial(SpikingRNN, hidden=(8, 0)), ValueError, "hidden must be at least 1, got 0"),
+        (partial(SpikingRNN, recurrent=1), TypeError, "recurrent must be True or False, got 1"),
+        (partial(SpikingRNN, readout_decay=1.0), ValueError, r"readout_decay must be in \[0, 1\), got 1.0"),
+        (partial(SpikingRNN, threshold_decay=0.9), ValueError, "threshold_jump"),
+        (partial(SpikingRNN, neuron=nn.ReLU), TypeError, r"neuron must make a LIF where recurrent is True, got ReLU"),
         (partial(VanillaRNN, hidden=(64, 64)), TypeError, r"hidden must be an int, got \(64, 64\)"),
         *(
             (partial(model, **changes), error, message)

@@ -445,6 +445,17 @@ def test_infinite_and_missing_numbers_with_more_states(backend, device, kind, st
         assert not (g.isnan() & ~w.isnan()).any()
 
 
+def test_a_ternary_threshold_below_zero(backend, device):
+    """Both signs cross it: no spike, no reset."""
+    adaptive = {"threshold_decay": 1.0, "threshold_jump": 1.0}
+    x = torch.tensor([-2.0, 0.25, 1.0], device=device)[:, None].expand(3, 8)
+    spikes, (v, a) = snnkern.lif(x, threshold=0.5, reset=0.125, ternary=True, backend=backend, **adaptive)
+    assert spikes[:, 0].tolist() == [-1, 0, 1] and v[0] == 0.125 and a[0] == 0
+    kind = {"reset": -0.1, "ternary": True, "surrogate": ATan()}
+    x = draw((20, 2, 3, 10), device=device) - 0.75
+    check(backend, x, {"decay": 0.9}, "scalar", kind, "scalar", True, states={**adaptive, "threshold_decay": 0.9})
+
+
 def test_runs_are_bit_for_bit_the_same(backend, device):
     case = {"decay": GIVEN}, "neuron", {"reset": None, "ternary": True}, "scalar"
     x = draw((33, 2, 3, 50), device=device)

@@ -660,5 +660,5 @@ def test_lif_learns_its_parameters():
     assert [name for name, _ in layer.named_parameters()] == ["decay"] and "threshold" in layer.state_dict()
     layer(current(5, 2, 6)).sum().backward()
     assert layer.decay.grad.abs().min() > 0
-    with pytest.raises(TypeError, match="lif must be plain .* got decay, threshold"):
+    with pytest.raises(TypeError, match=r"lif must be plain .* got decay, threshold"):
         snnkern.nn.BNLIF(6, layer)

@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -9,7 +10,7 @@ pytest.importorskip("safetensors")
 
 from snnkern.data import SETS
 from snnkern.methods.dspike import first_weight
-from snnkern.nn import BNLIF, LIF, SmoothLIF
+from snnkern.nn import BNLIF, LIF, RecurrentLIF, SmoothLIF
 from snnkern.surrogate import Dspike, Rectangle, Sigmoid, Triangle
 from snnkern.train import fit
 from snnkern.train.folder import read_metrics
@@ -30,6 +31,9 @@ DATA = {
     "shd": (20, (100, 70)),
     "ssc": (35, (100, 70)),
     "n-mnist": (10, (16, 2, 34, 34)),
+    "acsf1": (10, (1460, 1)),
+    "basic-motions": (4, (100, 6)),
+    "japanese-vowels": (9, (29, 12)),
 }
 DIGITS = [name for name in recipes() if name.startswith("digits-")]
 
@@ -169,6 +173,32 @@ def test_sequences_are_those_published():
     assert (rnn.input_size, rnn.hidden_size, rnn.num_layers) == (1, 64, 2)
 
 
+def test_long_sequences_have_the_networks_of_their_papers():
+    """Cramer et al., time constants of 20 and 10 ms; Yin et al., two layers of 400; both of all channels."""
+    for name, widths, step, synapse, threshold in (
+        ("long-shd", [128], 1.4, 10, None),
+        ("long-ssc", [400, 400], 4.0, None, 150),
+    ):
+        recipe = load(name)
+        assert recipe.data["channels"] == 700 and recipe.stage[0].steps == recipe.data["steps"]
+        assert 1000 * recipe.data["window"] / recipe.data["steps"] == step
+        decays = {"decay": 20, "synapse_decay": synapse, "threshold_decay": threshold}
+        wanted = {key: round(math.exp(-step / tau), 4) for key, tau in decays.items() if tau}
+        with torch.device("meta"):
+            made = recipe.make_model(0, DATA[recipe.data["name"]][0], (recipe.stage[0].steps, 700))
+        layers = [module for module in made.modules() if isinstance(module, RecurrentLIF)]
+        assert [layer.features for layer in layers] == widths
+        for layer in layers:
+            assert {key: layer.settings[key] for key in decays if key in layer.settings} == wanted
+    plain = network(load("long-shd", ["model.recurrent=false"]))
+    assert not any(isinstance(module, RecurrentLIF) for module in plain.modules())
+    for name in recipes():
+        if name.startswith("long-"):
+            assert load(name).stage[0].steps == load(name).data.get("steps", DATA[load(name).data["name"]][1][0])
+    with pytest.raises(RecipeError, match="model: neuron must make a LIF where recurrent is True, got ReLU"):
+        network(load("long-digits", ["stage.network=ann"]))
+
+
 def neurons(recipe, stage=0):
     kinds = LIF, SmoothLIF
     return [module for module in network(recipe, stage).modules() if isinstance(module, kinds)]
@@ -269,6 +299,7 @@ def test_overrides():
         ("lr=0.1", "lr is no key, did you mean stage.optimiser.lr?"),
         ("stage.loss={}", "stage.0.loss.0.name is missing"),
         ("packed=1", "packed must be a valid boolean, got 1"),
+        ("windows=-1", "windows must be greater than or equal to 0, got -1"),
         ("model=CNN6", "model must be a table, got 'CNN6'"),
         ("test_steps.a.b=1", "test_steps.a.b must be a key of the recipe: 1 has no key 'a'"),
         ("stage.los.lamb=1", "stage.0.los is no key, did you mean loss?"),
@@ -318,6 +349,10 @@ def test_mistakes_that_the_data_show():
         ),
         ("digits-sequence-rnn", ["stage.network=snn"], "stage.0.network must be 'ann', as VanillaRNN has no neurons"),
         ("digits-sequence-rnn", ["neuron.decay=0.5"], "neuron must be left out, as VanillaRNN has none, got"),
+        ("digits-sdt", ["windows=2"], "windows must be 0 for static images, which have no frames, got 2"),
+        ("digits-sequence-sdt", ["windows=8"], "windows: model must have batch norm in eval mode .* got BNLIF"),
+        ("digits-sequence-mtt", ["windows=8"], "windows must be 0 with stage.0.mtt, got 8"),
+        ("digits-sequence-sdt", ["windows=8", "compile=true"], "windows must be 0 with compile, got 8"),
         ("digits-sequence-sdt", ["model.inputs=3"], "model.inputs is no key; there are hidden, decay, norm"),
     ],
 )

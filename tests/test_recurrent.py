@@ -374,8 +374,7 @@ def test_the_number_of_threads_changes_nothing():
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            made, (*gradients, _) = outcome("cpu", x, weight, v, s, [x, *v, s, leak, weight], grads,
-                                                      decay=leak)  # fmt: skip
+            made, gradients = outcome("cpu", x, weight, v, s, [x, *v, s, leak, weight], grads, decay=leak)
             results.append([*made, *gradients])
     finally:
         torch.set_num_threads(threads)

@@ -425,6 +425,21 @@ def test_settings_that_change_only_how(tmp_path, override):
         assert all(torch.equal(value, other[name]) for name, value in plain.items())
 
 
+def test_windows_train_and_test_what_one_piece_does(tmp_path, monkeypatch):
+    few = "data.train=60", "model.norm=false", "model.hidden=[16]", "stage.epochs=2", "seed=0", "test_steps=[64]"
+    fit(load("digits-sequence-sdt", few), tmp_path / "plain")
+    sizes, model = [], MODELS["SpikingMLP"]
+    monkeypatch.setattr(model, "forward", lambda *args, was=model.forward: sizes.append(len(args[1])) or was(*args))
+    fit(load("digits-sequence-sdt", [*few, "windows=24"]), tmp_path / "windows")
+    assert max(sizes) == 24 and min(sizes) == 16
+    for plain, windows in zip(*(read_metrics(tmp_path / name) for name in ("plain", "windows")), strict=True):
+        for name in ("loss", "train_accuracy", "test_sdt", "accuracy_over_steps"):
+            assert windows[name] == pytest.approx(plain[name], rel=1e-4)
+    plain, windows = (weights(tmp_path / name) for name in ("plain", "windows"))
+    for name, value in plain.items():
+        torch.testing.assert_close(value, windows[name], rtol=1e-3, atol=1e-4)
+
+
 def test_accumulated_gradients_are_those_of_the_batch(tmp_path):
     # Without batch norm, which sees one part at a time; 120 = 50 + 50 + 20 samples in parts of 17, 17, 16 and 7, 7, 6.
     recipe = partial(

@@ -257,20 +257,21 @@ def eight(layout, dtype):
 
 
 def launches(
-    monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, steps_out=None, parameters=(None, None),
+    monkeypatch, machine, shape, dtype=torch.float32, time_dim=0, steps_out=None, parameters=(None,) * 3,
     sequence=False, **neuron
 ):  # fmt: skip
     """The launches that a forward and a backward pass make for x of ``shape``; ``parameters``: channels and period of a
-    leak and of a threshold that are tensors."""
+    leak, a threshold and a bias that are tensors."""
     made, spec = record(monkeypatch, machine), spec_of(**neuron)
     layout = layout_of(torch.empty(shape, device="meta"), time_dim)
     layout = layout._replace(steps_out=steps_out or layout.steps)
     x, state, saved = eight(layout, dtype)
-    leak, threshold = (None if sizes is None else Parameter(state, *sizes) for sizes in parameters)
-    more = More(leak, threshold, threshold and state, v_seq=state if sequence else None)
+    leak, threshold, bias = (None if sizes is None else Parameter(state, *sizes) for sizes in parameters)
+    more = More(leak, threshold, bias, threshold and state, v_seq=state if sequence else None)
     kernels.lif_forward(spec, layout, Forward(x, state, x, state, saved, more=more))
     table = state if isinstance(spec.surrogate, surrogates.Table) else None
     gradients = {"grad_v_seq": more.v_seq, "grad_leak": leak and state, "grad_threshold": threshold and state}
+    gradients["grad_bias"] = bias and state
     more = more._replace(table=table, v_seq=None, **gradients)
     kernels.lif_backward(spec, layout, Backward(x, state, saved, x, state, x, state, more=more))
     return made
@@ -427,11 +428,11 @@ def test_kernels_of_split_time(monkeypatch, tmp_path, target, kind):
 
 TABLE = surrogates.Table(torch.cos, 1.0, 64)
 NEURONS = {  # each has some of what plain ones have not
-    "parametric": ("sm_80", 64, torch.float32, {"inverse_tau": GIVEN, "parameters": ((1, 1), None)}),
+    "parametric": ("sm_80", 64, torch.float32, {"inverse_tau": GIVEN, "parameters": ((1, 1), None, None)}),
     "ternary": ("sm_90", 4, torch.bfloat16, {"tau": GIVEN, "reset": 0.3, "ternary": True, "v_min": -1.0,
-                "sequence": True, "surrogate": TABLE, "parameters": ((64, 196), None)}),
+                "sequence": True, "surrogate": TABLE, "parameters": ((64, 196), None, None)}),
     "integer": ("gfx942", 4, torch.float16, {"tau": 3.0, "threshold": GIVEN, "reset": None,
-                "surrogate": surrogates.Integer(), "parameters": (None, (LARGE, 1))}),
+                "surrogate": surrogates.Integer(), "parameters": (None, (LARGE, 1), None)}),
 }  # fmt: skip
 
 

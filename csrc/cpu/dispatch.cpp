@@ -18,6 +18,7 @@ struct Kernels {
   decltype(&baseline::lif_backward) lif_backward;
   decltype(&baseline::recurrent_forward) recurrent_forward;
   decltype(&baseline::recurrent_backward) recurrent_backward;
+  decltype(&baseline::recurrent_weight) recurrent_weight;
   decltype(&baseline::norm_parts) norm_parts;
   decltype(&baseline::moments) moments;
   decltype(&baseline::prepare) prepare;
@@ -28,12 +29,15 @@ struct Kernels {
   decltype(&baseline::ttm) ttm;
   decltype(&baseline::pack) pack;
   decltype(&baseline::unpack) unpack;
+  decltype(&baseline::linear_count) linear_count;
+  decltype(&baseline::linear_forward) linear_forward;
+  decltype(&baseline::linear_backward) linear_backward;
 };
-#define SNN_KERNELS(isa)                                                                                         \
-  Kernels {                                                                                                      \
-    #isa, isa::lif_forward, isa::lif_backward, isa::recurrent_forward, isa::recurrent_backward, isa::norm_parts, \
-        isa::moments, isa::prepare, isa::sums, isa::gradients, isa::norm_kept, isa::norm_backward, isa::ttm,     \
-        isa::pack, isa::unpack                                                                                   \
+#define SNN_KERNELS(isa)                                                                                               \
+  Kernels {                                                                                                            \
+    #isa, isa::lif_forward, isa::lif_backward, isa::recurrent_forward, isa::recurrent_backward, isa::recurrent_weight, \
+        isa::norm_parts, isa::moments, isa::prepare, isa::sums, isa::gradients, isa::norm_kept, isa::norm_backward,    \
+        isa::ttm, isa::pack, isa::unpack, isa::linear_count, isa::linear_forward, isa::linear_backward                 \
   }
 
 // SNNKERN_ISA lowers the choice, for tests; it cannot raise it above what the processor has.
@@ -90,6 +94,10 @@ void recurrent_backward_cpu(const LIFSpec& p, const LIFShape& s, const LIFBackwa
   expect(a.grad_x, s.dtype, s.outer * s.steps * s.inner);
   kernels().recurrent_backward(p, s, a, r, threads);
 }
+void recurrent_weight_cpu(const LIFSpec& p, const LIFShape& s, const Recurrence& r, const void* grad_x, void* grad,
+                          int threads) {
+  kernels().recurrent_weight(p, s, r, grad_x, grad, threads);
+}
 int64_t norm_parts_cpu(const LIFShape& s) { return kernels().norm_parts(s); }
 void moments_cpu(const LIFShape& s, const Norm& n, const void* x, double* moments, int threads) {
   kernels().moments(s, n, x, moments, threads);
@@ -118,6 +126,18 @@ bool pack_cpu(DType dtype, int64_t n, const void* x, uint8_t* bits, int threads)
 }
 void unpack_cpu(DType dtype, int64_t n, const uint8_t* bits, void* x, int threads) {
   kernels().unpack(dtype, n, bits, x, threads, expect(x, dtype, n));
+}
+int64_t linear_count_cpu(const LinearShape& s, const float* spikes, int64_t rows) {
+  return kernels().linear_count(s, spikes, rows);
+}
+bool linear_forward_cpu(const LinearShape& s, const float* spikes, const float* weight_t, float* y, uint32_t* bits,
+                        int threads) {
+  const bool streaming = expect(y, DType::f32, s.rows * s.outputs);
+  return kernels().linear_forward(s, spikes, weight_t, y, bits, threads, streaming);
+}
+void linear_backward_cpu(const LinearShape& s, const uint32_t* bits, const float* grad, float* sums, float* grad_t,
+                         int threads) {
+  kernels().linear_backward(s, bits, grad, sums, grad_t, threads);
 }
 
 }  // namespace snnkern

@@ -1,6 +1,8 @@
-// The CPU kernels, one copy per instruction set; see lif.cpp, recurrent.cpp, norm.cpp, pack.cpp and ttm.cpp.
+// The CPU kernels, one copy per instruction set; see lif.cpp, linear.cpp, recurrent.cpp, norm.cpp, pack.cpp and
+// ttm.cpp.
 #pragma once
 #include "../lif.h"
+#include "../linear.h"
 #include "../norm.h"
 #include "../pack.h"
 #include "../ttm.h"
@@ -11,6 +13,8 @@
   void lif_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, int threads, bool streaming);                 \
   void recurrent_forward(const LIFSpec&, const LIFShape&, const LIFForward&, const Recurrence&, int threads);          \
   void recurrent_backward(const LIFSpec&, const LIFShape&, const LIFBackward&, const Recurrence&, int threads);        \
+  void recurrent_weight(const LIFSpec&, const LIFShape&, const Recurrence&, const void* grad_x, void* grad,            \
+                        int threads);                                                                                  \
   int64_t norm_parts(const LIFShape&);                                                                                 \
   void moments(const LIFShape&, const Norm&, const void* x, double* moments, int threads);                             \
   void prepare(const NormPlan&, const double* moments, const NormParameters&, void* table);                            \
@@ -23,6 +27,11 @@
   void ttm(const TTMShape&, const void* x, void* y, int threads, bool streaming);                                      \
   bool pack(DType, int64_t n, const void* x, uint8_t* bits, int threads);                                              \
   void unpack(DType, int64_t n, const uint8_t* bits, void* x, int threads, bool streaming);                            \
+  int64_t linear_count(const LinearShape&, const float* spikes, int64_t rows);                                         \
+  bool linear_forward(const LinearShape&, const float* spikes, const float* weight_t, float* y, uint32_t* bits,        \
+                      int threads, bool streaming);                                                                    \
+  void linear_backward(const LinearShape&, const uint32_t* bits, const float* grad, float* sums, float* grad_t,        \
+                       int threads);                                                                                   \
   }
 SNN_DECLARE(baseline)
 SNN_DECLARE(avx2)

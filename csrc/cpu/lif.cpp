@@ -72,12 +72,20 @@ struct Seams {
   }
 };
 
+// The states of a tile's lanes from those of all neurons, [states, neurons]; null: a constant potential, the rest 0.
 template <class S>
-void start(S* v, const S* from, S constant, Tile tile) {
-  if (from)
-    std::copy_n(from + tile.first, tile.lanes, v);
-  else
-    std::fill_n(v, tile.lanes, constant);
+void start(S* v, const S* from, S constant, Tile tile, int states = 1, int64_t neurons = 0) {
+  for (int k = 0; k < states; ++k) {
+    if (from)
+      std::copy_n(from + k * neurons + tile.first, tile.lanes, v + k * kLanes);
+    else
+      std::fill_n(v + k * kLanes, tile.lanes, k == 0 ? constant : S(0));
+  }
+}
+// And to them.
+template <class S>
+void keep(const S* v, S* to, Tile tile, int states, int64_t neurons) {
+  for (int k = 0; k < states; ++k) std::copy_n(v + k * kLanes, tile.lanes, to + k * neurons + tile.first);
 }
 
 template <class IO, class S = State<IO>>
@@ -90,6 +98,8 @@ struct Forward {
   bool narrow, streaming;
   Neuron<S> n{p};
   bool any = !n.kind().plain() || a.more.leak.data || a.more.threshold.data;
+  int states = n.states();
+  int64_t neurons = s.outer * s.inner;
   Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
   Sequence<const IO> residual{static_cast<const IO*>(a.norm.residual), s.steps * s.inner, s.inner, s.inner};
   Sequence<IO> spikes{static_cast<IO*>(a.spikes), s.steps_out * s.inner, s.inner, s.inner};
@@ -99,7 +109,8 @@ struct Forward {
   void begin(const Tile& tile, Local<S>& at, const S* from) const {
     if (a.norm.table) at.lanes.fill(a.norm, tile);
     if (any) at.own.fill(n, a.more, tile);
-    start(at.v, from, n.v_start, tile);
+    at.own.fill_bias(a.more, tile);
+    start(at.v, from, n.v_start, tile, states, neurons);
   }
 
   // From `begin` to `end`; `next` is what is read after that. False if the second run met the first: from there on that
@@ -107,9 +118,9 @@ struct Forward {
   bool walk(const Tile& tile, Local<S>& at, int64_t begin, int64_t end, const IO* next, Way way) const {
     for (int64_t t = begin; t < end; t += kChunk) {
       if (way != Way::warm_up && a.saved && t > 0) {
-        S* saved = static_cast<S*>(a.saved) + (t / kChunk - 1) * s.outer * s.inner + tile.first;
-        if (way == Way::again && std::memcmp(at.v, saved, tile.lanes * sizeof(S)) == 0) return false;
-        std::copy_n(at.v, tile.lanes, saved);
+        S* saved = static_cast<S*>(a.saved) + (t / kChunk - 1) * states * neurons;
+        if (way == Way::again && std::memcmp(at.v, saved + tile.first, tile.lanes * sizeof(S)) == 0) return false;
+        keep(at.v, saved, tile, states, neurons);
       }
       const auto over_steps = [&](auto&& step) {
         const bool output = way != Way::warm_up;
@@ -125,7 +136,7 @@ struct Forward {
       else
         with_form(n, [&](auto form, auto hard) {
           over_steps([&](const auto* in, const auto* ahead, auto* out, bool past_cache) {
-            step<form(), hard()>(n, in, ahead, at.v, out, tile.lanes, past_cache);
+            step<form(), hard()>(n, in, at.own.bias, ahead, at.v, out, tile.lanes, past_cache);
           });
         });
     }
@@ -200,7 +211,7 @@ void forward(const LIFSpec& p, const LIFShape& s, const LIFForward& a, int threa
   const Seams<S> seams(a.scratch, s);
   const auto finish = [&](const Tile& tile, const S* v) {
     seams.note(seams.ends, tile, v);
-    if (a.v_last && tile.end == s.steps) std::copy_n(v, tile.lanes, static_cast<S*>(a.v_last) + tile.first);
+    if (a.v_last && tile.end == s.steps) keep(v, static_cast<S*>(a.v_last), tile, pass.states, pass.neurons);
   };
 
   parallel_for(tiles.count, threads, [&](int64_t i) {
@@ -230,6 +241,8 @@ struct Backward {
   bool narrow, streaming;
   Neuron<S> n{p, a.more.table};
   bool any = !n.kind().plain() || a.more.leak.data || a.more.threshold.data || a.more.grad_v_seq;
+  int states = n.states();
+  int64_t neurons = s.outer * s.inner;
   Sequence<const IO> x{static_cast<const IO*>(a.x), s.x_outer_stride, s.x_step_stride, s.inner};
 
   template <class T>
@@ -243,18 +256,20 @@ struct Backward {
     return {a.norm.table ? &lanes : nullptr, {}, {}, nullptr, nullptr, {}};
   }
 
-  // The gradient of a tile's last potential (0 if it is not the last), to start from.
+  // The gradient of a tile's last states (0 if they are not the last), to start from.
   void start_from(S* grad_v, const Tile& tile, int64_t from) const {
-    start(grad_v, from < s.steps ? nullptr : static_cast<const S*>(a.grad_v_last), S(0), tile);
+    start(grad_v, from < s.steps ? nullptr : static_cast<const S*>(a.grad_v_last), S(0), tile, states, neurons);
   }
 
   // Back over the chunks that begin at or after `begin` and before `end`.
   void walk(const Tile& tile, const Normed<IO, S>& norm, S* grad_v, int64_t begin, int64_t end, bool output) const {
     static constexpr S zeros[kLanes] = {};
-    alignas(64) S v[kLanes], x_stage[kChunk * kPitch], grad_stage[kChunk * kPitch];
+    alignas(64) S v[kMostStates * kLanes], x_stage[kChunk * kPitch], grad_stage[kChunk * kPitch];
     alignas(64) S residual_stage[kChunk * kPitch], shortcut_stage[kChunk * kPitch], v_stage[kChunk * kPitch];
     Own<S> own;
     if (any) own.fill_back(n, a.more, tile);
+    own.fill_bias(a.more, tile);
+    double* by_bias = a.more.grad_bias ? own.by_bias : nullptr;
     const auto residual = of(static_cast<const IO*>(a.norm.residual), s.steps);
     const auto grad_s = of(static_cast<const IO*>(a.grad_spikes), s.steps_out);
     const auto grad_x = of(static_cast<IO*>(a.grad_x), s.steps);
@@ -264,7 +279,7 @@ struct Backward {
 
     for (int64_t t = (end - 1) / kChunk * kChunk; t >= begin && end > begin; t -= kChunk) {
       const int steps = int(std::min<int64_t>(kChunk, s.steps - t));
-      start(v, t > 0 ? saved + (t / kChunk - 1) * s.outer * s.inner : v0, n.v_start, tile);
+      start(v, t > 0 ? saved + (t / kChunk - 1) * states * neurons : v0, n.v_start, tile, states, neurons);
       int group[kChunk];
       const int64_t first = group_of(t, s.steps, s.steps_out);
       for (int k = 0; k < steps; ++k) group[k] = int(group_of(t + k, s.steps, s.steps_out) - first);
@@ -287,7 +302,7 @@ struct Backward {
         if (any)
           chunk_back(p, n, a.more, own, staged, in, upstream, of_v, out, v, grad_v, tile.lanes, steps, false);
         else
-          chunk_back(p, n, staged, in, upstream, out, v, grad_v, tile.lanes, steps, false);
+          chunk_back(p, n, staged, in, own.bias, by_bias, upstream, out, v, grad_v, tile.lanes, steps, false);
         if (!output) continue;
         scatter(grad_x, tile, t, steps, grad_stage);
         if (grad_residual.data) scatter(grad_residual, tile, t, steps, shortcut_stage);
@@ -307,10 +322,11 @@ struct Backward {
           chunk_back(p, n, a.more, own, here, rows(x, t), upstream, rows(grad_v_seq, t), out, v, grad_v, tile.lanes,
                      steps, past_cache);
         else
-          chunk_back(p, n, here, rows(x, t), upstream, out, v, grad_v, tile.lanes, steps, past_cache);
+          chunk_back(p, n, here, rows(x, t), own.bias, by_bias, upstream, out, v, grad_v, tile.lanes, steps,
+                     past_cache);
       }
     }
-    if (any && output) own.write(a.more, tile);
+    if (output) own.write(a.more, tile, neurons);
   }
 
   // The first pass of batch norm over a tile: its sums of g and of g * (x - mean), added to its channels' in `sums`,
@@ -334,13 +350,13 @@ void backward(const LIFSpec& p, const LIFShape& s, const LIFBackward& a, int thr
   const auto run = [&](const Tile& tile, const Normed<IO, S>& norm, S* grad_v) {
     pass.walk(tile, norm, grad_v, tile.begin, tile.end, true);
     seams.note(seams.ends, tile, grad_v);
-    if (a.grad_v && tile.segment == 0) std::copy_n(grad_v, tile.lanes, static_cast<S*>(a.grad_v) + tile.first);
+    if (a.grad_v && tile.segment == 0) keep(grad_v, static_cast<S*>(a.grad_v), tile, pass.states, pass.neurons);
     if (streaming) stream_fence();
   };
 
   parallel_for(tiles.count, threads, [&](int64_t i) {
     const Tile tile = tiles[i];
-    alignas(64) S grad_v[kLanes];
+    alignas(64) S grad_v[kMostStates * kLanes];
     Lanes<S> lanes;
     const Normed<IO, S> norm = pass.normed(tile, lanes);
     const int64_t from = std::min(tile.end + s.warmup, s.steps);

@@ -10,7 +10,8 @@
 namespace snnkern::SNN_ISA {
 namespace {
 
-constexpr int kBlock = 8;  // vectors that backward keeps in registers
+constexpr int kBlock = 8;       // vectors that backward keeps in registers
+constexpr int kMostStates = 3;  // of a neuron; those of a tile's lanes lie kLanes apart
 
 // What the lanes of a tile are normalised with.
 template <class S>
@@ -36,12 +37,21 @@ struct Lanes {
   }
 };
 
-// The leak and the threshold of each lane, for neurons that are not plain, and backward's sums over time for those that
-// are tensors.
+// The leak and the threshold of each lane, for neurons that are not plain; the bias; and backward's sums over time for
+// those that are tensors.
 template <class S>
 struct Own {
   alignas(64) S leak[kLanes], input_gain[kLanes], state_gain[kLanes], threshold[kLanes], fire_above[kLanes];
-  alignas(64) double by_leak[kLanes], by_threshold[kLanes];
+  alignas(64) S biases[kLanes];
+  alignas(64) double by_leak[kLanes], by_threshold[kLanes], by_bias[kLanes];
+  const S* bias = nullptr;  // null: there is none
+
+  void fill_bias(const More& more, const Tile& tile) {
+    if (!more.bias.data) return;
+    spread(more.bias, tile, static_cast<const S*>(more.bias.data), biases);
+    bias = biases;
+    if (more.grad_bias) std::fill_n(by_bias, tile.lanes, 0.0);
+  }
 
   void fill(const Neuron<S>& n, const More& more, const Tile& tile) {
     const auto fill = [&](const Parameter& p, const void* data, S number, S* lanes) {
@@ -68,15 +78,19 @@ struct Own {
     if (more.grad_leak) std::fill_n(by_leak, tile.lanes, 0.0);
     if (more.grad_threshold) std::fill_n(by_threshold, tile.lanes, 0.0);
   }
-  void write(const More& more, const Tile& tile) const {
-    if (more.grad_leak) std::copy_n(by_leak, tile.lanes, static_cast<S*>(more.grad_leak) + tile.first);
-    if (more.grad_threshold) std::copy_n(by_threshold, tile.lanes, static_cast<S*>(more.grad_threshold) + tile.first);
+  void write(const More& more, const Tile& tile, int64_t neurons) const {
+    const auto write = [&](const double* sums, void* to, int64_t segment) {
+      if (to) std::copy_n(sums, tile.lanes, static_cast<S*>(to) + segment * neurons + tile.first);
+    };
+    write(by_leak, more.grad_leak, 0);
+    write(by_threshold, more.grad_threshold, 0);
+    write(by_bias, more.grad_bias, tile.segment);
   }
 };
 
 template <class S>
 struct Local {  // what a tile needs from step to step
-  alignas(64) S v[kLanes], totals[kLanes];
+  alignas(64) S v[kMostStates * kLanes], totals[kLanes];
   Lanes<S> lanes;
   Own<S> own;
 };
@@ -121,33 +135,53 @@ void add(const S* row, bool first, S* totals, IO* out, int lanes, bool streaming
   });
 }
 
-// One step of a tile: spikes into `out`.
+// One step of a tile: spikes into `out`; bias null: none.
 template <Leak form, bool hard, class In, class Out, class S>
-void step(const Neuron<S>& neuron, const In* x, const In* ahead, S* v, Out* out, int lanes, bool streaming) {
+void step(const Neuron<S>& neuron, const In* x, const S* bias, const In* ahead, S* v, Out* out, int lanes,
+          bool streaming) {
   const Neuron<S> n = neuron;
   over_lanes<S>(out, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
     using W = decltype(vector);
     __builtin_prefetch(ahead + j);
-    const W h = charge(form, n, load<W>(v + j), load<W>(x + j));
+    W received = load<W>(x + j);
+    if (bias) received = received + load<W>(bias + j);
+    const W h = charge(form, n, load<W>(v + j), received);
     store(v + j, reset(hard, n, h), false);
     store_spike<Out, W>(out + j, h > n.fire_above, streaming);
   });
 }
 
+// The same of neurons of any kind, of which `j` is a lane of their tile. What they received, with bias and current; the
+// potentials before it and, not reset, behind; the threshold of the step; the spikes.
+template <class W>
+struct Stepped {
+  W x, before, h, threshold, s;
+};
+template <class W, class S>
+[[gnu::always_inline]] inline Stepped<W> advance(Kind kind, const Neuron<S>& n, const Own<S>& own, int j, S* v, W x) {
+  S *currents = v + kLanes, *adaptations = v + (1 + kind.synaptic) * kLanes;
+  Stepped<W> to{x, load<W>(v + j), {}, load<W>(own.threshold + j), {}};
+  if (own.bias) to.x = to.x + load<W>(own.bias + j);
+  if (kind.synaptic) {
+    to.x = current(n, load<W>(currents + j), to.x);
+    store(currents + j, to.x, false);
+  }
+  if (kind.adaptive) to.threshold = raised(n, to.threshold, load<W>(adaptations + j));
+  to.h = charge(n.form, n, load<W>(own.leak + j), to.before, to.x);
+  if (kind.bounded) to.h = bound(n, to.h);
+  to.s = spike(kind, n, to.threshold, load<W>(own.fire_above + j), to.h);
+  store(v + j, reset(kind, n, to.threshold, to.h, to.s), false);
+  if (kind.adaptive) store(adaptations + j, adapted(n, load<W>(adaptations + j), to.s), false);
+  return to;
+}
 template <class In, class Out, class S>
 void step(const Neuron<S>& neuron, const Own<S>& own, const In* x, const In* ahead, S* v, Out* out, int lanes,
           bool streaming) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
   over_lanes<S>(out, lanes, [&](int j, auto vector) __attribute__((always_inline)) {
-    using W = decltype(vector);
     __builtin_prefetch(ahead + j);
-    const W threshold = load<W>(own.threshold + j), fire_above = load<W>(own.fire_above + j);
-    W h = charge(n.form, n, load<W>(own.leak + j), load<W>(v + j), load<W>(x + j));
-    if (kind.bounded) h = bound(n, h);
-    const W s = spike(kind, n, threshold, fire_above, h);
-    store(v + j, reset(kind, n, threshold, h, s), false);
-    store(out + j, s, streaming);
+    store(out + j, advance(kind, n, own, j, v, load<decltype(vector)>(x + j)).s, streaming);
   });
 }
 
@@ -166,21 +200,27 @@ struct Rows {  // a row per step, `stride` apart; or, with `row`, those of its g
   const int* row = nullptr;
   IO* operator[](int k) const { return data + (row ? row[k] : k) * stride; }
   Rows from(int lane) const { return {data + lane, stride, row}; }
+  Rows<const char> bytes() const { return {reinterpret_cast<const char*>(data), stride * int64_t(sizeof(IO)), row}; }
   operator Rows<const IO>() const { return {data, stride, row}; }
 };
 
 // Backward works on blocks of a few vectors, whose state stays in registers for a chunk. First pass: the potentials h.
-template <Leak form, bool hard, class V, int kVectors, class In, class IO, class S>
-void recompute(const Neuron<S>& neuron, Rows<const In> x, Rows<const IO> ahead, const S* start, S* h, int steps) {
+template <Leak form, bool hard, bool biased, class V, int kVectors, class In, class IO, class S>
+void recompute(const Neuron<S>& neuron, Rows<const In> x, const S* bias, Rows<const IO> ahead, const S* start, S* h,
+               int steps) {
   constexpr int width = sizeof(V) / sizeof(S);
   const Neuron<S> n = neuron;
   V v[kVectors];
   for (int i = 0; i < kVectors; ++i) v[i] = load<V>(start + i * width);
   for (int k = 0; k < steps; ++k, h += kVectors * width) {
+    const In* from = x[k];
+    const IO* next = ahead[steps - 1 - k];
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      __builtin_prefetch(ahead[steps - 1 - k] + i * width);
-      const V potential = charge(form, n, v[i], load<V>(x[k] + i * width));
+      __builtin_prefetch(next + i * width);
+      V received = load<V>(from + i * width);
+      if (biased) received = received + load<V>(bias + i * width);
+      const V potential = charge(form, n, v[i], received);
       store(h + i * width, potential, false);
       v[i] = reset(hard, n, potential);
     }
@@ -197,15 +237,37 @@ void walk_back(const Neuron<S>& neuron, const S* h, Rows<const IO> grad_s, Rows<
   for (int i = 0; i < kVectors; ++i) carry[i] = load<V>(grad_v + i * width);
   for (int k = steps - 1; k >= 0; --k) {
     const S* potentials = h + k * kVectors * width;
+    const IO *upstream = grad_s[k], *next = ahead[steps - 1 - k];
+    Out* out = grad_x[k];
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      __builtin_prefetch(ahead[steps - 1 - k] + i * width);
-      const V gh = adjoint<Curve>(n, load<V>(potentials + i * width), load<V>(grad_s[k] + i * width), carry[i]);
+      __builtin_prefetch(next + i * width);
+      const V gh = adjoint<Curve>(n, load<V>(potentials + i * width), load<V>(upstream + i * width), carry[i]);
       carry[i] = gh * n.state_gain;
-      store(grad_x[k] + i * width, gh * n.input_gain, streaming);
+      store(out + i * width, gh * n.input_gain, streaming);
     }
   }
   for (int i = 0; i < kVectors; ++i) store(grad_v + i * width, carry[i], false);
+}
+
+// g, in the cache, to the gradient of x, and its sums over the chunk to the bias's.
+template <class V, int kVectors, class IO, class S>
+void sum_up(double* by_bias, Rows<const S> g, Rows<IO> grad_x, int steps, bool streaming) {
+  constexpr int width = sizeof(V) / sizeof(S);
+  V total[kVectors]{};
+  for (int k = 0; k < steps; ++k) {
+    const S* from = g[k];
+    IO* out = grad_x[k];
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      const V now = load<V>(from + i * width);
+      total[i] = total[i] + now;
+      store(out + i * width, now, streaming);
+    }
+  }
+  alignas(64) S sums[kVectors * width];
+  for (int i = 0; i < kVectors; ++i) store(sums + i * width, total[i], false);
+  for (int j = 0; j < kVectors * width; ++j) by_bias[j] += sums[j];
 }
 
 // Calls f with the form and the reset as constants.
@@ -272,10 +334,11 @@ void finish(const Normed<IO, S>& norm, int j, Rows<const S> g, Rows<const IO> x,
   }
 }
 
-// A chunk of a tile, whose rows are where they lie in memory or on the stage.
+// A chunk of a tile, whose rows are where they lie in memory or on the stage; bias, by_bias null: none, not wanted.
 template <class IO, class S>
-void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm, Rows<const IO> x,
-                Rows<const IO> grad_s, Rows<IO> grad_x, const S* v, S* grad_v, int lanes, int steps, bool streaming) {
+void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm, Rows<const IO> x, const S* bias,
+                double* by_bias, Rows<const IO> grad_s, Rows<IO> grad_x, const S* v, S* grad_v, int lanes, int steps,
+                bool streaming) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S);
   alignas(64) S h[kChunk * kBlock * width];
@@ -284,9 +347,10 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
     constexpr int count = vectors() * sizeof(W) / sizeof(S);
     const Rows<S> cached{h, count};  // what the neurons receive, then h, then g
     const Rows<S> g = norm.kept.data ? norm.kept.from(j) : cached;
-    const auto recomputed = [&](auto in) {
+    const auto recomputed = [&](auto in, auto biased) {
       with_form(n, [&](auto form, auto hard) {
-        recompute<form(), hard(), W, vectors()>(n, in, grad_s.from(j), v + j, h, steps);
+        recompute<form(), hard(), biased(), W, vectors()>(n, in, bias + (biased() ? j : 0), grad_s.from(j), v + j, h,
+                                                          steps);
       });
     };
     const auto walked = [&](auto out, bool past_cache) {
@@ -297,14 +361,19 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
       });
     };
     if (!norm.lanes) {
-      recomputed(x.from(j));
-      walked(grad_x.from(j), streaming);
+      bias ? recomputed(x.from(j), std::true_type{}) : recomputed(x.from(j), std::false_type{});
+      if (by_bias) {
+        walked(cached, false);
+        sum_up<W, vectors(), IO, S>(by_bias + j, cached, grad_x.from(j), steps, streaming);
+      } else {
+        walked(grad_x.from(j), streaming);
+      }
       return;
     }
     for (int k = 0; k < steps; ++k)
       normalise(*norm.lanes, j, x[k] + j, x[k] + j, norm.residual.data ? norm.residual[k] + j : nullptr, 0, cached[k],
                 count);
-    recomputed(Rows<const S>(cached));
+    recomputed(Rows<const S>(cached), std::false_type{});
     walked(g, false);
     if (norm.totals)
       sum_up<IO, S>(norm, j, g, x.from(j), steps, count);
@@ -322,66 +391,86 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const Normed<IO, S>& norm,
   for (; j < lanes; ++j) block(j, S{}, one);
 }
 
-// The same of neurons that are not plain, whose lanes j, j + 1, ... are `own`'s from `first` on: in the cache, and in
-// the state's numbers. First pass: what they receive becomes h; the drives go to `drives`.
+// The same of neurons that are not plain, whose lanes j, j + 1, ... are those of the tile from `first` on: in the
+// cache, and in the state's numbers. First pass: what they receive becomes h; the drives go to `drives`, the thresholds
+// of the steps to `thresholds`, if they change. Lanes are in the inner loop, as a step has to wait for the one before;
+// `ahead` is what is read next, numbers of `size` bytes.
 template <class S>
 [[gnu::noinline]] void recompute(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> drives,
-                                 const S* start, int steps, int count) {
+                                 Rows<S> thresholds, Rows<const char> ahead, int size, S* v, int steps, int count) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
-  over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
-    using W = decltype(vector);
-    const W leak = load<W>(own.leak + first + j), threshold = load<W>(own.threshold + first + j);
-    const W fire_above = load<W>(own.fire_above + first + j);
-    W v = load<W>(start + j);
-    for (int k = 0; k < steps; ++k) {
-      const W x = load<W>(h[k] + j);
-      if (drives.data) store(drives[k] + j, drive(n.form, n, v, x), false);
-      W potential = charge(n.form, n, leak, v, x);
-      if (kind.bounded) potential = bound(n, potential);
-      store(h[k] + j, potential, false);
-      v = reset(kind, n, threshold, potential, spike(kind, n, threshold, fire_above, potential));
-    }
-  });
+  for (int k = 0; k < steps; ++k) {
+    S *row = h[k], *driven = drives.data ? drives[k] : nullptr, *raised = thresholds[k];
+    const char* next = ahead[steps - 1 - k];
+    over_lanes<S>(row, count, [&](int j, auto vector) __attribute__((always_inline)) {
+      __builtin_prefetch(next + j * size);
+      const auto to = advance(kind, n, own, first + j, v, load<decltype(vector)>(row + j));
+      store(row + j, to.h, false);
+      if (driven) store(driven + j, drive(n.form, n, to.before, to.x), false);
+      if (kind.adaptive) store(raised + j, to.threshold, false);
+    });
+  }
 }
 
-// Second pass. A drive becomes what its step adds to the leak's gradient, `by_threshold` what it adds to the
-// threshold's.
+// Second pass: g, and the sums over time for the parameters that are tensors, within a chunk in the dtype of the state.
 template <class Curve, class S>
-[[gnu::noinline]] void walk_back(const Neuron<S>& neuron, const Own<S>& own, int first, Rows<S> h, Rows<S> grad_s,
-                                 Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives, Rows<S> by_threshold, S* grad_v,
-                                 int steps, int count) {
+[[gnu::noinline]] void walk_back(const Neuron<S>& neuron, const More& more, Own<S>& own, int first, Rows<S> h,
+                                 Rows<S> grad_s, Rows<const S> grad_v_seq, Rows<S> g, Rows<S> drives,
+                                 Rows<S> thresholds, Rows<const char> ahead, int size, S* grad_v, int steps,
+                                 int count) {
+  constexpr int most = kBlock * sizeof(typename VectorOf<S>::type) / sizeof(S);
+  alignas(64) S by_leak[most] = {}, by_threshold[most] = {}, by_bias[most] = {};
   const Neuron<S> n = neuron;
   Kind kind = n.kind();
   kind.integer = std::is_same_v<Curve, Integer>;
-  over_lanes<S>(h.data, count, [&](int j, auto vector) __attribute__((always_inline)) {
-    using W = decltype(vector);
-    const W threshold = load<W>(own.threshold + first + j), fire_above = load<W>(own.fire_above + first + j);
-    const W input_gain = load<W>(own.input_gain + first + j), state_gain = load<W>(own.state_gain + first + j);
-    W carry = load<W>(grad_v + j);
-    for (int k = steps - 1; k >= 0; --k) {
-      if (grad_v_seq.data) carry = carry + load<W>(grad_v_seq[k] + j);
-      const auto to = pulled<Curve>(kind, n, threshold, fire_above, load<W>(h[k] + j), load<W>(grad_s[k] + j), carry);
+  S *grad_i = grad_v + kLanes, *grad_a = grad_v + (1 + kind.synaptic) * kLanes;
+  for (int k = steps - 1; k >= 0; --k) {
+    const S *potentials = h[k], *upstream = grad_s[k];
+    const S *of_v = grad_v_seq.data ? grad_v_seq[k] : nullptr, *driven = drives.data ? drives[k] : nullptr;
+    const S* threshold = kind.adaptive ? thresholds[k] : own.threshold + first;
+    const char* next = ahead[steps - 1 - k];
+    S* out = g[k];
+    over_lanes<S>(out, count, [&](int j, auto vector) __attribute__((always_inline)) {
+      using W = decltype(vector);
+      const int l = first + j;
+      __builtin_prefetch(next + j * size);
+      W of_s = load<W>(upstream + j), carry = load<W>(grad_v + l);
+      if (of_v) carry = carry + load<W>(of_v + l);
+      if (kind.adaptive) of_s = of_s + load<W>(grad_a + l);
+      const auto to = pulled<Curve>(kind, n, load<W>(threshold + j), load<W>(own.fire_above + l),
+                                    load<W>(potentials + j), of_s, carry);
+      store(grad_v + l, to.h * load<W>(own.state_gain + l), false);
+      if (kind.adaptive) store(grad_a + l, n.threshold_decay * load<W>(grad_a + l) + n.jump * to.threshold, false);
+      W grad_x = to.h * load<W>(own.input_gain + l);
+      if (kind.synaptic) {
+        grad_x = grad_x + load<W>(grad_i + l);
+        store(grad_i + l, n.synapse_decay * grad_x, false);
+      }
+      store(out + j, grad_x, false);
       // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
-      if (drives.data) store(drives[k] + j, to.h != S(0) ? to.h * load<W>(drives[k] + j) : W{}, false);
-      if (by_threshold.data) store(by_threshold[k] + j, to.threshold, false);
-      carry = to.h * state_gain;
-      store(g[k] + j, to.h * input_gain, false);
-    }
-    store(grad_v + j, carry, false);
-  });
+      if (driven) store(by_leak + j, load<W>(by_leak + j) + (to.h != S(0) ? to.h * load<W>(driven + j) : W{}), false);
+      if (more.grad_threshold) store(by_threshold + j, load<W>(by_threshold + j) + to.threshold, false);
+      if (more.grad_bias) store(by_bias + j, load<W>(by_bias + j) + grad_x, false);
+    });
+  }
+  const auto add = [&](const S* chunk, double* sums) {
+    for (int j = 0; j < count; ++j) sums[first + j] += chunk[j];
+  };
+  if (more.grad_leak) add(by_leak, own.by_leak);
+  if (more.grad_threshold) add(by_threshold, own.by_threshold);
+  if (more.grad_bias) add(by_bias, own.by_bias);
 }
 
 template <class IO, class S>
 void chunk_back(const LIFSpec& p, const Neuron<S>& n, const More& more, Own<S>& own, const Normed<IO, S>& norm,
-                Rows<const IO> x, Rows<const IO> grad_s, Rows<const S> grad_v_seq, Rows<IO> grad_x, const S* v,
-                S* grad_v, int lanes, int steps, bool streaming) {
+                Rows<const IO> x, Rows<const IO> grad_s, Rows<const S> grad_v_seq, Rows<IO> grad_x, S* v, S* grad_v,
+                int lanes, int steps, bool streaming) {
   using V = typename VectorOf<S>::type;
   constexpr int width = sizeof(V) / sizeof(S), most = kBlock * width;
   alignas(64) S received[kChunk * most], upstream[kChunk * most], driven[kChunk * most], moved[kChunk * most];
   const Rows<S> h{received, most}, gs{upstream, most};
-  const Rows<S> drives{more.grad_leak ? driven : nullptr, most};
-  const Rows<S> by_threshold{more.grad_threshold ? moved : nullptr, most};
+  const Rows<S> drives{more.grad_leak ? driven : nullptr, most}, thresholds{moved, most};
   const int head = lanes_until_aligned<V>(grad_x.data);
   for (int j = 0, count = head ? most - width + head : most; j < lanes; j += count, count = most) {
     count = std::min(count, lanes - j);
@@ -389,23 +478,16 @@ void chunk_back(const LIFSpec& p, const Neuron<S>& n, const More& more, Own<S>& 
     for (int k = 0; k < steps; ++k) {
       const IO* in = x[k] + j;
       if (norm.lanes)
-        normalise(*norm.lanes, j, in, in + most, norm.residual.data ? norm.residual[k] + j : nullptr, most, h[k],
-                  count);
+        normalise(*norm.lanes, j, in, in, norm.residual.data ? norm.residual[k] + j : nullptr, most, h[k], count);
       else
-        copy<S>(in, in + most, h[k], count, false);
-      copy<S>(grad_s[k] + j, grad_s[k] + j + most, gs[k], count, false);
+        copy<S>(in, in, h[k], count, false);
     }
-    recompute(n, own, j, h, drives, v + j, steps, count);
+    recompute(n, own, j, h, drives, thresholds, grad_s.from(j).bytes(), sizeof(IO), v, steps, count);
+    for (int k = 0; k < steps; ++k) copy<S>(grad_s[k] + j, grad_s[k] + j, gs[k], count, false);
     with_surrogate(p.surrogate, [&](auto curve) {
-      const Rows<const S> of_v{grad_v_seq.data ? grad_v_seq.data + j : nullptr, grad_v_seq.stride};
-      walk_back<decltype(curve)>(n, own, j, h, gs, of_v, g, drives, by_threshold, grad_v + j, steps, count);
+      walk_back<decltype(curve)>(n, more, own, j, h, gs, grad_v_seq, g, drives, thresholds, x.from(j + count).bytes(),
+                                 sizeof(IO), grad_v, steps, count);
     });
-    const auto add_steps = [&](Rows<S> rows, double* totals) {
-      for (int k = 0; k < steps && rows.data; ++k)
-        for (int i = 0; i < count; ++i) totals[j + i] += rows[k][i];
-    };
-    add_steps(drives, own.by_leak);
-    add_steps(by_threshold, own.by_threshold);
     if (!norm.lanes)
       for (int k = 0; k < steps; ++k) copy<S>(g[k], g[k], grad_x[k] + j, count, streaming);
     else if (norm.totals)

@@ -201,7 +201,7 @@ inline FloatV exp_nonpositive(FloatV x) {
   return x >= -87.0f ? p * (FloatV)exponent : 0.0f;
 }
 inline DoubleV exp_nonpositive(DoubleV x) {
-  DoubleV y;
+  DoubleV y = x;
   for (unsigned i = 0; i < kVectorBytes / sizeof(double); ++i) y[i] = std::exp(x[i]);
   return y;
 }

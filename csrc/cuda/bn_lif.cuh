@@ -119,13 +119,14 @@ __global__ void __launch_bounds__(backward_threads(kV.width), sums_blocks(kV))
       const Place place(s, item.neuron, kV.rows);
       const Input<kV> input(s, place, a, affine);
       Came<kV> came(s);
-      float grad_v[kV.width], sum[kV.lanes] = {}, moment[kV.lanes] = {};
+      State<kV> grad;
+      float sum[kV.lanes] = {}, moment[kV.lanes] = {};
       Sums<kV> none;
-      load_or(grad_v, a.grad_v_last, place.state, 0.0f);
+      grad.load_or(a.grad_v_last, place, 0.0f);
       int steps = 0;  // of the chunk, on the way back
       Column<kV.width, backward_threads(kV.width)> column(shared_memory);
       back<kV>(
-          n, s, place, a, grad_v, none, input, column, 0, steps_of<kV>(s),
+          n, s, place, a, grad, none, input, column, 0, steps_of<kV>(s),
           [&](const typename Input<kV>::Step& step) {
             came.push(step.x);
             ++steps;
@@ -170,12 +171,12 @@ __global__ void __launch_bounds__(backward_threads(kV.width), divides(kV) || kV.
   const int64_t last = place.sequence * size_of(kV.dtype) + (steps_of<kV>(s) - 1) * stride;
   char *to = static_cast<char*>(a.grad_x) + last, *of_residual = static_cast<char*>(a.grad_residual) + last;
   Came<kV> came(s);
-  float grad_v[kV.width];
+  State<kV> grad_state;
   Sums<kV> none;
-  load_or(grad_v, a.grad_v_last, place.state, 0.0f);
+  grad_state.load_or(a.grad_v_last, place, 0.0f);
   Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
-      n, s, place, a, grad_v, none, input, column, 0, steps_of<kV>(s),
+      n, s, place, a, grad_state, none, input, column, 0, steps_of<kV>(s),
       [&](const typename Input<kV>::Step& step) { came.push(step.x); },
       [&](const float (&g)[kV.width], const float (&)[kV.width]) {
         const Numbers x = came.pop();
@@ -195,7 +196,7 @@ __global__ void __launch_bounds__(backward_threads(kV.width), divides(kV) || kV.
         Numbers::rounded(grad).store(to);
         to -= stride;
       });
-  if (a.grad_v) store_state(static_cast<float*>(a.grad_v) + place.state, grad_v);
+  if (a.grad_v) grad_state.store(static_cast<float*>(a.grad_v) + place.state, place);
 }
 
 }  // namespace snnkern

@@ -173,10 +173,10 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
   items.each(s, kV.rows, [&](const Place& place) {
     const Again<kV> again{{s, place, a.lif, affine}, kept};
     Output<kV> output(s, place, a.lif);
-    float v[kV.width];
-    load_or(v, a.lif.v, place.state, neuron.v_start);
-    forward<kV>(n, v, again, output, 0, steps_of<kV>(s), [](const auto&) { return false; });
-    if (a.lif.v_last) store_state(static_cast<float*>(a.lif.v_last) + place.state, v);
+    State<kV> state;
+    state.load_or(a.lif.v, place, neuron.v_start);
+    forward<kV>(n, state, again, output, 0, steps_of<kV>(s), [](const auto&) { return false; });
+    if (a.lif.v_last) state.store(static_cast<float*>(a.lif.v_last) + place.state, place);
   });
 }
 
@@ -207,11 +207,12 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
   items.each(s, kV.rows, [&](const Place& place) {
     const Input<kV> input(s, place, b, of);
     char* of_residual = static_cast<char*>(b.grad_residual) + place.sequence * size_of(kV.dtype) + (steps - 1) * stride;
-    float grad_v[kV.width], sum = 0, sum_centred = 0;
+    State<kV> grad_state;
+    float sum = 0, sum_centred = 0;
     Sums<kV> none;
-    load_or(grad_v, b.grad_v_last, place.state, 0.0f);
+    grad_state.load_or(b.grad_v_last, place, 0.0f);
     back<kV>(
-        n, s, place, b, grad_v, none, input, column, 0, steps,
+        n, s, place, b, grad_state, none, input, column, 0, steps,
         [&](const typename Input<kV>::Step& step) { kept.push(step.x); },
         [&](const float (&g)[kV.width], const float (&)[kV.width]) {
           const Numbers x = kept.pop();
@@ -227,7 +228,7 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kOnceThreads, 1)
           Numbers::rounded(grad).store(of_residual);
           of_residual -= stride;
         });
-    if (b.grad_v) store_state(static_cast<float*>(b.grad_v) + place.state, grad_v);
+    if (b.grad_v) grad_state.store(static_cast<float*>(b.grad_v) + place.state, place);
     total += sum;
     moment += sum_centred;
     kept.skip(steps);

@@ -15,8 +15,9 @@
 //              with the serial loop only the order of rounding changes.
 //
 // forward() and back() are written for any input (here x, with a norm what becomes of it: bn_lif.cuh), for spikes that
-// are written step by step or summed over groups of steps, and for a leak and a threshold that all neurons share or
-// that are tensors: a thread reads its own of them once, and sums up their gradients over the chunk, then over time.
+// are written step by step or summed over groups of steps, for neurons of any states, and for a leak and a threshold
+// that all neurons share or that are tensors, as a bias is: a thread reads its own of them once, and sums up their
+// gradients over the chunk, then over time. Of a bias, each segment of time has its own sum.
 #pragma once
 #include "../neuron.h"
 #include "channels.cuh"
@@ -40,13 +41,17 @@ struct LIFVariant {  // what a kernel is compiled for; as in snnkern/backend/cud
   int lanes;
   bool residual;
   bool ternary, integer, bounded;
-  bool unit;            // of integer spikes: the threshold is 1
-  int leak, threshold;  // of tensors: numbers a thread has to know, 1 or as many as neurons; else 0
-  bool sequence;        // v_seq is written; of backward: grad_v_seq is read
-  bool grad_leak, grad_threshold;
+  bool unit;                  // of integer spikes: the threshold is 1, always
+  int leak, threshold, bias;  // of tensors: numbers a thread has to know, 1 or as many as neurons; else 0
+  bool sequence;              // v_seq is written; of backward: grad_v_seq is read
+  bool grad_leak, grad_threshold, grad_bias;
+  bool synaptic, adaptive;  // states besides the potential
+  bool at_threshold;        // of an adaptive one: firing is
 };
 
-constexpr Kind kind_of(const LIFVariant& v) { return {v.hard, v.ternary, v.integer, v.bounded, v.detached}; }
+constexpr Kind kind_of(const LIFVariant& v) {
+  return {v.hard, v.ternary, v.integer, v.bounded, v.detached, v.synaptic, v.adaptive, v.at_threshold};
+}
 
 // Steps loaded together.
 constexpr int loaded_together(const LIFVariant& v) {
@@ -60,8 +65,11 @@ constexpr bool divides(const LIFVariant& v) {
   return v.form == Leak::tau || v.form == Leak::tau_input || (v.integer && !v.unit);
 }
 // Blocks that a multiprocessor has registers for, 0: as many as the compiler likes, who spills for more where charge
-// divides or a norm has a channel for every neuron of a thread.
-constexpr int blocks_of(const LIFVariant& v, int threads) { return divides(v) || v.lanes > 1 ? 384 / threads : 0; }
+// divides or a norm has a channel for every neuron of a thread. Three columns of shared memory leave room for 256
+// threads.
+constexpr int blocks_of(const LIFVariant& v, int threads) {
+  return divides(v) || v.lanes > 1 ? (v.adaptive && v.grad_leak ? 256 : 384) / threads : 0;
+}
 
 namespace {
 
@@ -75,6 +83,7 @@ struct Neurons {
   const float* table;  // of the surrogate
   float leak[kV.leak > 0 ? kV.leak : 1], inverse[kV.leak > 0 ? kV.leak : 1];
   float threshold[kV.threshold > 0 ? kV.threshold : 1], fire_above[kV.threshold > 0 ? kV.threshold : 1];
+  float bias[kV.bias > 0 ? kV.bias : 1];
 
   __device__ __forceinline__ Neurons(const Neuron<float>& all, const More& more, int64_t neuron)
       : all(all), table(static_cast<const float*>(more.table)) {
@@ -89,6 +98,10 @@ struct Neurons {
       const Channels<kV.threshold> channels(p.channels, p.period, neuron);
       channels.read(threshold, static_cast<const float*>(p.data));
       channels.read(fire_above, static_cast<const float*>(more.fire_above));
+    }
+    if constexpr (kV.bias > 0) {
+      const Parameter p = more.bias;
+      Channels<kV.bias>(p.channels, p.period, neuron).read(bias, static_cast<const float*>(p.data));
     }
   }
   __device__ __forceinline__ Neuron<float> operator[](int e) const {
@@ -109,6 +122,43 @@ struct Neurons {
       n.fire_above = fire_above[l];
     }
     return n;
+  }
+};
+
+template <int kWidth>
+__device__ __forceinline__ void load_or(float (&v)[kWidth], const void* from, int64_t at, float constant) {
+  if (from) {
+    load_state(v, static_cast<const float*>(from) + at);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) v[e] = constant;
+  }
+}
+
+// The states of a thread's neurons, or their gradients: in memory [states, outer, inner].
+template <LIFVariant kV>
+struct State {
+  static constexpr int kStates = 1 + kV.synaptic + kV.adaptive;
+  float v[kV.width], i[kV.width], a[kV.width];  // potential, synaptic current, adaptation
+
+  // Calls use(number of the state, its numbers).
+  template <class Use>
+  __device__ __forceinline__ void each(const Use& use) {
+    use(0, v);
+    if constexpr (kV.synaptic) use(1, i);
+    if constexpr (kV.adaptive) use(1 + kV.synaptic, a);
+  }
+  // From memory, or where there is none v, and 0 for the others.
+  __device__ __forceinline__ void load_or(const void* from, const Place& place, float v) {
+    each([&](int k, float (&numbers)[kV.width]) {
+      snnkern::load_or(numbers, from, place.state + k * place.neurons, k > 0 ? 0.0f : v);
+    });
+  }
+  __device__ __forceinline__ void load(const float* from, const Place& place) {
+    each([&](int k, float (&numbers)[kV.width]) { load_state(numbers, from + k * place.neurons); });
+  }
+  __device__ __forceinline__ void store(float* to, const Place& place) {
+    each([&](int k, float (&numbers)[kV.width]) { store_state(to + k * place.neurons, numbers); });
   }
 };
 
@@ -362,6 +412,12 @@ __device__ __forceinline__ float charged(const Neuron<float>& n, float v, float 
   return kV.bounded ? bound(n, h) : h;
 }
 
+template <LIFVariant kV>
+__device__ __forceinline__ bool above_threshold(const Neuron<float>& n, float h) {
+  if constexpr (!kV.adaptive) return h > n.fire_above;
+  return kV.at_threshold ? h >= n.threshold : h > n.threshold;
+}
+
 // Of h, the spike, and the potential in its place; of binary ones whether it is one.
 template <LIFVariant kV>
 __device__ __forceinline__ auto fire(const Neuron<float>& n, float& h) {
@@ -370,52 +426,66 @@ __device__ __forceinline__ auto fire(const Neuron<float>& n, float& h) {
     h = reset(kind_of(kV), n, n.threshold, h, s);
     return s;
   } else {
-    const bool fired = h > n.fire_above;
-    h = reset(kV.hard, n, h);
+    const bool fired = above_threshold<kV>(n, h);
+    if (fired) h = kV.hard ? n.reset : h - n.threshold;
     return fired;
   }
 }
 
-// --- forward ---
-
-template <int kWidth>
-__device__ __forceinline__ void load_or(float (&v)[kWidth], const void* from, int64_t at, float constant) {
-  if (from) {
-    load_state(v, static_cast<const float*>(from) + at);
-  } else {
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) v[e] = constant;
-  }
+// What a leak is a factor of, or a divisor: see lif_backward of snnkern/ops/launch.py.
+template <LIFVariant kV>
+__device__ __forceinline__ float drive(const Neuron<float>& n, float v, float x) {
+  if constexpr (kV.form == Leak::decay) return v;
+  return of_input(kV.form) ? x - (v - n.rest) : n.rest - v;
 }
 
+template <class Spike>
+struct Step {
+  float h, threshold, drive;
+  Spike spike;
+};
+
+// A step of neuron e of a thread, from `of` to `of`.
+template <LIFVariant kV>
+__device__ __forceinline__ auto step(const Neurons<kV>& n, State<kV>& of, int e, float x) {
+  Neuron<float> own = n[e];
+  if constexpr (kV.bias > 0) x = x + n.bias[kV.bias > 1 ? e : 0];
+  if constexpr (kV.synaptic) x = of.i[e] = current(own, of.i[e], x);
+  if constexpr (kV.adaptive) own.threshold = raised(own, own.threshold, of.a[e]);
+  const float by_leak = drive<kV>(own, of.v[e], x), h = of.v[e] = charged<kV>(own, of.v[e], x);
+  const auto s = fire<kV>(own, of.v[e]);
+  if constexpr (kV.adaptive) of.a[e] = adapted(own, of.a[e], float(s));
+  return Step{h, own.threshold, by_leak, s};
+}
+
+// --- forward ---
+
 // Steps a thread's neurons from t to `end`; `input` is at t. Where chunks begin, but for the first of all, keep(v)
-// keeps the potential, and ends the walk by returning true.
+// keeps the state, and ends the walk by returning true.
 template <LIFVariant kV, class In, class Out, class Keep>
-__device__ __forceinline__ bool forward(const Neurons<kV>& n, float (&v)[kV.width], const In& input, Out& output, int t,
+__device__ __forceinline__ bool forward(const Neurons<kV>& n, State<kV>& state, const In& input, Out& output, int t,
                                         int end, const Keep& keep) {
   Ahead<In, kLoaded<kV>> x{input};
   x.fill(end - t);
   return x.template walk<kV.width == 1>(
-      t, end, [&](int t) { return t > 0 && t % kChunk == 0 && keep(v); },
-      [&](const typename In::Step& step) {
-        decltype(fire<kV>(n.all, v[0])) spikes[kV.width];
+      t, end, [&](int t) { return t > 0 && t % kChunk == 0 && keep(state); },
+      [&](const typename In::Step& now) {
+        decltype(step(n, state, 0, 0.0f).spike) spikes[kV.width];
 #pragma unroll
-        for (int e = 0; e < kV.width; ++e) {
-          const Neuron<float> own = n[e];
-          v[e] = charged<kV>(own, v[e], x.stream(step, e));
-          spikes[e] = fire<kV>(own, v[e]);
-        }
+        for (int e = 0; e < kV.width; ++e) spikes[e] = step(n, state, e, x.stream(now, e)).spike;
         output(spikes);
-        output.potentials(v);
+        output.potentials(state.v);
       });
 }
 
-// Where a thread keeps the potential of chunk after chunk: the start of the first chunk after `begin`, or at it.
+// Where a thread keeps the state of chunk after chunk: the start of the first chunk after `begin`, or at it.
+template <LIFVariant kV>
 struct Saved {
   float* at;
   int64_t stride;
 
-  __device__ __forceinline__ Saved(const void* saved, const Place& place, int begin) : stride(place.neurons) {
+  __device__ __forceinline__ Saved(const void* saved, const Place& place, int begin)
+      : stride(State<kV>::kStates * place.neurons) {
     at = saved ? static_cast<float*>(const_cast<void*>(saved)) + place.state +
                      (begin > 0 ? begin / kChunk - 1 : 0) * stride
                : nullptr;
@@ -492,59 +562,61 @@ __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
     f.curve = event = by_threshold = event_by = curve(h - n.threshold);
   }
   f.of_threshold = -by_threshold;
-  f.through = kV.hard && (kV.ternary ? magnitude(h) : h) > n.fire_above ? 0.0f : 1.0f;
+  bool fired = above_threshold<kV>(n, kV.ternary ? magnitude(h) : h);
+  if constexpr (kV.ternary && kV.adaptive) fired = above_threshold<kV>(n, h) != above_threshold<kV>(n, -h);
+  f.through = kV.hard && fired ? 0.0f : 1.0f;
   f.through_threshold = kV.hard ? 0.0f : -spike(kind_of(kV), n, n.threshold, n.fire_above, h);
   if constexpr (!kV.detached) {
-    float change = kV.hard ? n.reset - h : -n.threshold;  // of v, at an event
-    if constexpr (kV.hard) change = event != 0.0f ? change : 0.0f;
-    f.through = __fmaf_rn(change, event, f.through);
-    f.through_threshold = __fmaf_rn(-change, event_by, f.through_threshold);
+    const float change = kV.hard ? n.reset - h : -n.threshold;  // of v, at an event
+    const auto at = [&](float event) { return kV.hard && event == 0.0f ? 0.0f : change; };
+    f.through = __fmaf_rn(at(event), event, f.through);
+    f.through_threshold = __fmaf_rn(at(event_by), -event_by, f.through_threshold);
   }
   if (kV.bounded && h <= n.v_min) f.curve = f.through = 0.0f;
   return f;
 }
 
-// What a leak is a factor of, or a divisor: see lif_backward of snnkern/ops/launch.py.
+// The gradient of what neurons receive, from what back() finds.
 template <LIFVariant kV>
-__device__ __forceinline__ float drive(const Neuron<float>& n, float v, float x) {
-  if constexpr (kV.form == Leak::decay) return v;
-  return of_input(kV.form) ? x - (v - n.rest) : n.rest - v;
+__device__ __forceinline__ float of_input(const Neuron<float>& n, float g) {
+  return of_input(kV.form) && !kV.synaptic ? g * n.input_gain : g;
 }
 
-// The gradients of a thread's leaks and thresholds: sums over time.
+// The gradients of a thread's leaks, thresholds and biases: sums over time.
 template <LIFVariant kV>
 struct Sums {
-  float leak[kV.width] = {}, threshold[kV.width] = {};
+  float leak[kV.width] = {}, threshold[kV.width] = {}, bias[kV.width] = {};
 
   __device__ __forceinline__ void add(const Sums& more) {
 #pragma unroll
     for (int e = 0; e < kV.width; ++e) {
       if constexpr (kV.grad_leak) leak[e] += more.leak[e];
       if constexpr (kV.grad_threshold) threshold[e] += more.threshold[e];
+      if constexpr (kV.grad_bias) bias[e] += more.bias[e];
     }
   }
 };
 
-// Walks back over the steps from `begin`, where a chunk begins, to `end`, from the gradient of the last potential to
-// that of the one before the first. `input` is at step 0. Calls came(step) for the steps of a chunk in their order,
-// then found(g, through) in reverse: g is the gradient of h, and without that of spikes it is `through` times that of
-// v. Adds to `sums`, chunk by chunk.
+// Walks back over the steps from `begin`, where a chunk begins, to `end`, from the gradient of the last state to that
+// of the one before the first. `input` is at step 0. Calls came(step) for the steps of a chunk in their order, then
+// found(g, through) in reverse: g is the gradient of h, with a synaptic current of that; and without those of spikes
+// and of other states it is `through` times that of v. Adds to `sums`, chunk by chunk.
 template <LIFVariant kV, int kThreads, class In, class Came, class Found>
 __device__ __forceinline__ void back(const Neurons<kV>& n, const LIFShape& s, const Place& place, const LIFBackward& a,
-                                     float (&grad_v)[kV.width], Sums<kV>& sums, const In& input,
+                                     State<kV>& grad, Sums<kV>& sums, const In& input,
                                      Column<kV.width, kThreads>& column, int begin, int end, const Came& came,
                                      const Found& found) {
   if (begin >= end) return;
   int t = (end - 1) / kChunk * kChunk, length = end - t;
   Ahead<In, kLoaded<kV>> x{input};
   Ahead<Gradients<kV>, kLoaded<kV>> upstream{Gradients<kV>(s, place, a, end)};
-  Saved saved(a.saved, place, t);
-  float v[kV.width];
+  Saved<kV> saved(a.saved, place, t);
+  State<kV> state;
   const auto start = [&] {  // of the chunk at t
     if (t > 0)
-      load_state(v, saved.at);
+      state.load(saved.at, place);
     else
-      load_or(v, a.v, place.state, n.all.v_start);
+      state.load_or(a.v, place, n.all.v_start);
   };
 
   x.stream.skip(t);
@@ -552,18 +624,19 @@ __device__ __forceinline__ void back(const Neurons<kV>& n, const LIFShape& s, co
   start();
   while (true) {
     upstream.fill(length);
-    x.template chunk<false>(length, [&](const typename In::Step& step) {
-      float h[kV.width], drives[kV.width];
+    x.template chunk<false>(length, [&](const typename In::Step& now) {
+      float h[kV.width], drives[kV.width], thresholds[kV.width];
 #pragma unroll
       for (int e = 0; e < kV.width; ++e) {
-        const Neuron<float> own = n[e];
-        if constexpr (kV.grad_leak) drives[e] = drive<kV>(own, v[e], x.stream(step, e));
-        h[e] = v[e] = charged<kV>(own, v[e], x.stream(step, e));
-        fire<kV>(own, v[e]);
+        const auto made = step(n, state, e, x.stream(now, e));
+        h[e] = made.h;
+        drives[e] = made.drive;
+        thresholds[e] = made.threshold;
       }
       column.push(h);
       if constexpr (kV.grad_leak) column.push(drives);
-      came(step);
+      if constexpr (kV.adaptive) column.push(thresholds);
+      came(now);
     });
     const int now = length;
     const bool more = t > begin;
@@ -576,36 +649,44 @@ __device__ __forceinline__ void back(const Neurons<kV>& n, const LIFShape& s, co
     }
     Sums<kV> of_chunk;
     upstream.template chunk<true>(now, [&](const typename Gradients<kV>::Step& step) {
-      float g[kV.width], h[kV.width], through[kV.width], drives[kV.width];
+      float g[kV.width], h[kV.width], through[kV.width], drives[kV.width], thresholds[kV.width];
+      if constexpr (kV.adaptive) column.pop(thresholds);
       if constexpr (kV.grad_leak) column.pop(drives);
       column.pop(h);
 #pragma unroll
       for (int e = 0; e < kV.width; ++e) {
-        const Neuron<float> own = n[e];
+        Neuron<float> own = n[e];
+        if constexpr (kV.adaptive) own.threshold = thresholds[e];
         const Factors f = factors<kV>(own, h[e]);
-        if constexpr (kV.sequence) grad_v[e] += step.v.get(e);
-        if constexpr (kV.grad_threshold) {
-          of_chunk.threshold[e] = __fmaf_rn(grad_v[e], f.through_threshold, of_chunk.threshold[e]);
-          if constexpr (kV.given)
-            of_chunk.threshold[e] = __fmaf_rn(step.spikes.get(e), f.of_threshold, of_chunk.threshold[e]);
-        }
+        if constexpr (kV.sequence) grad.v[e] += step.v.get(e);
+        float of_spike = 0.0f;
+        if constexpr (kV.given) of_spike = step.spikes.get(e);
+        if constexpr (kV.adaptive) of_spike += grad.a[e];
+        constexpr bool spiked = kV.given || kV.adaptive;
+        const auto add_of_threshold = [&](float sum) {
+          sum = __fmaf_rn(grad.v[e], f.through_threshold, sum);
+          if constexpr (spiked) sum = __fmaf_rn(of_spike, f.of_threshold, sum);
+          return sum;
+        };
+        if constexpr (kV.grad_threshold) of_chunk.threshold[e] = add_of_threshold(of_chunk.threshold[e]);
+        if constexpr (kV.adaptive)
+          grad.a[e] = __fmaf_rn(own.threshold_decay, grad.a[e], own.jump * add_of_threshold(0.0f));
         through[e] = f.through;
-        g[e] = grad_v[e] * through[e];
-        if constexpr (kV.given) g[e] = __fmaf_rn(step.spikes.get(e), f.curve, g[e]);
+        g[e] = grad.v[e] * through[e];
+        if constexpr (spiked) g[e] = __fmaf_rn(of_spike, f.curve, g[e]);
         if constexpr (kV.grad_leak) of_chunk.leak[e] = __fmaf_rn(g[e], drives[e], of_chunk.leak[e]);
-        grad_v[e] = g[e] * own.state_gain;
+        grad.v[e] = g[e] * own.state_gain;
+        if constexpr (kV.synaptic) {
+          g[e] = of_input(kV.form) ? __fmaf_rn(g[e], own.input_gain, grad.i[e]) : g[e] + grad.i[e];
+          grad.i[e] = own.synapse_decay * g[e];
+        }
+        if constexpr (kV.grad_bias) of_chunk.bias[e] += of_input<kV>(own, g[e]);
       }
       found(g, through);
     });
     sums.add(of_chunk);
     if (!more) return;
   }
-}
-
-// The gradient of what neurons receive, from that of h.
-template <LIFVariant kV>
-__device__ __forceinline__ float of_input(const Neuron<float>& n, float g) {
-  return of_input(kV.form) ? g * n.input_gain : g;
 }
 
 extern __shared__ __align__(16) char shared_memory[];
@@ -624,29 +705,29 @@ __global__ void __launch_bounds__(kForwardThreads, blocks_of(kV, kForwardThreads
   const auto [begin, end] = Segment::of<kV>(s, segment);
   Input<kV> input(s, place, a);
   Output<kV> output(s, place, a);
-  float v[kV.width];
+  State<kV> state;
   float* starts = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
   if constexpr (kV.split) {
     const int from = begin > s.warmup ? begin - int(s.warmup) : 0;
-    load_or(v, from > 0 ? nullptr : a.v, place.state, neuron.v_start);
+    state.load_or(from > 0 ? nullptr : a.v, place, neuron.v_start);
     input.skip(from);
     NoOutput none;
-    forward<kV>(n, v, input, none, from, begin, [](const auto&) { return false; });
-    store_state(starts, v);
+    forward<kV>(n, state, input, none, from, begin, [](const auto&) { return false; });
+    store_state(starts, state.v);
     input.skip(begin - from);
     output.skip(begin);
   } else {
-    load_or(v, a.v, place.state, neuron.v_start);
+    state.load_or(a.v, place, neuron.v_start);
   }
-  Saved saved(a.saved, place, begin);
-  forward<kV>(n, v, input, output, begin, end, [&](const float (&v)[kV.width]) {
+  Saved<kV> saved(a.saved, place, begin);
+  forward<kV>(n, state, input, output, begin, end, [&](State<kV>& state) {
     if (!saved.at) return false;
-    store_state(saved.at, v);
+    state.store(saved.at, place);
     saved.at += saved.stride;
     return false;
   });
-  if constexpr (kV.split) store_state(starts + s.segments * place.neurons, v);
-  if (a.v_last && end == steps_of<kV>(s)) store_state(static_cast<float*>(a.v_last) + place.state, v);
+  if constexpr (kV.split) store_state(starts + s.segments * place.neurons, state.v);
+  if (a.v_last && end == steps_of<kV>(s)) state.store(static_cast<float*>(a.v_last) + place.state, place);
 }
 
 template <LIFVariant kV>
@@ -667,22 +748,23 @@ __global__ void __launch_bounds__(kForwardThreads) lif_repair(Neuron<float> neur
   for (int segment = 1; segment < s.segments; ++segment) {
     if (met(segment)) continue;
     const auto [begin, end] = Segment::of<kV>(s, segment);
-    float v[1] = {ends[(segment - 1) * place.neurons]};
+    State<kV> state;
+    state.v[0] = ends[(segment - 1) * place.neurons];
     Input<kV> input(s, place, a);
     Output<kV> output(s, place, a);
-    Saved saved(a.saved, place, begin);
+    Saved<kV> saved(a.saved, place, begin);
     input.skip(begin);
     output.skip(begin);
-    const bool joined = forward<kV>(n, v, input, output, begin, end, [&](const float (&v)[1]) {
+    const bool joined = forward<kV>(n, state, input, output, begin, end, [&](const State<kV>& state) {
       if (!saved.at) return false;
-      if (same(v[0], *saved.at)) return true;  // from here on all is as it was
-      *saved.at = v[0];
+      if (same(state.v[0], *saved.at)) return true;  // from here on all is as it was
+      *saved.at = state.v[0];
       saved.at += saved.stride;
       return false;
     });
     if (joined) continue;
-    ends[segment * place.neurons] = v[0];
-    if (a.v_last && end == steps_of<kV>(s)) static_cast<float*>(a.v_last)[place.state] = v[0];
+    ends[segment * place.neurons] = state.v[0];
+    if (a.v_last && end == steps_of<kV>(s)) static_cast<float*>(a.v_last)[place.state] = state.v[0];
   }
 }
 
@@ -694,15 +776,17 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> neu
   const Neurons<kV> n(neuron, a.more, place.state);
   const int segment = int(blockIdx.y) + 1;
   const auto [begin, end] = Segment::of<kV>(s, segment);
-  float carry[1] = {0.0f}, gain = 1.0f;
-  Sums<kV> sums;
+  State<kV> carry;
+  carry.v[0] = 0.0f;
+  float gain = 1.0f;
+  Sums<kV> sums;  // those of lif_backward count
   Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
       n, s, place, a, carry, sums, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
       [&](const float (&)[1], const float (&through)[1]) { gain *= through[0] * neuron.state_gain; });
   float* gains = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
   *gains = gain;
-  gains[s.segments * place.neurons] = carry[0];
+  gains[s.segments * place.neurons] = carry.v[0];
 }
 
 template <LIFVariant kV>
@@ -714,15 +798,15 @@ __global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, back
   const Neurons<kV> n(neuron, a.more, place.state);
   const int segment = kV.split ? int(blockIdx.y) : 0;
   const auto [begin, end] = Segment::of<kV>(s, segment);
-  float grad_v[kV.width];
-  load_or(grad_v, a.grad_v_last, place.state, 0.0f);
+  State<kV> grad;
+  grad.load_or(a.grad_v_last, place, 0.0f);
   if constexpr (kV.split) {
     const float *gains = static_cast<const float*>(a.scratch) + place.state,
                 *carries = gains + s.segments * place.neurons;
 #pragma unroll 8
     for (int64_t later = s.segments - 1; later > segment; --later) {
       const float gain = gains[later * place.neurons], carry = carries[later * place.neurons];
-      grad_v[0] = grad_v[0] != 0.0f ? gain * grad_v[0] + carry : carry;
+      grad.v[0] = grad.v[0] != 0.0f ? gain * grad.v[0] + carry : carry;
     }
   }
   const int64_t stride = s.inner * size_of(kV.dtype);
@@ -730,18 +814,20 @@ __global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, back
   Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   Sums<kV> sums;
   back<kV>(
-      n, s, place, a, grad_v, sums, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
+      n, s, place, a, grad, sums, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
       [&](const float (&g)[kV.width], const float (&)[kV.width]) {
-        float grad[kV.width];
+        float received[kV.width];
 #pragma unroll
-        for (int e = 0; e < kV.width; ++e) grad[e] = of_input<kV>(n[e], g[e]);
-        Numbers::rounded(grad).store(to);
+        for (int e = 0; e < kV.width; ++e) received[e] = of_input<kV>(n[e], g[e]);
+        Numbers::rounded(received).store(to);
         to -= stride;
       });
-  if (a.grad_v && begin == 0) store_state(static_cast<float*>(a.grad_v) + place.state, grad_v);
+  if (a.grad_v && begin == 0) grad.store(static_cast<float*>(a.grad_v) + place.state, place);
   if constexpr (kV.grad_leak) store_state(static_cast<float*>(a.more.grad_leak) + place.state, sums.leak);
   if constexpr (kV.grad_threshold)
     store_state(static_cast<float*>(a.more.grad_threshold) + place.state, sums.threshold);
+  if constexpr (kV.grad_bias)
+    store_state(static_cast<float*>(a.more.grad_bias) + segment * place.neurons + place.state, sums.bias);
 }
 
 }  // namespace snnkern

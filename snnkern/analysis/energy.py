@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ..nn import BNLIF, IAF, LIF, LIFNode, SmoothLIF
+from ..nn import BNLIF, IAF, LIF, LIFNode, LinearLIF, RecurrentLIF, SmoothLIF
 from .accuracy import accuracy_over_steps, outputs
 
 __all__ = ["NEURONS", "Energy", "Layer", "accuracy_over_energy", "energy", "joules", "sparsity"]
@@ -51,7 +51,7 @@ def joules(additions: float, multiplications: float, add: float = 0.9, multiply:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, linear or recurrent layer, per sample."""
+    """A convolution, linear or recurrent layer, per sample. Of a RecurrentLIF: its weights, which its spikes pass."""
 
     name: str
     steps: float
@@ -224,8 +224,8 @@ class _Count:
 
     def layer(self, name: str):
         def hook(module, inputs, output):
-            (x,), seen = inputs, self.layers[name]
-            if isinstance(module, nn.Linear):
+            (x, *_), seen = inputs, self.layers[name]
+            if isinstance(module, (nn.Linear, LinearLIF)):
                 frames, seen.macs = x.numel() // module.in_features, module.weight.numel()
             elif isinstance(module, nn.RNNBase):
                 frames = x.numel() // module.input_size
@@ -244,7 +244,21 @@ class _Count:
                 self.first_steps = len(inputs[0])
             seen = self.fired[name]
             seen.total += output.sum(dtype=torch.float64).item()
-            seen.elements += inputs[0].numel()  # not the output's: it may hold sums over steps
+            received = inputs[0].numel()  # not the output's: it may hold sums over steps
+            if isinstance(module, LinearLIF):
+                received = received // module.in_features * module.out_features
+            seen.elements += received
+
+        return hook
+
+    def feedback(self, name: str):
+        def hook(module, inputs, output):
+            seen, time_dim = self.layers[name], module.settings["time_dim"]
+            received = output.narrow(time_dim, 0, output.shape[time_dim] - 1)  # of the steps before
+            seen.macs = module.weight.numel()
+            seen.frames += output.numel() // module.features
+            seen.total += received.sum(dtype=torch.float64).item()
+            seen.elements += output.numel()
 
         return hook
 
@@ -253,10 +267,12 @@ def _count(model, x, steps, batch, neurons) -> _Count:
     count, handles = _Count(), []
     try:
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.RNNBase)):
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.RNNBase, LinearLIF)):
                 handles.append(module.register_forward_hook(count.layer(name)))
-            elif isinstance(module, neurons):
+            if isinstance(module, neurons):
                 handles.append(module.register_forward_hook(count.neuron(name)))
+                if isinstance(module, RecurrentLIF):
+                    handles.append(module.register_forward_hook(count.feedback(name)))
         count.samples = outputs(model, x, steps, batch).shape[1]
     finally:
         for handle in handles:

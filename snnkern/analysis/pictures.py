@@ -13,7 +13,7 @@ from ..surrogate import Surrogate
 from .energy import Energy, joules
 from .landscape import Landscape
 
-__all__ = ["bars", "curves", "dots", "energy", "energy_curves", "landscapes", "scatter", "surrogates"]
+__all__ = ["bars", "curves", "dots", "energy", "energy_curves", "epochs", "landscapes", "scatter", "surrogates"]
 
 # Okabe and Ito, told apart by every eye; the marker repeats what the colour says.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -94,6 +94,37 @@ def curves(
         panel(panels[0], -math.inf)
         panels[0].set(ylabel=ylabel, title=title)
         _legend(figure, panels[0], _seeds([len(runs) for _, runs in lines.values()], each))
+
+    return _save(path, draw)
+
+
+def epochs(
+    path: Path, panels: Mapping[str, tuple[Mapping[str, Sequence[Sequence[float]]], Mapping[str, float]]]
+) -> Path:
+    """Test accuracies in % over the epochs, two panels a row: title to (label to runs, what others reach by name).
+
+    Lines are the mean of their runs, with a band from the least to the greatest; what others reach is dashed.
+    """
+
+    def draw(figure):
+        down = -(-len(panels) // 2)
+        figure.set_size_inches(9.6, 3.4 * down)
+        axes = list(figure.subplots(down, 2, squeeze=False).flat)
+        for place, (title, (lines, others)) in zip(axes, panels.items(), strict=False):
+            for i, (label, runs) in enumerate(lines.items()):
+                x = range(1, len(runs[0]) + 1)
+                place.plot(x, _means(runs), label=label, color=_of(COLOURS, i))
+                lowest, highest = map(min, zip(*runs, strict=True)), map(max, zip(*runs, strict=True))
+                place.fill_between(x, [*lowest], [*highest], color=_of(COLOURS, i), alpha=0.12, linewidth=0)
+            for name, level in others.items():
+                place.axhline(level, color="0.4", linestyle="--", linewidth=1, zorder=0)
+                at = {"xytext": (-2, 2), "textcoords": "offset points", "ha": "right", "fontsize": 8, "color": "0.3"}
+                place.annotate(name, (1, level), xycoords=("axes fraction", "data"), **at)
+            place.set(title=title, xlabel="epoch", ylabel="test accuracy, %", ylim=(None, 105))
+        for place in axes[len(panels) :]:
+            place.remove()
+        counts = [len(runs) for lines, _ in panels.values() for runs in lines.values()]
+        _legend(figure, axes[0], _seeds(counts))
 
     return _save(path, draw)
 

@@ -14,6 +14,7 @@ from .images import cifar, imagenet, mnist
 from .saccades import digits_events
 from .scikit import digits, digits_spikes, load_digits_data
 from .sequences import sequential_digits, sequential_mnist
+from .series import time_series
 
 __all__ = ["SETS", "Data", "digits", "load"]
 
@@ -32,6 +33,9 @@ SETS = {
     "sequential-digits": sequential_digits,
     "shd": partial(spoken, "SHD", window=1.4),
     "ssc": partial(spoken, "SSC"),
+    "acsf1": partial(time_series, "ACSF1"),
+    "japanese-vowels": partial(time_series, "JapaneseVowels"),
+    "basic-motions": partial(time_series, "BasicMotions"),
 }
 
 
@@ -41,7 +45,7 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
     Args:
         name: a key of ``SETS``.
         root: the folder with the files, as torchvision or tonic lay them; None: ``data``. The digits come with
-            scikit-learn and need none.
+            scikit-learn and need none; for time series None is the folder of the aeon package.
         seed: of a data set that is drawn: those of the digits. The others have their fixed split.
         options: those of the data set, below; ``augment`` is about what is trained on alone.
 
@@ -61,6 +65,7 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
             sequential-digits: ``by``, ``noise`` (0), ``train`` (600): see ``sequences.sequential_digits``.
             shd, ssc: ``steps`` (100), ``channels`` (70), ``values`` ("counts", "binary"), ``window`` (1.4; 1.0): see
             ``audio.spoken``.
+            acsf1, japanese-vowels, basic-motions: none: see ``series.time_series``.
 
     Raises: ValueError for a name or option that does not exist, FileNotFoundError where the data set is missing,
         ModuleNotFoundError where the package that reads it is.

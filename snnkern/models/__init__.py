@@ -22,7 +22,7 @@ from .resnet import (
     SEWResNet34,
     SpikingResNet34,
 )
-from .rnn import VanillaRNN
+from .rnn import SpikingRNN, VanillaRNN
 from .toy import ToyCNN
 from .vgg import SNN5, VGG14, VGGSNN, DspikeVGG16
 
@@ -41,6 +41,7 @@ MODELS = {
         SEWResNet34,
         SNN5,
         SpikingMLP,
+        SpikingRNN,
         SpikingResNet34,
         ToyCNN,
         VGG14,

@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ..nn import BNLIF, LIF, TdBatchNorm
+from ..nn import BNLIF, LIF, Linear, TdBatchNorm
 from ..spec.arguments import positive
-from .layers import Neurons, Staged, fire, over_steps
+from .layers import Neurons, Staged, fire, fire_behind, over_steps
 
 
 class SpikingMLP(Staged):
@@ -18,9 +18,9 @@ class SpikingMLP(Staged):
 
         [FC, LIF] per hidden layer, FC     decay 0.9753, threshold 1, surrogate Triangle(1)
 
-    The linear layers have biases where no norm shifts the neurons' inputs. The decay is exp(-0.5/20): a membrane time
-    constant of 20 ms in steps of 0.5 ms. On sequential MNIST the paper has ``inputs=1, hidden=(64, 64), classes=10,
-    decay=0.99``.
+    The linear layers, ``nn.Linear``, have biases where no norm shifts the neurons' inputs; ``LIF`` adds them. The decay
+    is exp(-0.5/20): a membrane time constant of 20 ms in steps of 0.5 ms. On sequential MNIST the paper has ``inputs=1,
+    hidden=(64, 64), classes=10, decay=0.99``.
 
     Args:
         inputs: channels per step; 70 are the 700 of the Spiking Heidelberg Digits, summed in tens.
@@ -58,7 +58,7 @@ class SpikingMLP(Staged):
         make = Neurons(neuron, backend, fused, decay=decay)
         layers = []
         for before, after in pairwise((inputs, *hidden)):
-            layers.append(nn.Linear(before, positive("hidden", after), bias=not norm))
+            layers.append(Linear(before, positive("hidden", after), bias=not norm))
             layers += make.behind(TdBatchNorm(after)) if norm else (make(),)
         self.per_stage = 3 if norm else 2
         self.layers = nn.Sequential(*layers)
@@ -73,9 +73,12 @@ class SpikingMLP(Staged):
         t = self.timing(len(x), steps, t)
         x = x[: t[0]]
         for (linear, *norm, neuron), here, out in zip(self.stage_modules(), t, self.handed_on(t), strict=True):
+            if not norm:
+                x = fire_behind(linear, neuron, x, here, out)
+                continue
             x = over_steps(linear(x), here)
-            if norm and isinstance(norm[0], (BNLIF, LIF)):  # LIF: what is left of BNLIF when the norm is folded away
+            if isinstance(norm[0], (BNLIF, LIF)):  # LIF: what is left of BNLIF when the norm is folded away
                 x = fire(norm[0], x, out)
             else:
-                x = fire(neuron, norm[0](x) if norm else x, out)
+                x = fire(neuron, norm[0](x), out)
         return self.head(x)

@@ -1,7 +1,20 @@
 """Modules around the ops: they hold parameters and state, and no mathematics of their own."""
 
 from .exchange import from_nir, to_nir
-from .layers import IAF, LIF, TTM, AdaptiveLIF, BinarySteps, CubaLIF, RecurrentLIF, SmoothLIF, carried
+from .layers import (
+    IAF,
+    LI,
+    LIF,
+    TTM,
+    AdaptiveLIF,
+    BinarySteps,
+    CubaLIF,
+    Linear,
+    LinearLIF,
+    RecurrentLIF,
+    SmoothLIF,
+    carried,
+)
 from .node import (
     IFNode,
     ILIFNode,
@@ -14,10 +27,12 @@ from .node import (
     TernaryLIFNode,
 )
 from .norm import BNLIF, TdBatchNorm, fold
+from .windows import Windows
 
 __all__ = [
     "BNLIF",
     "IAF",
+    "LI",
     "LIF",
     "TTM",
     "AdaptiveLIF",
@@ -26,6 +41,8 @@ __all__ = [
     "IFNode",
     "ILIFNode",
     "LIFNode",
+    "Linear",
+    "LinearLIF",
     "MultiStepIFNode",
     "MultiStepLIFNode",
     "MultiStepParametricLIFNode",
@@ -35,6 +52,7 @@ __all__ = [
     "TdBatchNorm",
     "TernaryIFNode",
     "TernaryLIFNode",
+    "Windows",
     "carried",
     "fold",
     "from_nir",

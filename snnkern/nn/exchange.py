@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..spec.arguments import number
 from ..surrogate import Surrogate, Triangle
-from .layers import IAF, LIF, TTM, SmoothLIF
+from .layers import IAF, LIF, TTM, Linear, SmoothLIF
 from .node import BaseNode
 from .norm import fold
 
@@ -55,8 +55,9 @@ def to_nir(model: nn.Module, x: torch.Tensor, dt: float = 1e-4):
     are folded away, see ``fold``. The model itself is left as it is.
 
     Spikes of the graph in forward Euler steps of dt are those of the model but for rounding, and ``from_nir`` gives the
-    same bits. What NIR does not say: it fires above the threshold, so that ``fire_at_threshold``, which LIFNode has,
-    stands in the neuron's metadata, as does the decay form; surrogates and where gradients flow are left out.
+    same bits, but where neurons add the bias of the layer before them (``SpikingMLP``): in the graph ``Affine`` does.
+    What NIR does not say: it fires above the threshold, so that ``fire_at_threshold``, which LIFNode has, stands in the
+    neuron's metadata, as does the decay form; surrogates and where gradients flow are left out.
 
     Args:
         model: of layers of [T, N, ...]; a ``LIFNode`` in multi-step mode.
@@ -102,6 +103,7 @@ class _Trace(TorchFunctionMode):
         self.leading = steps_and_samples, (math.prod(steps_and_samples),)  # what stands before the shape of a sample
         self.known: dict[int, tuple] = {}  # with the tensor itself: an id belongs to what lives
         self.inside = False
+        self.left_out: torch.Tensor | None = None
 
     def name(self, tensor: torch.Tensor, sources: tuple[str, ...], features: tuple[int, ...]) -> None:
         self.known[id(tensor)] = tensor, sources, features
@@ -125,7 +127,12 @@ class _Trace(TorchFunctionMode):
     def leaf(self, path: str) -> Callable:
         def leave(module: nn.Module, args: tuple, kwargs: dict, out: torch.Tensor) -> None:
             self.inside = False
-            given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+            bias = kwargs.get("bias")
+            if bias is not None and bias is not self.left_out:
+                raise ValueError(f"{path}: NIR has no bias, got one that is not of the Linear before it")
+            if kwargs.get("add_bias") is False:
+                self.left_out = module.bias  # for the neurons, but its node has it
+            given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor) and each is not bias]
             found = [self.sources(each, f"the input of {path}") for each in given]
             features = found[0][1]
             if isinstance(module, _DropoutNd):  # in evaluation mode
@@ -185,7 +192,7 @@ class _Trace(TorchFunctionMode):
             )
         if isinstance(module, IAF):
             raise ValueError("NIR's neurons have a hard reset, IAF the soft one")
-        if kind.__module__.split(".")[0] not in ("torch", "spikingjelly"):
+        if kind is not Linear and kind.__module__.split(".")[0] not in ("torch", "spikingjelly"):
             raise ValueError(f"NIR has no node for {kind.__name__}")
         if isinstance(module, nn.Linear):
             if len(features) != 1:

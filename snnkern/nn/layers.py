@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from ..backend import load
 from ..backend.reference import lif as reference
 from ..ops.lif import lif
+from ..ops.linear import linear
 from ..ops.recurrent import recurrent_lif
 from ..ops.ttm import ttm
 from ..spec.arguments import check_residual, check_x, number, positive
@@ -45,10 +47,11 @@ class _Stateless(nn.Module):
 class LIF(_Stateless):
     """Leaky integrate-and-fire neurons in the papers' terms, without state: every call starts at rest.
 
-    ``forward(x, residual=None, steps_out=None) -> spikes`` of x, plus the residual if there is one; shape and dtype are
-    those of x, but for ``steps_out``, which a call may give in place of the layer's own. Arguments, equations, dtypes
-    and errors are those of ``snnkern.lif``, which is there for whoever wants the potential too. A ``Parameter`` among
-    them is learnt, and any other tensor a buffer, under the argument's name; ``settings`` holds the other keywords.
+    ``forward(x, residual=None, steps_out=None, bias=None) -> spikes`` of x, plus the residual if there is one; shape
+    and dtype are those of x, but for ``steps_out``. That and ``bias`` a call may give in place of the layer's own.
+    Arguments, equations, dtypes and errors are those of ``snnkern.lif``, which is there for whoever wants the potential
+    too. A ``Parameter`` among them is learnt, and any other tensor a buffer, under the argument's name; ``settings``
+    holds the other keywords.
     """
 
     more = "bias", "synapse_decay", "threshold_decay", "threshold_jump"  # in ``settings`` only where given
@@ -117,10 +120,16 @@ class LIF(_Stateless):
         return {**settings, **{name: getattr(self, name) for name in self.tensors}} if self.tensors else settings
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        steps_out: int | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         check_residual(residual)
         settings = self._now(steps_out)
+        if bias is not None:
+            settings = {**settings, "bias": bias}
         memory = self._memory
         v = memory and memory.take(settings["steps_out"])
         spikes, v = lif(x if residual is None else x + residual, v, return_v=memory is not None, **settings)
@@ -132,6 +141,54 @@ class LIF(_Stateless):
         defaults = inspect.signature(lif).parameters
         shown = [f"{name}={tuple(getattr(self, name).shape)}" for name in self.tensors if name in defaults]
         return ", ".join(shown + [f"{k}={v!r}" for k, v in self.settings.items() if v != defaults[k].default])
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` by ``snnkern.linear``, which on the CPU is faster where its input are few spikes.
+
+    ``forward(x, add_bias=True)``: False where the neurons behind it add the bias, ``LIF``'s forward takes one.
+    """
+
+    def forward(self, x: torch.Tensor, add_bias: bool = True) -> torch.Tensor:
+        return linear(x, self.weight, self.bias if add_bias else None)
+
+
+class LinearLIF(LIF):
+    """A linear layer and its neurons: ``torch.nn.Linear``, then ``LIF``, whose kernel adds the bias.
+
+    ``forward(x, residual=None, steps_out=None) -> spikes`` of x [T, N, in_features], [T, N, out_features]; the residual
+    is added to what the neurons receive. The product is ``snnkern.linear``.
+
+    Args:
+        in_features, out_features, bias, device, dtype: those of ``torch.nn.Linear``, as are the parameters ``weight``
+            and ``bias`` and what they start from.
+        neuron: the arguments of ``LIF``, by name.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, **neuron
+    ) -> None:
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be True or False, got {bias!r}")
+        features = positive("in_features", in_features), positive("out_features", out_features)
+        plain = nn.Linear(*features, bias, device, dtype)
+        super().__init__(bias=plain.bias, **neuron)
+        self.in_features, self.out_features = features
+        if not bias:
+            self.bias = None
+        self.weight = plain.weight
+        self.tensors = (*self.tensors, "weight")
+
+    def _now(self, steps_out: int | None) -> dict:
+        return {name: value for name, value in super()._now(steps_out).items() if name != "weight"}
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, steps_out: int | None = None
+    ) -> torch.Tensor:
+        return super().forward(linear(x, self.weight), residual, steps_out)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"
 
 
 class CubaLIF(LIF):
@@ -311,6 +368,42 @@ class IAF(_Stateless):
         return f"threshold={self.spec.threshold}, v_min={self.v_min}, {self.spec.surrogate!r}"
 
 
+class LI(_Stateless):
+    """Leaky integrators: neurons without a threshold, whose potential is what a readout gives.
+
+    ::
+
+        v[t] = decay v[t-1] + (1 - decay) x[t]    v[0] = 0
+
+    ``forward(x) -> v``, of x's shape, in the dtype of the state: ``snnkern.lif`` with ``tau = 1 / (1 - decay)`` and a
+    threshold that no potential reaches.
+
+    Args:
+        decay: factor in [0, 1) kept of the potential per step.
+        time_dim, backend: those of ``LIF``.
+    """
+
+    def __init__(self, decay: float = 0.9, time_dim: int = 0, backend: str | None = None):
+        super().__init__()
+        if not 0 <= number("decay", decay) < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
+        if backend is not None:
+            load(backend)
+        self.decay, self.time_dim, self.backend = decay, time_dim, backend
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory = self._memory
+        neuron = {"tau": 1 / (1 - self.decay), "threshold": torch.finfo(torch.float32).max}
+        options = {"return_v": "sequence", "time_dim": self.time_dim, "backend": self.backend}
+        _, v = lif(x, memory and memory.take(), **neuron, **options)
+        if memory is not None:
+            memory.v = v.select(self.time_dim, -1)
+        return v
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}"
+
+
 class TTM(nn.Module):
     """Temporal transformation of [T, N, ...] to ``steps`` time steps, without parameters; see ``snnkern.ttm``.
 
@@ -355,6 +448,66 @@ class BinarySteps(nn.Module):
         return f"levels={self.levels}"
 
 
+class Carried(NamedTuple):
+    """The neurons of a model, while ``carrying`` holds."""
+
+    plain: list[_Stateless]
+    stateful: list[nn.Module]
+
+    def get(self) -> tuple[tuple, tuple]:
+        """Their states, of the plain ones and of the others: what ``mapped`` takes."""
+        memories = tuple(tuple(value for _, value in module.named_memories()) for module in self.stateful)
+        return tuple(module._memory.v for module in self.plain), memories
+
+    def set(self, state: tuple[tuple, tuple]) -> None:
+        for module, v in zip(self.plain, state[0], strict=True):
+            module._memory.v = v
+        for module, memories in zip(self.stateful, state[1], strict=True):
+            for (name, _), value in zip([*module.named_memories()], memories, strict=True):
+                setattr(module, name, value)
+
+
+def mapped(function: Callable[[torch.Tensor], object], state):
+    """A state, tensors and other values in tuples and lists of any depth, with ``function`` of every tensor for it."""
+    if isinstance(state, torch.Tensor):
+        return function(state)
+    return type(state)(mapped(function, part) for part in state) if isinstance(state, (tuple, list)) else state
+
+
+@contextmanager
+def carrying(model: nn.Module) -> Iterator[Carried]:
+    """Inside, neurons without state between calls have one, at rest at first. Afterwards they have none, and those with
+    state are as they were. Errors: those of ``carried``."""
+    plain = [module for module in model.modules() if isinstance(module, _Stateless)]
+    stateful = [module for module in model.modules() if hasattr(module, "named_memories")]
+    if not plain and not stateful:
+        wanted = "neurons that can carry their state, such as LIF, BNLIF or LIFNode"
+        raise ValueError(f"model must have {wanted}, got {type(model).__name__} without any")
+    for module in model.modules():
+        if isinstance(module, (TTM, nn.RNNBase)):
+            raise ValueError(f"model must not mix time steps outside of its neurons, got {module!r} in it")
+    if any(module._memory is not None for module in plain):
+        raise RuntimeError("the state of this model is being carried already")
+
+    def renew(*_) -> None:
+        for module in plain:
+            module._memory.taken = False
+
+    before = [dict(module.named_memories()) for module in stateful]
+    hook = model.register_forward_pre_hook(renew)
+    try:
+        for module in plain:
+            module._memory = _Memory()
+        yield Carried(plain, stateful)
+    finally:
+        hook.remove()
+        for module in plain:
+            module._memory = None
+        for module, memories in zip(stateful, before, strict=True):
+            for name, value in memories.items():
+                setattr(module, name, value)
+
+
 @contextmanager
 def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
     """Inside, a model's neurons go on from call to call: as one call with all the steps, by so many at a time.
@@ -376,51 +529,19 @@ def carried(model: nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
             its state is not by samples.
         RuntimeError: the model calls one LIF, BNLIF, SmoothLIF or IAF twice.
     """
-    plain = [module for module in model.modules() if isinstance(module, _Stateless)]
-    stateful = [module for module in model.modules() if hasattr(module, "named_memories")]
-    if not plain and not stateful:
-        wanted = "neurons that can carry their state, such as LIF, BNLIF or LIFNode"
-        raise ValueError(f"model must have {wanted}, got {type(model).__name__} without any")
-    for module in model.modules():
-        if isinstance(module, (TTM, nn.RNNBase)):
-            raise ValueError(f"model must not mix time steps outside of its neurons, got {module!r} in it")
-    if any(module._memory is not None for module in plain):
-        raise RuntimeError("the state of this model is being carried already")
-
-    def chosen(v, rows: torch.Tensor):
-        if isinstance(v, tuple):
-            return tuple(chosen(each, rows) for each in v)
-        if v.shape[:1] != rows.shape:
-            raise ValueError(f"state must be [N, ...] for rows of shape {tuple(rows.shape)}, got {tuple(v.shape)}")
-        return v[rows]
 
     def keep(rows: torch.Tensor) -> None:
         if rows.dtype != torch.bool:
             raise TypeError(f"rows must be bool, got {rows.dtype}")
-        for module in plain:
-            if module._memory.v is not None:
-                module._memory.v = chosen(module._memory.v, rows)
-        for module in stateful:
-            for name, value in [*module.named_memories()]:
-                if isinstance(value, torch.Tensor):
-                    setattr(module, name, chosen(value, rows))
 
-    def renew(*_) -> None:
-        for module in plain:
-            module._memory.taken = False
+        def chosen(v: torch.Tensor) -> torch.Tensor:
+            if v.shape[:1] != rows.shape:
+                raise ValueError(f"state must be [N, ...] for rows of shape {tuple(rows.shape)}, got {tuple(v.shape)}")
+            return v[rows]
 
-    before = [dict(module.named_memories()) for module in stateful]
-    hook = model.register_forward_pre_hook(renew)
-    try:
-        for module in plain:
-            module._memory = _Memory()
-        for module in stateful:
+        neurons.set(mapped(chosen, neurons.get()))
+
+    with carrying(model) as neurons:
+        for module in neurons.stateful:
             module.reset()
         yield keep
-    finally:
-        hook.remove()
-        for module in plain:
-            module._memory = None
-        for module, memories in zip(stateful, before, strict=True):
-            for name, value in memories.items():
-                setattr(module, name, value)

@@ -176,7 +176,11 @@ def recurrent_backward(op: Op, layout: Layout, kept: Kept, feedback: Feedback, s
         grad_s = layout.empty(shape, state, kept.x.device, without=op.time_dim)
     feedback = Recurrence(weight, weight.t().contiguous(), s, spikes, grad_s)
     op.kernels.recurrent_backward(op.spec, layout, call, feedback)
-    grad_weight = _of_weight(op, layout, call.grad_x, spikes, s) if want_weight else None
+    grad_weight = None
+    if want_weight and hasattr(op.kernels, "recurrent_weight"):
+        grad_weight = op.kernels.recurrent_weight(op.spec, layout, call.grad_x, feedback)
+    elif want_weight:
+        grad_weight = _of_weight(op, layout, call.grad_x, spikes, s)
     grad_s = None if grad_s is None else grad_s.to(kept.x.dtype)
     return call.grad_x, call.grad_v, grad_weight, grad_s, *_of_tensors(op, call, kept.tensors)
 
@@ -187,6 +191,8 @@ def arrange_layers(x, time_dim: int):
     x, layout = arrange(x, time_dim)
     if (layout.order or range(x.dim()))[-1] != last or layout.inner % max(x.shape[last], 1):
         x, layout = arrange(x.movedim(time_dim, 0).contiguous().movedim(0, time_dim), time_dim)
+        if layout.order is None:  # of one step or none, which may stand anywhere
+            layout = layout._replace(outer=1, inner=layout.outer * layout.inner, x_outer_stride=0)
     return x, layout
 
 

@@ -140,7 +140,7 @@ def lif(
     steps_out, repeat = plan_steps(x.shape[time_dim], steps_out)
     if tensors is not NO_TENSORS:
         tensors = check_tensors(x, time_dim, tensors)
-    kernels = choose(x.device.type, x.dtype, backend_for(spec.surrogate, until_kernels_know(spec, tensors, backend)))
+    kernels = choose(x.device.type, x.dtype, backend_for(spec.surrogate, backend))
     op = Op(spec, time_dim, steps_out, kernels, return_v)
     if kernels.differentiable:
         smooth, sequence = not spec.surrogate.spiking, return_v == "sequence"
@@ -176,10 +176,6 @@ def neuron_of(
     flags = detach_reset, fire_at_threshold
     more = inverse_tau, ternary, v_min, synapse_decay, threshold_decay, threshold_jump
     return (decay, tau, decay_input, threshold, reset, surrogate, *flags, *more), tensors
-
-
-def until_kernels_know(spec, tensors, backend, recurrent=False):
-    return "reference" if spec.states > 1 or tensors.bias is not None or recurrent else backend
 
 
 def spec_of(neuron) -> LIFSpec:
@@ -224,8 +220,7 @@ def _registered(x, v, tensors, neuron, steps_out, time_dim, return_v, backend):
     steps_out, repeat = plan_steps(x.shape[time_dim], steps_out)
     tensors = check_tensors(x, time_dim, tensors)
     smooth = not spec.surrogate.spiking
-    backend_ = until_kernels_know(spec, tensors, backend)
-    name = library.name_for(x.device.type, x.dtype, backend_for(spec.surrogate, backend_))
+    name = library.name_for(x.device.type, x.dtype, backend_for(spec.surrogate, backend))
     if name == "reference":
         from ..backend.reference import lif as reference
 

@@ -9,7 +9,7 @@ from ..spec.arguments import check_dense, check_x
 from ..spec.layout import are_plain_gradients, is_plain, state_dtype
 from ..spec.neuron import new_spec
 from .launch import Feedback, Kept, Op, Tensors, recurrent_backward, recurrent_forward
-from .lif import any_requires_grad, backend_for, check_tensors, checked_state, neuron_of, spec_of, until_kernels_know
+from .lif import any_requires_grad, backend_for, check_tensors, checked_state, neuron_of, spec_of
 from .pack import note, pack, unpack
 from .sharded import is_sharded
 
@@ -62,7 +62,6 @@ def recurrent_lif(
         return _registered(x, weight, v, s, tensors, neuron, time_dim, backend)
     spec = spec_of(neuron)
     time_dim, weight, v, tensors = _check(x, weight, v, s, tensors, spec, time_dim)
-    backend = until_kernels_know(spec, tensors, backend, True)
     kernels = choose(x.device.type, x.dtype, backend_for(spec.surrogate, backend))
     op = Op(spec, time_dim, x.shape[time_dim], kernels)
     if kernels.differentiable:
@@ -86,7 +85,6 @@ def _registered(x, weight, v, s, tensors, neuron, time_dim, backend):
         raise TypeError("x must not be a DTensor: neurons of a recurrent layer need the spikes of all others")
     spec = new_spec(*neuron)
     time_dim, weight, v, tensors = _check(x, weight, v, s, tensors, spec, time_dim)
-    backend = until_kernels_know(spec, tensors, backend, True)
     name = library.name_for(x.device.type, x.dtype, backend_for(spec.surrogate, backend))
     if name == "reference":
         from ..backend.reference import lif as reference

@@ -16,7 +16,7 @@ from ..analysis import accuracy, event_driven
 from ..analysis.accuracy import Evaluation
 from ..data import Data
 from ..methods import mtt, seenn
-from ..nn import fold
+from ..nn import Windows, fold
 from ..nn.modes import evaluating
 from . import folder as runs
 from . import recipe as recipes
@@ -83,6 +83,8 @@ def test(
     options["t"] = t
     settings = recipe.device, recipe.threads, recipe.deterministic
     with nullcontext(where) if where else working(*settings) as where:
+        if recipe.windows and t is None:
+            model = Windows(model, recipe.windows)
         return evaluate(model.to(where.device), data.test, steps, data.events, where=where, **options)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..methods import dspike, mtt
-from ..nn import LIF
+from ..nn import LIF, Windows
 from ..ops.pack import packed_spikes
 from ..surrogate import Dspike
 from . import folder as runs
@@ -111,7 +111,7 @@ class _Training:
             state.b = stage.temperature.start
         self.saved = None
         self._set_temperature()
-        self.net = where.parallel(self.model)
+        self.net = where.parallel(Windows(self.model, recipe.windows) if recipe.windows else self.model)
         if recipe.compile:
             self.net = torch.compile(self.net)
         for epoch in range(state.epoch, stage.epochs):
@@ -184,7 +184,7 @@ class _Training:
         """How the model is called, once for every pass over a batch; the same in every process."""
         stage = self.stage
         if stage.mtt is None:
-            return [{"steps": None if self.data.events else stage.steps}]
+            return [{} if self.data.events else {"steps": stage.steps}]
         generator = torch.Generator().manual_seed(seed)
         return [{"t": stage.sampler.draw(self.model.n_stages, generator)} for _ in range(stage.passes)]
 

@@ -190,6 +190,8 @@ class Recipe:
         amp: ``bfloat16`` or ``float16``: autocast, for float16 with a scaled loss.
         accumulate: a batch is computed in so many parts, whose gradients add up. Batch norm sees one part at a time.
         packed: spikes kept for backward take 1 bit each.
+        windows: frames go through the network in windows of so many steps, with the same gradients, and only one's
+            activations are in memory; see ``nn.Windows``. 0: all at once.
         fused: batch norm and neurons run in one pass; false: one after the other.
         device: ``auto`` is the GPU, if there is one.
         backend: of the neurons; see ``snnkern.lif``.
@@ -214,6 +216,7 @@ class Recipe:
     compile: Flag = False
     accumulate: Count = 1
     packed: Flag = False
+    windows: Whole = 0
     fused: Flag = True
     device: str = "auto"
     backend: str | None = None
@@ -244,6 +247,9 @@ class Recipe:
                 raise RecipeError(
                     f"stage.{index}.network must be 'ann', as {self.model['name']} has no neurons, got 'snn'"
                 )
+            if self.windows and (stage.mtt or self.compile):
+                other = "compile" if self.compile else f"stage.{index}.mtt"
+                raise RecipeError(f"windows must be 0 with {other}, got {self.windows}")
             if stage.mtt and self.compile:
                 raise RecipeError(
                     f"compile must be false with stage.{index}.mtt, whose every t would be compiled, got True"
@@ -300,9 +306,14 @@ class Recipe:
         if stage.mtt and not issubclass(model, models.Staged):
             raise RecipeError(f"stage.{index}.mtt needs a model in stages, {self.model['name']} is not")
         try:
-            return model(**{k: v for k, v in options.items() if k in allowed})
+            made = model(**{k: v for k, v in options.items() if k in allowed})
         except (TypeError, ValueError, RuntimeError) as error:
             raise RecipeError(f"model: {error}") from error
+        if self.windows and len(shape) == 3:
+            raise RecipeError(f"windows must be 0 for static images, which have no frames, got {self.windows}")
+        if self.windows:
+            _try("windows", nn.Windows(made, self.windows).check)
+        return made
 
     def make_neuron(self) -> Callable[[], torch.nn.Module]:
         options = dict(self.neuron)

@@ -5,7 +5,9 @@ import ctypes
 from .._extension import missing
 from .bn_lif import bn_backward, bn_gradients, bn_moments, bn_prepare, bn_sums  # noqa: F401
 from .lif import lif_backward, lif_forward  # noqa: F401
+from .linear import linear_backward, linear_forward, linear_pays  # noqa: F401
 from .pack import pack, unpack  # noqa: F401
+from .recurrent import recurrent_backward, recurrent_forward, recurrent_weight  # noqa: F401
 from .ttm import ttm  # noqa: F401
 
 differentiable = False

@@ -199,7 +199,7 @@ def _normed(spec, layout, period, residual, dtype, aligned, streams, device):
 
 def _sums_blocks(variant) -> int:
     """Blocks that a multiprocessor's registers hold: csrc/cuda/bn_lif.cuh's sums_blocks."""
-    divides = variant.form in (1, 2) or variant.integer > variant.unit  # Leak::tau_input, Leak::tau; the threshold
+    divides = lif.divides(variant)
     of_64 = 4 if variant.lanes > 1 or divides else 6 if variant.residual or variant.grouped else 8
     blocks_of_64 = of_64 * 3 // 2 if variant.steps and not divides else of_64
     return blocks_of_64 * 64 // backward_threads(variant.width)

@@ -54,9 +54,14 @@ class LIFVariant(NamedTuple):
     unit: bool = False
     leak: int = 0
     threshold: int = 0
+    bias: int = 0
     sequence: bool = False
     grad_leak: bool = False
     grad_threshold: bool = False
+    grad_bias: bool = False
+    synaptic: bool = False
+    adaptive: bool = False
+    at_threshold: bool = False
 
 
 class Extra(NamedTuple):
@@ -64,9 +69,11 @@ class Extra(NamedTuple):
 
     leak: tuple[int, int] | None
     threshold: tuple[int, int] | None
+    bias: tuple[int, int] | None
     sequence: bool
     grad_leak: bool
     grad_threshold: bool
+    grad_bias: bool
 
 
 class Launches(NamedTuple):
@@ -100,21 +107,27 @@ def _launch(make, spec, layout, x, words, misaligned, given, more):
         scratch = split.scratch(layout, torch.float32, device) if split.segments > 1 else None
         if scratch is not None:
             words.append(scratch.data_ptr())
+        sums = None
         if more is not None:  # between them: scratch, if there is none; Norm; of backward pull_push and grad_residual
             words += [0] * (10 + 4 * (make is _backward) - len(words)) + rest
+            if more.grad_bias is not None and split.segments > 1:
+                sums = x.new_empty((split.segments, layout.outer * layout.inner), dtype=torch.float32)
+                words[-1] = sums.data_ptr()
         stream = stream_of(device.index)
         for kernel in kernels:
             kernel(stream, *words)
+        if sums is not None:
+            torch.sum(sums, 0, out=more.grad_bias.as_strided(sums.shape[1:], (1,)))
 
 
 def _extra_of(more) -> Extra:
-    leak, threshold = (p and p[1:] for p in more[:2])
     sequence = more.v_seq is not None or more.grad_v_seq is not None
-    return Extra(leak, threshold, sequence, more.grad_leak is not None, more.grad_threshold is not None)
+    return Extra(*(p and p[1:] for p in more[:3]), sequence, *(grad is not None for grad in more[-3:]))
 
 
 def _misaligned(words) -> int:
-    return reduce(or_, (word for i, word in enumerate(words) if i not in (1, 2, 4, 5))) & 15  # but channels and periods
+    addresses = (*words[:9:3], *words[9:])  # not channels and periods
+    return reduce(or_, addresses) & 15
 
 
 def made_once(spec, key):
@@ -132,7 +145,7 @@ def made_once(spec, key):
 
 
 def _forward(spec, layout, dtype, aligned, given, device, extra=None) -> Launches:
-    if _whole(extra):
+    if _whole(spec, extra):
         split = Split(1, layout.steps, 0)
     else:
         warm = warmup(spec.state_gain, torch.float32)
@@ -146,14 +159,14 @@ def _forward(spec, layout, dtype, aligned, given, device, extra=None) -> Launche
 
 
 def _backward(spec, layout, dtype, aligned, given, device, extra=None) -> Launches:
-    split = Split(1, layout.steps, 0) if _whole(extra) else _split(layout, device, 8 * CHUNK)
-    widest = 4 if _whole(extra) else 8  # of 16-bit numbers: what is kept besides would not fit registers
+    whole = _whole(spec, extra)
+    split = Split(1, layout.steps, 0) if whole else _split(layout, device, 8 * CHUNK)
+    widest = 4 if whole else 8  # of 16-bit numbers: what is kept besides would not fit registers
     variant, constants = compiled_for(spec, layout, dtype, aligned, 1 + given, split, device, extra, widest)
     variant = adjoint_of(spec, variant, constants[0], given)
     threads = backward_threads(variant.width)
     across, shared = blocks(layout, variant.width, threads), column_bytes(layout, variant.width)
-    if variant.grad_leak:  # what the leak is a factor of, too
-        shared *= 2
+    shared *= 1 + variant.grad_leak + variant.adaptive  # what the leak is a factor of, too; the threshold of every step
     kernels = [("lif_backward", Grid(across, split.segments, threads, shared))]
     if variant.split:
         kernels.insert(0, ("lif_map", Grid(across, split.segments - 1, threads, shared)))
@@ -165,9 +178,9 @@ def _prepared(kernels, variant, constants, split, device) -> Launches:
     return Launches(tuple(prepare("lif.cuh", name, variant, grid, constants, device) for name, grid in some), split)
 
 
-def _whole(extra) -> bool:
+def _whole(spec, extra) -> bool:
     """Whether time is one segment."""
-    return extra is not None and (extra.leak or extra.threshold or extra.sequence)
+    return spec.states > 1 or (extra is not None and bool(extra.leak or extra.threshold or extra.sequence))
 
 
 def _split(layout, device, shortest, warm=0) -> Split:
@@ -188,21 +201,30 @@ def compiled_for(spec, layout, dtype, aligned, streams, split, device, extra=Non
     grouped = layout.steps_out < layout.steps
     steps = layout.steps if layout.steps <= FEW_STEPS and not grouped else 0  # of groups, many would not fit registers
     variant = LIFVariant(code, width, steps, layout.outer > 1, form, rest, hard, False, 0, False, parts, grouped)
+    adaptive = spec.threshold_decay is not None
     if not spec.binary or spec.v_min is not None:
-        kind = spec.ternary, spec.levels > 0, spec.v_min is not None, spec.levels > 0 and spec.threshold == 1
+        unit = spec.levels > 0 and spec.threshold == 1 and not adaptive
+        kind = spec.ternary, spec.levels > 0, spec.v_min is not None, unit
         variant = variant._replace(**dict(zip(("ternary", "integer", "bounded", "unit"), kind, strict=True)))
+    if spec.states > 1:
+        synaptic, at_threshold = spec.synapse_decay is not None, adaptive and spec.fire_at_threshold
+        variant = variant._replace(synaptic=synaptic, adaptive=adaptive, at_threshold=at_threshold)
     if extra is not None:
-        leak, threshold, *rest = extra
-        lanes = (lanes_of(p[1], width) if p else 0 for p in (leak, threshold))
-        kind = zip(("leak", "threshold", "sequence", "grad_leak", "grad_threshold"), (*lanes, *rest), strict=True)
-        variant = variant._replace(**dict(kind))
+        lanes = (lanes_of(p[1], width) if p else 0 for p in extra[:3])
+        variant = variant._replace(**dict(zip(Extra._fields, (*lanes, *extra[3:]), strict=True)))
     return variant, [neuron, _C.bytes_of(_C.LIFShape(code, *layout[1:], *split))]
 
 
 def adjoint_of(spec, variant, neuron, given) -> LIFVariant:
     variant = variant._replace(detached=spec.detach_reset, surrogate=_told(neuron)[2], given=given)
-    # Without a loop, the compiler has all of a table's loads on their way, in more registers than there are.
-    return variant._replace(steps=0) if isinstance(spec.surrogate, Table) else variant
+    # Without a loop, the compiler has all of a table's loads on their way, or all divisions of neurons that adapt, in
+    # more registers than there are.
+    loops = isinstance(spec.surrogate, Table) or (variant.adaptive and divides(variant))
+    return variant._replace(steps=0) if loops else variant
+
+
+def divides(variant) -> bool:
+    return variant.form in (1, 2) or variant.integer > variant.unit  # csrc/cuda/lif.cuh's
 
 
 def fits(layout, width) -> bool:
@@ -236,7 +258,7 @@ def column_bytes(layout, width) -> int:
 
 def _told(neuron: bytes) -> tuple[int, bool, int, bool]:
     """Of Neuron<float>: form, hard, surrogate, and whether a resting potential other than 0 is in use."""
-    form, hard, _, _, _, surrogate, _, rest = struct.unpack_from("=i????iff", neuron)
+    form, hard, *_, surrogate, _, rest = struct.unpack_from("i7?iff", neuron)
     return form, hard, surrogate, form != 0 and rest != 0
 
 

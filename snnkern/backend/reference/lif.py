@@ -109,7 +109,12 @@ def _fire(h, threshold, spec, smooth):
         s = _spike(h, threshold, spec, smooth)
         return s, s
     up, down = _spike(h, threshold, spec, smooth), _spike(-h, threshold, spec, smooth)
-    return up - down, up - down if spec.reset is None else up + down
+    if spec.reset is None:
+        return up - down, up - down
+    event = up + down
+    if spec.threshold_decay is not None and not smooth:  # both fire at a threshold that fell below 0: that is no spike
+        event = event - 2 * (up * down).detach()
+    return up - down, event
 
 
 def _spike(h, threshold, spec, smooth):

@@ -42,6 +42,7 @@ def refuses(device_type: str, dtype: torch.dtype) -> str | None:
 
 _LAUNCHERS = {  # and their files
     **dict.fromkeys(("lif_forward", "lif_backward"), "lif"),
+    **dict.fromkeys(("recurrent_forward", "recurrent_backward"), "recurrent"),
     **dict.fromkeys(("bn_moments", "bn_prepare", "bn_sums", "bn_gradients"), "bn_lif"),
     **dict.fromkeys(("pack", "unpack"), "pack"),
     "ttm": "ttm",

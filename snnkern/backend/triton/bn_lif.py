@@ -211,15 +211,16 @@ def bn_sums_kernel(
         )  # fmt: skip
         r_at = outer * (steps * inner) + column
         u_at = r_at if groups is None else outer * (groups * inner) + column
-        _, total, moment = _retrace(
-            _start(grad_v_last, 0.0, n, exists, BLOCK), total, moment, 0, steps,
+        _, _, _, total, moment, _ = _retrace(
+            _start(grad_v_last, 0.0, n, exists, BLOCK), None, None, total, moment, None, 0, steps,
             x + outer * x_outer + column, x_step, v0, saved, v_start,
             None if grad_spikes is None else grad_spikes + u_at, None, None,
             None if residual is None else residual + r_at,
-            mean, scale, offset, None, None, groups, None, None, None, steps, inner, neurons,
+            mean, scale, offset, None, None, groups, None, None, None, None, steps, inner, neurons,
             n, 1 - exists.to(tl.int32), 1,
-            leak, rest, threshold, fire_above, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
-            samples, FORM, HARD, CHUNK, K, TAILS, BLOCK, TERNARY, DETACH, CURVE, "sums",
+            leak, rest, threshold, fire_above, v_min, levels, per_threshold, None, None, None,
+            input_gain, state_gain, a, b, c, samples,
+            FORM, HARD, CHUNK, K, TAILS, BLOCK, TERNARY, DETACH, CURVE, "sums",
         )  # fmt: skip
     _store_part(sums, total, moment, channels, ROWS, CHANNELS, SPAN)
 

@@ -20,11 +20,13 @@ See ``csrc/cuda/lif.cuh``, too. Where scratch, [2, segments, neurons], is None, 
 
 So does what is None of ``table`` and ``residual``, the norm before the neurons, and ``groups``, the steps out where
 they are fewer than the steps. With either, time is not split: a group could lie in two segments, and with a norm the
-sums of its gradients would have to be split as well. Nor is it with a leak or a threshold that is a tensor, or with
-``v_seq`` and its gradient.
+sums of its gradients would have to be split as well. Nor is it with a leak or a threshold that is a tensor, with
+``v_seq`` and its gradient, or with more states than the potential.
 
 What else neurons may have compiles away likewise: ``v_min``, ``levels`` of an integer spike (and ``per_threshold``, its
-1 / threshold where a product with that is the quotient), TERNARY spikes, ``samples`` of a surrogate that is a table.
+1 / threshold where a product with that is the quotient), TERNARY spikes, ``samples`` of a surrogate that is a table, a
+``bias``, and the states behind the potential: the synaptic current (``synapse_decay``) and the adaptation
+(``threshold_decay``), from which the threshold of each step is made.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from . import interpreted
 surrogate.tl = tl  # the language of the twins there
 
 _sizes = ["channels", "period", "leak_channels", "leak_period", "threshold_channels", "threshold_period"]
+_sizes += ["bias_channels", "bias_period"]
 _sizes += ["groups", "steps", "neurons", "inner", "x_outer", "x_step", "per_row"]
 
 
@@ -62,10 +65,12 @@ def _float(x):
 
 @triton.jit
 def _receive(x, residual, mean, scale, offset):
-    """What the neurons receive, in this order on every backend; None: nothing of the kind."""
+    """What the neurons receive, in this order on every backend; None: nothing of it. An offset alone is a bias."""
     x = _float(x)
     if mean is not None:
         x = (x - mean) * scale + offset
+    elif offset is not None:
+        x += offset
     if residual is not None:
         x += _float(residual)
     return x
@@ -113,16 +118,23 @@ def _in_thresholds(h, threshold, per_threshold):
 
 @triton.jit
 def _fire(h, threshold, fire_above, levels, per_threshold, TERNARY: tl.constexpr):
-    """The spike; of those that are 0 or 1, whether it is one."""
+    """The spike; of those that are 0 or 1, whether it is one. ``fire_above`` None: it is where h >= threshold."""
     if levels is not None:
         u = _in_thresholds(h, threshold, per_threshold)
         u = tl.where(u > 0.0, u, 0.0)  # a NaN does not fire
         s = (tl.where(u < levels, u, levels) + 12582912.0) - 12582912.0  # 1.5 * 2**23: rounds when added
     elif TERNARY:
-        s = tl.where(h > fire_above, 1.0, 0.0) - tl.where(-h > fire_above, 1.0, 0.0)
+        up = h >= threshold if fire_above is None else h > fire_above
+        down = -h >= threshold if fire_above is None else -h > fire_above
+        s = tl.where(up, 1.0, 0.0) - tl.where(down, 1.0, 0.0)
     else:
-        s = h > fire_above
+        s = h >= threshold if fire_above is None else h > fire_above
     return s
+
+
+@triton.jit
+def _fired(s):
+    return s if s.dtype == tl.int1 else s != 0.0
 
 
 @triton.jit
@@ -134,14 +146,60 @@ def _count(s):
 @triton.jit
 def _reset(h, s, threshold, rest, HARD: tl.constexpr):
     # A select, not a product: an infinite h leaves no NaN behind.
-    fired = s if s.dtype == tl.int1 else s != 0.0
     if HARD:
-        v = tl.where(fired, 0.0 if rest is None else rest, h)
+        v = tl.where(_fired(s), 0.0 if rest is None else rest, h)
     elif s.dtype == tl.int1:
-        v = tl.where(fired, h - threshold, h)
+        v = tl.where(s, h - threshold, h)
     else:
         v = h - threshold * s
     return v
+
+
+@triton.jit
+def _step(
+    v, current, adaptation, x, leak, rest, threshold, fire_above, v_min, levels, per_threshold,
+    synapse_decay, threshold_decay, jump, FORM: tl.constexpr, TERNARY: tl.constexpr,
+):  # fmt: skip
+    """The current after a step, what the membrane received, h, the step's threshold and the spike."""
+    if synapse_decay is not None:
+        current = synapse_decay * current + x
+        x = current
+    if threshold_decay is not None:
+        threshold += jump * adaptation
+    h = _bound(_charge(v, x, leak, rest, FORM), v_min)
+    s = _fire(h, threshold, _above(threshold, fire_above, threshold_decay), levels, per_threshold, TERNARY)
+    return current, x, h, threshold, s
+
+
+@triton.jit
+def _settle(h, threshold, s, adaptation, rest, threshold_decay, HARD: tl.constexpr):
+    """Potential and adaptation after a step."""
+    v = _reset(h, s, threshold, rest, HARD)
+    if threshold_decay is not None:
+        adaptation = threshold_decay * adaptation + _count(s)
+    return v, adaptation
+
+
+@triton.jit
+def _above(threshold, fire_above, threshold_decay):
+    """What a neuron fires above. With adaptation ``fire_above`` only says, None, that it fires at its threshold too."""
+    return fire_above if threshold_decay is None or fire_above is None else threshold
+
+
+@triton.jit
+def _behind(p, distance):
+    return None if p is None else p + distance
+
+
+@triton.jit
+def _apart(neurons, synapse_decay, threshold_decay):
+    """How far the states of one chunk are behind those of the one before, and the last of them behind the first."""
+    last = neurons * 0
+    if synapse_decay is not None:
+        last += neurons
+    if threshold_decay is not None:
+        last += neurons
+    return last + neurons, last
 
 
 @triton.jit
@@ -154,13 +212,14 @@ def _start(v, otherwise, n, exists, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """The potential before step t, a multiple of CHUNK. Without a branch, which would hold up the loads after it."""
+def _resume(t, v0, saved, v_start, apart, n, i, limit, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """The state before step t, a multiple of CHUNK, of which one is kept ``apart`` numbers behind the other. Without a
+    branch, which would hold up the loads after it."""
     if saved is None:
         v = _start(v0, v_start, n, i < limit, BLOCK)
     else:
         later = i < tl.where(t > 0, limit, 0)
-        v = tl.load(saved + (t // CHUNK - 1) * neurons + n, later, other=v_start)
+        v = tl.load(saved + (t // CHUNK - 1) * apart + n, later, other=v_start)
         if v0 is not None:
             v = tl.where(later, v, tl.load(v0 + n, i < tl.where(t > 0, 0, limit), other=0.0))
     return v
@@ -261,14 +320,15 @@ def _segment(p, segment_steps, steps):
 
 @triton.jit
 def _march(
-    v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
+    v, current, adaptation, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
     residual, mean, scale, offset, groups, v_seq, steps,
-    leak, rest, threshold, fire_above, v_min, levels, per_threshold,
+    leak, rest, threshold, fire_above, v_min, levels, per_threshold, synapse_decay, threshold_decay, jump,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     TERNARY: tl.constexpr,
 ):  # fmt: skip
-    """The potential before step ``end`` from that before ``begin``, a multiple of CHUNK; spikes None: no output."""
+    """The states before step ``end`` from those before ``begin``, a multiple of CHUNK; spikes None: no output."""
     exists = i < limit
+    apart, last = _apart(neurons, synapse_decay, threshold_decay)
     if groups is not None:
         # Of group_of(t) = (2t + 1) groups // (2 steps), the remainder: where it wraps, a group ends. begin is 0.
         phase = groups
@@ -296,10 +356,17 @@ def _march(
                 for k in tl.static_range(K >> p):
                     if saved is not None and k % CHUNK == 0:
                         if (t + k > 0) & ((t + k) % CHUNK == 0):
-                            tl.store(saved + ((t + k) // CHUNK - 1) * neurons + n, v, exists)
+                            kept = saved + ((t + k) // CHUNK - 1) * apart + n
+                            tl.store(kept, v, exists)
+                            if current is not None:
+                                tl.store(kept + neurons, current, exists)
+                            if adaptation is not None:
+                                tl.store(kept + last, adaptation, exists)
                     received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
-                    h = _bound(_charge(v, received, leak, rest, FORM), v_min)
-                    s = _fire(h, threshold, fire_above, levels, per_threshold, TERNARY)
+                    current, _, h, raised, s = _step(
+                        v, current, adaptation, received, leak, rest, threshold, fire_above, v_min, levels,
+                        per_threshold, synapse_decay, threshold_decay, jump, FORM, TERNARY,
+                    )  # fmt: skip
                     if groups is not None:
                         total += _count(s)
                         phase += 2 * groups
@@ -311,24 +378,25 @@ def _march(
                     elif spikes is not None:
                         tl.store(s_t, _count(s).to(spikes.dtype.element_ty), exists)
                         s_t += inner
-                    v = _reset(h, s, threshold, rest, HARD)
+                    v, adaptation = _settle(h, raised, s, adaptation, rest, threshold_decay, HARD)
                     if v_seq is not None:
                         tl.store(v_t, v, exists)
                         v_t += inner
         begin = done
-    return v
+    return v, current, adaptation
 
 
 @triton.jit(do_not_specialize=_sizes)
 def lif_forward_kernel(
     x, v0, spikes, v_last, saved, scratch, segment_steps, warmup, table, residual, channels, period, groups, v_seq,
     leak_channels, leak_period, threshold_channels, threshold_period,
+    synapse_decay, threshold_decay, jump, bias, bias_channels, bias_period,
     steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, v_start, v_min, levels, per_threshold,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, TERNARY: tl.constexpr,
     SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
-    LEAK: tl.constexpr = None, THRESHOLD: tl.constexpr = None,
+    LEAK: tl.constexpr = None, THRESHOLD: tl.constexpr = None, BIAS: tl.constexpr = None,
 ):  # fmt: skip
     if TAILS == 0:
         steps = K
@@ -346,33 +414,48 @@ def lif_forward_kernel(
         mean = tl.load(table + channel)
         scale = tl.load(table + channels + channel)
         offset = tl.load(table + 2 * channels + channel)
+    elif bias is not None:
+        offset = _of_lanes(bias, bias_channels, bias_period, inner, per_row, BIAS, SIDE, FLAT, BLOCK)
     if v_seq is not None:
         v_seq += row * (steps * inner) + column
     leak = _of_lanes(leak, leak_channels, leak_period, inner, per_row, LEAK, SIDE, FLAT, BLOCK)
-    fire_above = _of_lanes(
-        fire_above, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK
-    )
+    if fire_above is not None:
+        fire_above = _of_lanes(
+            fire_above, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK
+        )
     threshold = _of_lanes(threshold, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK)
     v = _start(v0, v_start, n, exists, BLOCK)
+    current, adaptation = None, None
+    _, last = _apart(neurons, synapse_decay, threshold_decay)
+    if synapse_decay is not None:
+        current = _start(_behind(v0, neurons), 0.0, n, exists, BLOCK)
+    if threshold_decay is not None:
+        adaptation = _start(_behind(v0, last), 0.0, n, exists, BLOCK)
     begin, end = 0, steps
     if scratch is not None:
         begin, end = _segment(tl.program_id(1), segment_steps, steps)
         first = tl.maximum(begin - warmup, 0)
         v = tl.where(first > 0, v_start, v)
-        v = _march(v, first, begin, x, x_step, None, inner, None, neurons, n, i, limit,
-                   None, None, None, None, None, None, steps,
-                   leak, rest, threshold, fire_above, v_min, levels, per_threshold,
-                   FORM, HARD, CHUNK, K, TAILS, TERNARY)  # fmt: skip
+        v, _, _ = _march(v, None, None, first, begin, x, x_step, None, inner, None, neurons, n, i, limit,
+                         None, None, None, offset, None, None, steps,
+                         leak, rest, threshold, fire_above, v_min, levels, per_threshold, None, None, None,
+                         FORM, HARD, CHUNK, K, TAILS, TERNARY)  # fmt: skip
         starts = scratch + tl.program_id(1) * neurons + n
         tl.store(starts, v, exists)
-    v = _march(v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
-               residual, mean, scale, offset, groups, v_seq, steps,
-               leak, rest, threshold, fire_above, v_min, levels, per_threshold,
-               FORM, HARD, CHUNK, K, TAILS, TERNARY)  # fmt: skip
+    v, current, adaptation = _march(
+        v, current, adaptation, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
+        residual, mean, scale, offset, groups, v_seq, steps,
+        leak, rest, threshold, fire_above, v_min, levels, per_threshold, synapse_decay, threshold_decay, jump,
+        FORM, HARD, CHUNK, K, TAILS, TERNARY,
+    )  # fmt: skip
     if scratch is not None:
         tl.store(starts + tl.cdiv(steps, segment_steps) * neurons, v, exists)
     if v_last is not None:
         tl.store(v_last + n, v, exists if scratch is None else i < tl.where(end == steps, limit, 0))
+        if current is not None:
+            tl.store(v_last + neurons + n, current, exists)
+        if adaptation is not None:
+            tl.store(v_last + last + n, adaptation, exists)
 
 
 @triton.jit
@@ -382,11 +465,12 @@ def _differ(a, b, exists):
 
 @triton.jit(do_not_specialize=_sizes)
 def lif_repair_kernel(
-    x, v0, spikes, v_last, saved, scratch, segment_steps, warmup,
+    x, v0, spikes, v_last, saved, scratch, segment_steps, warmup, bias, bias_channels, bias_period,
     steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, v_start, v_min, levels, per_threshold,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, TERNARY: tl.constexpr,
+    SIDE: tl.constexpr = None, BIAS: tl.constexpr = None,
 ):  # fmt: skip
     """Runs again the segments that did not start where the one before ended, for all neurons of a program."""
     if TAILS == 0:
@@ -405,14 +489,15 @@ def lif_repair_kernel(
         start = tl.load(starts + p * neurons, exists, other=0.0)
         differ |= _differ(tl.load(ends + (p - 1) * neurons, exists, other=0.0), start, exists)
     if tl.max(differ, 0) > 0:
+        offset = _of_lanes(bias, bias_channels, bias_period, inner, per_row, BIAS, SIDE, FLAT, BLOCK)
         v = tl.load(ends, exists, other=0.0)  # stays in registers: a new end stored may be another thread's to load
         for p in range(1, segments):
             if tl.max(_differ(v, tl.load(starts + p * neurons, exists, other=0.0), exists), 0) > 0:
                 begin, end = _segment(p, segment_steps, steps)
-                v = _march(v, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
-                           None, None, None, None, None, None, steps,
-                           leak, rest, threshold, fire_above, v_min, levels, per_threshold,
-                           FORM, HARD, CHUNK, K, TAILS, TERNARY)  # fmt: skip
+                v, _, _ = _march(v, None, None, begin, end, x, x_step, spikes, inner, saved, neurons, n, i, limit,
+                                 None, None, None, offset, None, None, steps,
+                                 leak, rest, threshold, fire_above, v_min, levels, per_threshold, None, None, None,
+                                 FORM, HARD, CHUNK, K, TAILS, TERNARY)  # fmt: skip
             else:
                 v = tl.load(ends + p * neurons, exists, other=0.0)
         if v_last is not None:
@@ -484,29 +569,77 @@ def _adjoint(
 
 
 @triton.jit
+def _pulled(
+    h, threshold, fire_above, upstream, grad_v, rest, v_min, levels, per_threshold, threshold_decay, a, b, c, samples,
+    HARD: tl.constexpr, TERNARY: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr, BY: tl.constexpr,
+):  # fmt: skip
+    """What comes through a step to h before its bound, and minus that to its threshold (not BY: 0)."""
+    above = h - threshold
+    g, by = _slopes(h, above, threshold, a, b, c, samples, levels, per_threshold, TERNARY, CURVE)
+    at = _above(threshold, fire_above, threshold_decay)
+    if threshold_decay is None:
+        # As h > fire_above, but of numbers that are at hand: nobody keeps K steps of answers in registers.
+        fired = above > fire_above - threshold
+        if TERNARY:
+            fired |= -h - threshold > fire_above - threshold
+    else:
+        fired = _fired(_fire(h, threshold, at, levels, per_threshold, TERNARY))
+    magnitude = by if TERNARY and HARD else None  # the derivative of |s|, which resets
+    if samples is not None and HARD:  # whose ends need not be 0
+        finite = tl.where((tl.abs(h) if TERNARY else h) == float("inf"), threshold, h)
+    else:
+        finite = h
+    kept = tl.where(fired, 0.0, grad_v) if HARD else grad_v
+    grad_h = _adjoint(finite, upstream, grad_v, g, magnitude, kept, threshold, rest, HARD, DETACH)
+    if v_min is not None:
+        grad_h = tl.where(h <= v_min, 0.0, grad_h)
+    by_threshold = tl.zeros_like(grad_v)
+    if BY:
+        if HARD:
+            kept = tl.zeros_like(grad_v)
+        else:
+            kept = grad_v * _count(_fire(h, threshold, at, levels, per_threshold, TERNARY))
+        turned = g if TERNARY and HARD else None
+        by_threshold = _adjoint(finite, upstream, grad_v, by, turned, kept, threshold, rest, HARD, DETACH)
+    return grad_h, by_threshold
+
+
+@triton.jit
 def _retrace(
-    grad_v, one, two, begin, end, x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
-    residual, mean, scale, offset, pull, push, groups, grad_v_seq, grad_leak, grad_threshold, steps, inner, neurons,
-    n, i, limit, leak, rest, threshold, fire_above, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
-    samples, FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
+    grad_v, grad_current, grad_adaptation, one, two, three, begin, end, x, x_step, v0, saved, v_start, grad_spikes,
+    grad_x, grad_residual, residual, mean, scale, offset, pull, push, groups, grad_v_seq, grad_leak, grad_threshold,
+    grad_bias, steps, inner, neurons, n, i, limit, leak, rest, threshold, fire_above, v_min, levels, per_threshold,
+    synapse_decay, threshold_decay, jump, input_gain, state_gain, a, b, c, samples,
+    FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     BLOCK: tl.constexpr, TERNARY: tl.constexpr, DETACH: tl.constexpr, CURVE: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint of the steps: dL/dx = input_gain dL/dh (None: 1), dL/dv[t-1] = state_gain dL/dh.
+    """The adjoint of the steps: dL/dx = input_gain dL/dh (None: 1), dL/dv[t-1] = state_gain dL/dh. With a synaptic
+    current that dL/dx adds to dL/di, which is then dL/dx, and dL/di[t-1] = synapse_decay dL/di; with adaptation dL/ds
+    has dL/da in it, and dL/da[t-1] = threshold_decay dL/da + jump dL/dthreshold.
 
-    From dL/dv after step end - 1 to that before ``begin``. Returns it, ``one`` and ``two``. WANTED on the way:
+    From dL/dv (dL/di, dL/da) after step end - 1 to that before ``begin``. Returns it (them), ``one``, ``two`` and
+    ``three``. WANTED on the way:
 
-    - "gradients": writes grad_x and grad_residual; adds dL/dleak to ``one`` and dL/dthreshold to ``two``, unless
-      grad_leak or grad_threshold is None, over K steps at a time
+    - "gradients": writes grad_x and grad_residual; adds dL/dleak to ``one``, dL/dthreshold to ``two`` and dL/dbias to
+      ``three``, unless grad_leak, grad_threshold or grad_bias is None, over K steps at a time
     - "map": ``one``, a gain: dL/dv before begin = gain dL/dv after end + what it is for dL/dv = 0 after end
     - "sums": adds dL/dx to ``one``, and dL/dx (x - mean) to ``two``: in float32 over K steps, then in float64
     """
     exists = i < limit
+    apart, last = _apart(neurons, synapse_decay, threshold_decay)
     full = end if TAILS == 0 else end >> TAILS << TAILS
     # The last steps if they are fewer than K, repeating the very last; then K by K.
     for WHOLE in tl.static_range(1 if TAILS == 0 else 0, 2):
         for back in range(0, full - begin if WHOLE else end - full, K):
             t = full - K - back if WHOLE else full
-            v = _resume(t, v0, saved, v_start, neurons, n, i, limit, CHUNK, BLOCK)
+            v = _resume(t, v0, saved, v_start, apart, n, i, limit, CHUNK, BLOCK)
+            current, adaptation = None, None
+            if synapse_decay is not None:
+                given, kept = _behind(v0, neurons), _behind(saved, neurons)
+                current = _resume(t, given, kept, 0.0, apart, n, i, limit, CHUNK, BLOCK)
+            if threshold_decay is not None:
+                given, kept = _behind(v0, last), _behind(saved, last)
+                adaptation = _resume(t, given, kept, 0.0, apart, n, i, limit, CHUNK, BLOCK)
             x_t = x + t * x_step
             xs = ()
             rs = ()
@@ -543,58 +676,55 @@ def _retrace(
                         u_t += tl.where(ends & (t + k + 1 < end), inner, 0)
             hs = ()
             drives = ()
+            thresholds = ()
             for k in tl.static_range(K):
                 received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
+                current, received, h, raised, s = _step(
+                    v, current, adaptation, received, leak, rest, threshold, fire_above, v_min, levels, per_threshold,
+                    synapse_decay, threshold_decay, jump, FORM, TERNARY,
+                )  # fmt: skip
                 if grad_leak is not None:
                     drives += (_drive(v, received, rest, FORM),)
-                h = _bound(_charge(v, received, leak, rest, FORM), v_min)
-                s = _fire(h, threshold, fire_above, levels, per_threshold, TERNARY)
-                v = _reset(h, s, threshold, rest, HARD)
+                v, adaptation = _settle(h, raised, s, adaptation, rest, threshold_decay, HARD)
                 hs += (h,)
+                thresholds += (raised,)
             if WANTED == "gradients":
                 g_t = grad_x + (t + K) * inner
             if WANTED == "sums" or grad_leak is not None:
                 total = tl.zeros([BLOCK], tl.float32)
             if WANTED == "sums" or grad_threshold is not None:
                 moment = tl.zeros([BLOCK], tl.float32)
+            if grad_bias is not None:
+                pushes = tl.zeros([BLOCK], tl.float32)
             for k in tl.static_range(K - 1, -1, -1):
                 now = exists if WHOLE else i < tl.where(t + k < end, limit, 0)
-                h = hs[k]
-                above = h - threshold
-                g, by = _slopes(h, above, threshold, a, b, c, samples, levels, per_threshold, TERNARY, CURVE)
-                # As h > fire_above, but of numbers that are at hand: nobody keeps K steps of answers in registers.
-                fired = above > fire_above - threshold
-                if TERNARY:
-                    fired |= -h - threshold > fire_above - threshold
-                magnitude = by if TERNARY and HARD else None  # the derivative of |s|, which resets
-                if samples is not None and HARD:  # whose ends need not be 0
-                    finite = tl.where((tl.abs(h) if TERNARY else h) == float("inf"), threshold, h)
-                else:
-                    finite = h
                 direct = tl.zeros([BLOCK], tl.float32) if grad_spikes is None else _float(upstream[k])
+                if threshold_decay is not None:
+                    direct += grad_adaptation
                 after = grad_v if grad_v_seq is None else grad_v + vs[k]
-                kept = tl.where(fired, 0.0, after) if HARD else after
-                grad_h = _adjoint(finite, direct, after, g, magnitude, kept, threshold, rest, HARD, DETACH)
-                if v_min is not None:
-                    grad_h = tl.where(h <= v_min, 0.0, grad_h)
+                grad_h, by_threshold = _pulled(
+                    hs[k], thresholds[k], fire_above, direct, after, rest, v_min, levels, per_threshold,
+                    threshold_decay, a, b, c, samples, HARD, TERNARY, DETACH, CURVE,
+                    grad_threshold is not None or threshold_decay is not None,
+                )  # fmt: skip
                 received = grad_h if input_gain is None else grad_h * input_gain
+                if synapse_decay is not None:
+                    received += grad_current
+                    through = synapse_decay * received
+                    grad_current = through if WHOLE else tl.where(now, through, grad_current)
                 if grad_leak is not None:
                     by_leak = grad_h * drives[k]
                     total += by_leak if WHOLE else tl.where(now, by_leak, 0.0)
                 if grad_threshold is not None:
-                    if HARD:
-                        kept = tl.zeros([BLOCK], tl.float32)
-                    else:
-                        kept = after * _count(_fire(h, threshold, fire_above, levels, per_threshold, TERNARY))
-                    turned = g if TERNARY and HARD else None
-                    by_threshold = _adjoint(finite, direct, after, by, turned, kept, threshold, rest, HARD, DETACH)
                     moment -= by_threshold if WHOLE else tl.where(now, by_threshold, 0.0)
+                if threshold_decay is not None:
+                    through = threshold_decay * grad_adaptation - jump * by_threshold
+                    grad_adaptation = through if WHOLE else tl.where(now, through, grad_adaptation)
                 if WANTED == "map":  # what becomes of 1, without anything from above
-                    kept = tl.where(fired, 0.0, one) if HARD else one
-                    nothing = tl.zeros([BLOCK], tl.float32)
-                    through = _adjoint(finite, nothing, one, g, magnitude, kept, threshold, rest, HARD, DETACH)
-                    if v_min is not None:
-                        through = tl.where(h <= v_min, 0.0, through)
+                    through, _ = _pulled(
+                        hs[k], thresholds[k], fire_above, tl.zeros([BLOCK], tl.float32), one, rest, v_min, levels,
+                        per_threshold, threshold_decay, a, b, c, samples, HARD, TERNARY, DETACH, CURVE, False,
+                    )  # fmt: skip
                     one = through * state_gain if WHOLE else tl.where(now, through * state_gain, one)
                 elif WANTED == "sums":
                     if not WHOLE:  # else what does not exist receives 0, from what is 0
@@ -602,6 +732,8 @@ def _retrace(
                     total += received
                     moment = tl.fma(received, _float(xs[k]) - mean, moment)
                 else:
+                    if grad_bias is not None:
+                        pushes += received if WHOLE else tl.where(now, received, 0.0)
                     if grad_residual is not None:
                         tl.store(grad_residual + (t + k) * inner, received.to(grad_residual.dtype.element_ty), now)
                     if pull is not None:
@@ -618,7 +750,9 @@ def _retrace(
                 one += total
             if grad_threshold is not None:
                 two += moment
-    return grad_v, one, two
+            if grad_bias is not None:
+                three += pushes
+    return grad_v, grad_current, grad_adaptation, one, two, three
 
 
 @triton.jit(do_not_specialize=_sizes)
@@ -626,12 +760,13 @@ def lif_backward_kernel(
     x, v0, saved, grad_spikes, grad_v_last, grad_x, grad_v0, scratch, segment_steps,
     table, residual, channels, period, pull_push, grad_residual, groups,
     samples, grad_v_seq, grad_leak, grad_threshold, leak_channels, leak_period, threshold_channels, threshold_period,
+    synapse_decay, threshold_decay, jump, bias, bias_channels, bias_period, grad_bias,
     steps, neurons, inner, x_outer, x_step, per_row,
     leak, rest, threshold, fire_above, v_start, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
     FORM: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, TAILS: tl.constexpr,
     UNIT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr, TERNARY: tl.constexpr,
     DETACH: tl.constexpr, CURVE: tl.constexpr, SPAN: tl.constexpr = None, SIDE: tl.constexpr = None,
-    LEAK: tl.constexpr = None, THRESHOLD: tl.constexpr = None,
+    LEAK: tl.constexpr = None, THRESHOLD: tl.constexpr = None, BIAS: tl.constexpr = None,
 ):  # fmt: skip
     """With grad_x None, finds gain and carry of each segment but the first:
 
@@ -662,16 +797,25 @@ def lif_backward_kernel(
         if pull_push is not None:
             pull = tl.load(pull_push + channel)
             push = tl.load(pull_push + channels + channel)
+    elif bias is not None:
+        offset = _of_lanes(bias, bias_channels, bias_period, inner, per_row, BIAS, SIDE, FLAT, BLOCK)
     if grad_v_seq is not None:
         grad_v_seq += at
     leak = _of_lanes(leak, leak_channels, leak_period, inner, per_row, LEAK, SIDE, FLAT, BLOCK)
     if LEAK is not None:
         input_gain, state_gain = _gains(leak, FORM)
-    fire_above = _of_lanes(
-        fire_above, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK
-    )
+    if fire_above is not None:
+        fire_above = _of_lanes(
+            fire_above, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK
+        )
     threshold = _of_lanes(threshold, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK)
     grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
+    grad_current, grad_adaptation = None, None
+    _, last = _apart(neurons, synapse_decay, threshold_decay)
+    if synapse_decay is not None:
+        grad_current = _start(_behind(grad_v_last, neurons), 0.0, n, exists, BLOCK)
+    if threshold_decay is not None:
+        grad_adaptation = _start(_behind(grad_v_last, last), 0.0, n, exists, BLOCK)
     begin, end = 0, steps
     if scratch is not None:
         segments = tl.cdiv(steps, segment_steps)
@@ -687,23 +831,32 @@ def lif_backward_kernel(
                 through = tl.load(gains + later, exists, other=0.0) * grad_v
                 grad_v = tl.where(grad_v != 0.0, through + carry, carry)
         begin, end = _segment(segment, segment_steps, steps)
+        if grad_bias is not None:
+            grad_bias += segment * neurons
     zeros = tl.zeros([BLOCK], tl.float32)
-    grad_v, one, two = _retrace(
-        grad_v, zeros + 1.0 if grad_x is None else zeros, zeros, begin, end,
-        x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual,
-        residual, mean, scale, offset, pull, push, groups, grad_v_seq, grad_leak, grad_threshold, steps, inner, neurons,
-        n, i, limit, leak, rest, threshold, fire_above, v_min, levels, per_threshold, input_gain, state_gain, a, b, c,
-        samples, FORM, HARD, CHUNK, K, TAILS, BLOCK, TERNARY, DETACH, CURVE, "map" if grad_x is None else "gradients",
+    grad_v, grad_current, grad_adaptation, one, two, three = _retrace(
+        grad_v, grad_current, grad_adaptation, zeros + 1.0 if grad_x is None else zeros, zeros, zeros, begin, end,
+        x, x_step, v0, saved, v_start, grad_spikes, grad_x, grad_residual, residual, mean, scale, offset, pull, push,
+        groups, grad_v_seq, grad_leak, grad_threshold, grad_bias, steps, inner, neurons, n, i, limit,
+        leak, rest, threshold, fire_above, v_min, levels, per_threshold, synapse_decay, threshold_decay, jump,
+        input_gain, state_gain, a, b, c, samples, FORM, HARD, CHUNK, K, TAILS, BLOCK, TERNARY, DETACH, CURVE,
+        "map" if grad_x is None else "gradients",
     )  # fmt: skip
     if grad_leak is not None:
         tl.store(grad_leak + n, one, exists)
     if grad_threshold is not None:
         tl.store(grad_threshold + n, two, exists)
+    if grad_bias is not None:
+        tl.store(grad_bias + n, three, exists)
     if grad_x is None:
         tl.store(gains + segment * neurons, one, exists)
         tl.store(carries + segment * neurons, grad_v, exists)
     elif grad_v0 is not None:
         tl.store(grad_v0 + n, grad_v, exists if scratch is None else i < tl.where(begin == 0, limit, 0))
+        if synapse_decay is not None:
+            tl.store(grad_v0 + neurons + n, grad_current, exists)
+        if threshold_decay is not None:
+            tl.store(grad_v0 + last + n, grad_adaptation, exists)
 
 
 def _form(spec: LIFSpec) -> str:
@@ -720,13 +873,14 @@ def _has_inverse(number: float) -> bool:
 @lru_cache(maxsize=512)
 def _numbers(spec: LIFSpec) -> list[float | None]:
     """leak, ..., c of the kernels (the first eight are forward's), as float32; see Neuron in ``csrc/neuron.h``. None: a
-    rest of 0 or an input gain of 1, which kernels leave out, what the neuron does not have, and what is a tensor."""
+    rest of 0 or an input gain of 1, which kernels leave out, what the neuron does not have, and what is a tensor; of
+    fire_above, see ``_raised``."""
     fire_above, input_gain, state_gain, per_threshold = None, None, None, None
     if spec.threshold is not None:
         threshold = torch.tensor(spec.threshold, dtype=torch.float32, device="cpu")
         below = torch.nextafter(threshold, torch.full_like(threshold, -math.inf))
         fire_above = (below if spec.fire_at_threshold else threshold).item()
-        if spec.levels and _has_inverse(spec.threshold):
+        if spec.levels and spec.threshold_decay is None and _has_inverse(spec.threshold):
             per_threshold = 1 / spec.threshold
     leak = spec.leak
     if leak is not None:
@@ -734,6 +888,8 @@ def _numbers(spec: LIFSpec) -> list[float | None]:
             input_gain = leak if spec.form.endswith("inverse") else 1 / leak
         state_gain = spec.state_gain
         leak = leak if _form(spec) == spec.form else 1 / leak
+    if spec.threshold_decay is not None and spec.fire_at_threshold:
+        fire_above = None
     forward = leak, spec.rest or None, spec.threshold, fire_above, spec.v_start
     more = spec.v_min, float(spec.levels) if spec.levels else None, per_threshold
     numbers = *forward, *more, input_gain, state_gain, *spec.surrogate.constants()
@@ -792,10 +948,10 @@ BACKWARD_FEW = _Tile(4, 2, 3, maxnreg=255), _Tile(1, 1, 3)
 BACKWARD = _Tile(2, 2, 4, maxnreg=255), _Tile(1, 1, 4)
 
 
-def _split(layout, x, norm, more, shortest, warm=0):
+def _split(spec, layout, x, norm, more, shortest, warm=0):
     """Segments of time, and what the kernels take for them: scratch, and steps and warm-up of a segment."""
     whole = 1, None, None, None
-    if norm is not None or layout.steps_out < layout.steps or _has_more(more):
+    if norm is not None or layout.steps_out < layout.steps or spec.states > 1 or _has_more(more):
         return whole
     split = for_gpu(layout.steps, layout.outer * layout.inner, _processors(x.device.index), shortest, warm)
     if split.segments == 1:
@@ -818,13 +974,24 @@ def _of_norm(norm):
 
 
 def _has_more(more):
-    """Whether it is more than a table. Then time is not split."""
+    """Whether it is more than a table and a bias. Then time is not split."""
     return any(each is not None for each in (more.leak, more.threshold, more.v_seq, more.grad_v_seq))
 
 
 def _sizes_of_parameters(more):
     """leak_channels, ..., threshold_period"""
     return [size for p in (more.leak, more.threshold) for size in ((None, None) if p is None else p[1:])]
+
+
+def _states(spec):
+    """synapse_decay, threshold_decay and jump, as float32; None: no such state."""
+    numbers = spec.synapse_decay, spec.threshold_decay, None if spec.threshold_decay is None else spec.threshold_jump
+    return [None if number is None else ctypes.c_float(number).value for number in numbers]
+
+
+def _bias(more):
+    """bias, bias_channels, bias_period"""
+    return more.bias or (None,) * 3
 
 
 def _span(p, block, rows):
@@ -837,12 +1004,13 @@ def _span(p, block, rows):
 
 
 def _spans(more, block, rows):
-    """LEAK, THRESHOLD and SIDE of ``_of_lanes``: None, there is no tensor."""
-    spans = [
-        (None, 4) if p is None else ("one", 4) if p.channels == 1 else _span(p, block, rows)
-        for p in (more.leak, more.threshold)
-    ]
-    return {"LEAK": spans[0][0], "THRESHOLD": spans[1][0], "SIDE": min(side for _, side in spans)}
+    """LEAK, THRESHOLD and BIAS of ``_of_lanes``, of those that are tensors, and SIDE."""
+    spans = {
+        name: ("one", 4) if p.channels == 1 else _span(p, block, rows)
+        for name, p in (("LEAK", more.leak), ("THRESHOLD", more.threshold), ("BIAS", more.bias))
+        if p is not None
+    }
+    return {name: span for name, (span, _) in spans.items()} | {"SIDE": min(side for _, side in spans.values())}
 
 
 def _groups(layout):
@@ -857,13 +1025,14 @@ def _in_time(most, steps):
     return {"K": 1 << log_k, "TAILS": log_k}
 
 
-def _given(numbers, more):
+def _given(spec, numbers, more):
     """leak, ..., with tensors where they are given."""
     numbers = list(numbers)
     if more.leak is not None:
         numbers[0] = more.leak.data
     if more.threshold is not None:
-        numbers[2:4] = more.threshold.data, more.fire_above
+        at_threshold = spec.threshold_decay is not None and spec.fire_at_threshold
+        numbers[2:4] = more.threshold.data, None if at_threshold else more.fire_above
     return numbers
 
 
@@ -881,9 +1050,9 @@ def _launch(kernel, tiles, segments, spec, layout, norm, more, tensors, numbers,
     rows = 1 if flat or outer == 1 else inner  # where programs begin, but for multiples of a block
     if norm is not None:
         options["SPAN"], options["SIDE"] = _span(norm, block, rows)
-    elif more.leak is not None or more.threshold is not None:
+    elif more.leak is not None or more.threshold is not None or more.bias is not None:
         options |= _spans(more, block, rows)
-        numbers = _given(numbers, more)
+        numbers = _given(spec, numbers, more)
     unit, sizes = _sizes_of(layout)
     per_row = triton.cdiv(inner, block)
     with on(tensors[0].device):
@@ -911,32 +1080,37 @@ def lif_forward(spec, layout, call):
     more, warm = more or _NO_MORE, 0
     if spec.leak is not None:
         warm = warmup(spec.state_gain, torch.float32)
-    segments, *split = _split(layout, call.x, norm, more, max(warm, 4 * CHUNK), warm)
+    segments, *split = _split(spec, layout, call.x, norm, more, max(warm, 4 * CHUNK), warm)
     wide, narrow = FORWARD[call.x.element_size()]
-    plain = norm is None and _groups(layout) is None and not _has_more(more)
+    plain = norm is None and _groups(layout) is None and spec.states == 1 and more.bias is None and not _has_more(more)
     tiles = wide if plain else wide._replace(maxnreg=255), narrow
     of, numbers, tensors = (spec, layout, norm, more), _numbers(spec)[:8], (*tensors, *split)
-    rest = *_of_norm(norm), _groups(layout), more.v_seq, *_sizes_of_parameters(more)
+    rest = *_of_norm(norm), _groups(layout), more.v_seq, *_sizes_of_parameters(more), *_states(spec), *_bias(more)
     _launch(lif_forward_kernel, tiles, segments, *of, (*tensors, *rest), numbers)
     if segments > 1:
-        _launch(lif_repair_kernel, tiles, 1, *of, tensors, numbers)
+        _launch(lif_repair_kernel, tiles, 1, *of, (*tensors, *_bias(more)), numbers)
 
 
 def lif_backward(spec, layout, call):
     x, v, saved, grad_spikes, grad_v_last, grad_x, grad_v, norm, *of_norm, more = call
     more = more or _NO_MORE
-    segments, scratch, segment_steps, _ = _split(layout, x, norm, more, 8 * CHUNK)
+    segments, scratch, segment_steps, _ = _split(spec, layout, x, norm, more, 8 * CHUNK)
     of_more = more.table, more.grad_v_seq, more.grad_leak, more.grad_threshold, *_sizes_of_parameters(more)
-    rest = *_of_norm(norm), *of_norm, _groups(layout), *of_more
+    rest = *_of_norm(norm), *of_norm, _groups(layout), *of_more, *_states(spec), *_bias(more)
+    grad_bias = more.grad_bias
+    if segments > 1 and grad_bias is not None:
+        grad_bias = torch.empty((segments, grad_bias.numel()), dtype=torch.float32, device=x.device)
     tiles = BACKWARD_FEW if layout.steps <= FEW else BACKWARD
     if layout.steps > FEW and more.grad_v_seq is not None and more.grad_leak is not None:
         tiles = tiles[1:] * 2  # two neurons of a thread would spill
 
-    def launch(segments, *gradients):
-        tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps, *rest
+    def launch(segments, *gradients, grad_bias=None):
+        tensors = x, v, saved, grad_spikes, *gradients, scratch, segment_steps, *rest, grad_bias
         _launch(lif_backward_kernel, tiles, segments, spec, layout, norm, more, tensors, _numbers(spec),
                 DETACH=spec.detach_reset, CURVE=_curve(spec))  # fmt: skip
 
     if segments > 1:
         launch(segments - 1, None, None, None)
-    launch(segments, grad_v_last, grad_x, grad_v)
+    launch(segments, grad_v_last, grad_x, grad_v, grad_bias=grad_bias)
+    if grad_bias is not more.grad_bias:
+        torch.sum(grad_bias, 0, out=more.grad_bias.as_strided((grad_bias.shape[1],), (1,)))
