@@ -429,17 +429,18 @@ __global__ void __launch_bounds__(32 * kV.warps)
 #pragma unroll 2
       for (; k + 4 <= end; k += 4) {
         const float4 four = *reinterpret_cast<const float4*>(g + k);
-        sum[0] = __fmaf_rn(row(k), four.x, sum[0]);
-        sum[1] = __fmaf_rn(row(k + 1), four.y, sum[1]);
-        sum[2] = __fmaf_rn(row(k + 2), four.z, sum[2]);
-        sum[3] = __fmaf_rn(row(k + 3), four.w, sum[3]);
+        sum[0] = __fmaf_rn(row(k, 0), four.x, sum[0]);
+        sum[1] = __fmaf_rn(row(k, 1), four.y, sum[1]);
+        sum[2] = __fmaf_rn(row(k, 2), four.z, sum[2]);
+        sum[3] = __fmaf_rn(row(k, 3), four.w, sum[3]);
       }
 #pragma unroll 1
-      for (; k < end; ++k) sum[0] = __fmaf_rn(row(k), g[k], sum[0]);
+      for (; k < end; ++k) sum[0] = __fmaf_rn(row(k, 0), g[k], sum[0]);
     };
     if (kV.rows < kPlaces) {
-      rest(in_registers, on_chip, [&](int k) { return rows[(k - kV.rows) * kPlaces + threadIdx.x]; });
-      rest(on_chip, size, [&](int k) { return load_constant(weight + k * size); });
+      const float* own = rows + threadIdx.x;
+      rest(in_registers, on_chip, [&](int k, int i) { return own[(k - kV.rows) * kPlaces + i * kPlaces]; });
+      rest(on_chip, size, [&](int k, int i) { return load_constant(weight + (k + i) * size); });
     }
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   };
