@@ -382,7 +382,7 @@ struct Sums {
 
 // Shared memory, with `places` = 32 * warps: g [2, places], masks of the neurons that fired [kListed, warps], lists
 // of them [kListed, places] and how long these are [kListed], if kV.valued the values of the spikes in them, and `kept`
-// rows of `weight`. Threads without a neuron read what the last one does.
+// rows of `weight` [kept, places]. Threads without a neuron read what the last one does.
 template <RecurrentVariant kV>
 __global__ void __launch_bounds__(32 * kV.warps)
     recurrent_backward(Neuron<float> neuron, LIFShape s, RecurrentBackward a) {
@@ -405,7 +405,8 @@ __global__ void __launch_bounds__(32 * kV.warps)
 #pragma unroll
   for (int k = 0; k < kV.rows; ++k) column[k] = k < size ? load_constant(weight + k * size) : 0.0f;
 #pragma unroll 8
-  for (int k = in_registers; k < on_chip; ++k) rows[(k - in_registers) * size + j] = load_constant(weight + k * size);
+  for (int k = in_registers; k < on_chip; ++k)
+    rows[(k - in_registers) * kPlaces + threadIdx.x] = load_constant(weight + k * size);
   for (int i = threadIdx.x; i < kListed * kPlaces; i += kPlaces) {
     lists[i] = 0;
     if constexpr (kV.valued) values[i] = 0.0f;
@@ -428,17 +429,18 @@ __global__ void __launch_bounds__(32 * kV.warps)
 #pragma unroll 2
       for (; k + 4 <= end; k += 4) {
         const float4 four = *reinterpret_cast<const float4*>(g + k);
-        sum[0] = __fmaf_rn(row(k), four.x, sum[0]);
-        sum[1] = __fmaf_rn(row(k + 1), four.y, sum[1]);
-        sum[2] = __fmaf_rn(row(k + 2), four.z, sum[2]);
-        sum[3] = __fmaf_rn(row(k + 3), four.w, sum[3]);
+        sum[0] = __fmaf_rn(row(k, 0), four.x, sum[0]);
+        sum[1] = __fmaf_rn(row(k, 1), four.y, sum[1]);
+        sum[2] = __fmaf_rn(row(k, 2), four.z, sum[2]);
+        sum[3] = __fmaf_rn(row(k, 3), four.w, sum[3]);
       }
 #pragma unroll 1
-      for (; k < end; ++k) sum[0] = __fmaf_rn(row(k), g[k], sum[0]);
+      for (; k < end; ++k) sum[0] = __fmaf_rn(row(k, 0), g[k], sum[0]);
     };
     if (kV.rows < kPlaces) {
-      rest(in_registers, on_chip, [&](int k) { return rows[(k - in_registers) * size + j]; });
-      rest(on_chip, size, [&](int k) { return load_constant(weight + k * size); });
+      const float* own = rows + threadIdx.x;
+      rest(in_registers, on_chip, [&](int k, int i) { return own[(k - kV.rows) * kPlaces + i * kPlaces]; });
+      rest(on_chip, size, [&](int k, int i) { return load_constant(weight + (k + i) * size); });
     }
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   };

@@ -117,7 +117,7 @@ def _backward(spec, layout, dtype, size, given, grad_leak, device):
     valued = variant.valued or given
     listed = CHUNK // 2 if valued and warps > 16 else CHUNK  # steps: csrc/cuda/recurrent.cuh's listed_together
     shared = 4 * (2 * places + listed * (warps + 1 + (1 + valued) * places))
-    left, room = max(size - rows, 0), (shared_memory(device) - shared) // (4 * size)
+    left, room = max(size - rows, 0), (shared_memory(device) - shared) // (4 * places)
     kept = left if left <= room else room // 4 * 4  # the kernel takes four at a time
     variant = variant._replace(
         warps=warps,
@@ -127,7 +127,7 @@ def _backward(spec, layout, dtype, size, given, grad_leak, device):
         surrogate=_C.surrogates[spec.surrogate.twin().__name__],
         grad_leak=grad_leak,
     )
-    grid = Grid(layout.outer * layout.inner // size, 1, places, shared + 4 * kept * size)
+    grid = Grid(layout.outer * layout.inner // size, 1, places, shared + 4 * kept * places)
     planes = 1 + variant.adaptive + grad_leak
     return prepare("recurrent.cuh", "recurrent_backward", variant, grid, constants, device), kept, planes
 
