@@ -580,9 +580,14 @@ def windowed(model: nn.Module, windows: int | None) -> nn.Module:
     return model if windows is None else Windows(model, steps=windows)
 
 
-def lively_mlp(workload: Workload, neuron, windows: int | None = None) -> nn.Module:
-    """With larger weights: its own are for a long time constant; with tau = 2 it would be silent from layer two on."""
+def lively_mlp(workload: Workload, neuron, windows: int | None = None, dense: bool = False) -> nn.Module:
+    """With larger weights: its own are for a long time constant; with tau = 2 it would be silent from layer two on.
+    ``dense``: with PyTorch's linear layers."""
     model = SpikingMLP(neuron=neuron)
+    if dense:
+        for i, layer in enumerate(model.layers):
+            if isinstance(layer, nn.Linear):
+                model.layers[i] = nn.Linear(layer.in_features, layer.out_features)
     for layer in model.layers:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=2 / layer.in_features**0.5)

@@ -113,6 +113,13 @@ class Shared(nn.Module):
         return self.layer(x)
 
 
+class Alone(snnkern.nn.LIF):
+    """Ours, whose linear layer adds its own bias."""
+
+    def forward(self, x, residual=None, steps_out=None):
+        return super().forward(x, residual, steps_out)
+
+
 class Layer(nn.Module):
     """``call(module, *inputs)`` as a module."""
 
@@ -573,6 +580,12 @@ def ours(backend: str) -> list[Contender]:
             for op, more in LAYERS.items()
         ),
         Contender(name, lif, groups=("feedforward",)),
+        Contender(
+            f"{name}, dense products",
+            partial(Alone, **NEURON, backend=backend),
+            groups=("feedforward",),
+            model={"dense": True},
+        ),
         *(
             Contender(f"{name}, windows of 500", make, None, groups=(op,), model={"windows": 500})
             for op, make in (("recurrent", partial(Recurrent, backend=backend)), ("feedforward", lif))
