@@ -133,10 +133,10 @@ SAMPLES = {
 }
 SUMS = ((6, 3), (16, 4), (16, 1))
 BOTH = ("float32", "bfloat16")
-# Of cases.MODELS, the last three as far as a loop over time is bearable.
+LONG_OPS = ("recurrent", "feedforward", "recurrent CUBA", "recurrent adaptive", "CUBA")  # of cases.MODELS
 LONG = [
-    *((op, steps) for op in ("recurrent", "feedforward") for steps in (100, 1000, 10000)),
-    *((op, steps) for op in ("recurrent CUBA", "recurrent adaptive", "CUBA") for steps in (100, 1000)),
+    *((op, steps) for op in LONG_OPS for steps in (100, 1000)),
+    *((op, 10000) for op in ("recurrent", "feedforward")),
 ]
 LAYOUTS = ("contiguous", "channels last")
 
