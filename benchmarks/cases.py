@@ -433,14 +433,6 @@ class Model:
         F.cross_entropy(outputs.float().mean(0), self.target).backward()
 
     def foresee(self, model: nn.Module) -> None:
-        if self.workload.group == "long" and self.workload.steps > 1000:
-            part, whole = 500, self.x
-            self.x = whole[:part]
-            self.backward(self.forward(model))  # warm-up
-            seconds = seconds_of(lambda: self.backward(self.forward(model)), self.device)
-            self.x, predicted = whole, seconds * self.workload.steps / part
-            if predicted > 2 * SLOWEST[self.device]:
-                raise Refused(f"would take {predicted:.0f} s a step, more than {2 * SLOWEST[self.device]:g}")
         for _ in range(2):  # the first may wait for libraries to load
             seconds = seconds_of(lambda: self.forward(model), self.device)
             if seconds <= SLOWEST[self.device]:

@@ -63,8 +63,8 @@ def draw(content: dict, path: Path) -> list[Path]:
         "peak-memory": _peak,
         "mixed": _mixed,
         "models": _models,
-        "long-time": _long_time,
-        "long-memory": _long_memory,
+        "time": _long_time,
+        "memory": _long_memory,
     }
     drawn = []
     with matplotlib.rc_context(STYLE):
@@ -326,10 +326,9 @@ def _long_memory(rows: list[dict]) -> Picture | None:
 
 
 def _of_long(rows: list[dict]) -> list[tuple[str, list[dict]]]:
-    """The networks that were measured at three T."""
-    rows = [row for row in rows if row["group"] == "long" and row["mode"]]
-    panels = [(f"A training step, {op}, batch {some[0]['shape'][0]}", some) for (op,), some in split(rows, "op")]
-    return [(title, some) for title, some in panels if len({row["T"] for row in some}) > 2]
+    """The networks that were measured over T."""
+    rows = [row for row in rows if row["group"] == "longest" and row["mode"]]
+    return [(f"A training step, {op}, batch {some[0]['shape'][0]}", some) for (op,), some in split(rows, "op")]
 
 
 def _steps(

@@ -128,7 +128,7 @@ def _calls(rows: list[dict]) -> Iterator[str]:
 
 
 TABLES = {
-    **{"models": _models, "long": _models, "overhead": _overhead, "protocol": _protocol},
+    **{"models": _models, "long": _models, "longest": _models, "overhead": _overhead, "protocol": _protocol},
     **{"norm": _norm, "chain": _chain, "twin": _twin, "mixed": _mixed, "calls": _calls},
 }
 

@@ -56,6 +56,11 @@ def long(op: str, steps: int) -> Workload:
     return Workload("long", op, steps, (16, SAMPLES["SpikingMLP"][0]))
 
 
+def longest(op: str, steps: int) -> Workload:
+    """The same where other libraries would take minutes a step: time and memory over T."""
+    return replace(long(op, steps), group="longest", only=("snnkern", "plain loop"))
+
+
 def scaling(steps: int) -> Workload:
     """Is time linear in T?"""
     return Workload("scaling", "lif", steps, (16, 256), only=FEW)
@@ -133,11 +138,12 @@ SAMPLES = {
 }
 SUMS = ((6, 3), (16, 4), (16, 1))
 BOTH = ("float32", "bfloat16")
-LONG_OPS = ("recurrent", "feedforward", "recurrent CUBA", "recurrent adaptive", "CUBA")  # of cases.MODELS
-LONG = [
-    *((op, steps) for op in LONG_OPS for steps in (100, 1000)),
-    *((op, 10000) for op in ("recurrent", "feedforward")),
+LONG = [  # of cases.MODELS
+    (op, steps)
+    for op in ("recurrent", "feedforward", "recurrent CUBA", "recurrent adaptive", "CUBA")
+    for steps in (100, 1000)
 ]
+LONGEST = [(op, steps) for op in ("recurrent", "feedforward") for steps in (100, 1000, 10000)]
 LAYOUTS = ("contiguous", "channels last")
 
 CPU = [
@@ -164,6 +170,7 @@ CPU = [
     *(norm_sums(steps, steps_out, dtype) for steps, steps_out in SUMS for dtype in BOTH),
     *(neurons(op, steps, log2) for op in ("plif", "table") for steps, log2 in ((4, 18), (4, 20), (128, 12))),
     *(long(op, steps) for op, steps in LONG),
+    *(longest(op, steps) for op, steps in LONGEST),
     chain(4),
     *(twin(4, dtype) for dtype in BOTH),
     mixed("CNN6", 60),
@@ -190,6 +197,7 @@ GPU = [
     twin(64),
     *(scaling(steps) for steps in (500, 1000, 2000, 5000, 10000)),
     *(long(op, steps) for op, steps in LONG),
+    *(longest(op, steps) for op, steps in LONGEST),
     *(model("SpikingMLP", steps, 256) for steps in (100, 1000)),
     *(protocol(neurons) for neurons in (512, 4096, 16384)),
     *(image(4, log2, dtype) for log2 in (18, 26) for dtype in BOTH),
