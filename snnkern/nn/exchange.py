@@ -219,8 +219,10 @@ class _Trace(TorchFunctionMode):
     def neuron(self, settings: dict, features: tuple[int, ...]):
         """Of keywords of ``lif``."""
         for name in ("ternary", "v_min", *LIF.more, "weight"):
-            if settings.get(name) is not None and settings[name] is not False:
-                raise ValueError(f"NIR has no {name}, got {name}={settings[name]!r}")
+            value = settings.get(name)
+            if value is not None and value is not False:
+                shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+                raise ValueError(f"NIR has no {name}, got {name}={shown}")
         if settings["reset"] is None:
             raise ValueError("NIR's neurons have a hard reset, got reset=None, the soft one")
         if type(settings["surrogate"]).__name__ == "Integer":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from ..backend import choose
@@ -12,6 +14,8 @@ from .launch import Feedback, Kept, Op, Tensors, recurrent_backward, recurrent_f
 from .lif import any_requires_grad, backend_for, check_tensors, checked_state, neuron_of, spec_of
 from .pack import note, pack, unpack
 from .sharded import is_sharded
+
+_NEURON = inspect.signature(neuron_of).parameters
 
 
 def recurrent_lif(
@@ -56,6 +60,9 @@ def recurrent_lif(
     Source: Cramer et al., "The Heidelberg Spiking Data Sets", IEEE TNNLS 2022, eq. 2-4; Bellec et al., NeurIPS 2018.
     Specification: ``snnkern/backend/reference/lif.py``.
     """
+    for name in neuron:
+        if name not in _NEURON:
+            raise TypeError(f"recurrent_lif() got an unexpected keyword argument {name!r}")
     neuron, tensors = neuron_of(**neuron)
     states = v if type(v) is tuple else (v,)
     if not is_plain(x, weight, s, *states, *tensors):
