@@ -55,6 +55,34 @@ def test_every_surrogate(surrogate, dtype):
 
 
 @in_interpreter
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_bias_and_more_states(recurrent, reset):
+    """What test_neurons.py and test_recurrent.py pair with all else, where the interpreter would take too long."""
+    states = {"synapse_decay": 0.75, "threshold_decay": 0.5, "threshold_jump": 0.2}
+    x, weight, bias = draw((18, 2, 5)), draw((5, 5), seed=1), draw((5,), seed=2)
+    v, grads, found = (
+        tuple(draw((2, 5), seed=i) for i in (3, 4, 5)),
+        [draw(x.shape, seed=6), *draw((3, 2, 5), seed=7)],
+        [],
+    )
+    for name in ("triton", "reference"):
+        inputs = [t.clone().requires_grad_() for t in (x, weight, bias, *v)]
+        options = {"reset": reset, "bias": inputs[2], "backend": name, **states}
+        if recurrent:
+            spikes, ends = snnkern.recurrent_lif(*inputs[:2], tuple(inputs[3:]), **options)
+        else:
+            spikes, ends = snnkern.lif(inputs[0], tuple(inputs[3:]), **options)
+        outputs = spikes, *ends
+        torch.autograd.backward(outputs, grads)
+        found.append((outputs, [t.grad for t in inputs if t.grad is not None]))
+    (got, gradients), (true, exact) = found
+    assert got[0].mean() > 0.05 and all(map(torch.equal, got, true)) and len(gradients) == 5 + recurrent
+    for gradient, truth in zip(gradients, exact, strict=True):
+        assert_gradients_close(gradient, truth)
+
+
+@in_interpreter
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("neurons", [1, 5, 1023])
 def test_every_number_of_steps(monkeypatch, neurons, wide):
