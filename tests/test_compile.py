@@ -40,8 +40,11 @@ def test_the_library_op_passes_opcheck(backend, device):
     x, v = draw((20, 12), device=device).requires_grad_(), draw((12,), device=device).requires_grad_()
     neuron = library.neuron(make_spec(0.5, None, True, 1.0, 0.0, Triangle(), False, False))
     for state, return_v in ((None, "False"), (v, "True")):
-        arguments = x, state, None, None, None, neuron, 0, 20, return_v, backend
+        arguments = x, state, None, None, None, None, neuron, 0, 20, return_v, backend
         torch.library.opcheck(torch.ops.snnkern.lif.default, arguments)
+    weight, s = draw((12, 12), device=device, seed=1).requires_grad_(), (x[0].detach() > 0).float()
+    arguments = x, weight, v, s, None, None, None, None, neuron, 0, backend
+    torch.library.opcheck(torch.ops.snnkern.recurrent_lif.default, arguments)
 
 
 # Whole sequences, streams and training, without compiling anew
