@@ -206,14 +206,16 @@ def summed(neuron: Callable[[], nn.Module], steps: int) -> nn.Module:
 
 
 class Fresh(nn.Module):
-    """A node with state, from rest at every call."""
+    """A node with state, and nodes in it, from rest at every call."""
 
     def __init__(self, node: nn.Module):
         super().__init__()
         self.node = node
 
     def forward(self, x):
-        self.node.reset()
+        for module in self.node.modules():
+            if hasattr(module, "reset"):
+                module.reset()
         return self.node(x)
 
 
@@ -400,7 +402,7 @@ def spikingjelly_recurrent(inputs: int, neurons: int) -> nn.Module:
 
     node = neuron.LIFNode(tau=20.0, decay_input=False, surrogate_function=surrogate.ATan())
     container = layer.LinearRecurrentContainer(node, neurons, neurons, step_mode="m")
-    return nn.Sequential(nn.Linear(inputs, neurons), Reset(container))
+    return nn.Sequential(nn.Linear(inputs, neurons), Fresh(container))
 
 
 def spikingjelly_cuba(inputs: int, neurons: int) -> nn.Module:
@@ -408,21 +410,7 @@ def spikingjelly_cuba(inputs: int, neurons: int) -> nn.Module:
 
     node = neuron.CUBALIFNode(0.9, 0.95, 1.0, surrogate_function=surrogate.ATan())
     node.step_mode = "m"
-    return nn.Sequential(nn.Linear(inputs, neurons), Reset(node))
-
-
-class Reset(nn.Module):
-    """A module of SpikingJelly, from rest at every call."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x):
-        from spikingjelly.activation_based import functional
-
-        functional.reset_net(self.module)
-        return self.module(x)
+    return nn.Sequential(nn.Linear(inputs, neurons), Fresh(node))
 
 
 def snntorch_long(name: str, inputs: int, neurons: int) -> nn.Module:

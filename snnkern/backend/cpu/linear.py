@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._extension import _C
+from .._extension import _C, addresses
 
 SAMPLE = 64  # rows in which spikes are counted
 DENSEST = 0.25  # spikes per number from which PyTorch's dense product is as fast or faster
@@ -15,7 +15,7 @@ SMALLEST = 1 << 24  # multiplications of the dense product below which the calls
 def linear_pays(spikes: torch.Tensor, outputs: int) -> bool:
     """Whether the kernels are expected to be faster than a dense product for spikes [..., inputs]."""
     numbers, inputs = spikes.numel(), spikes.shape[-1]
-    if numbers * outputs < SMALLEST or min(inputs, outputs) < NARROWEST or not numbers or _C is None:
+    if numbers * outputs < SMALLEST or min(inputs, outputs) < NARROWEST or not numbers:
         return False
     rows = numbers // inputs
     sample = min(rows, SAMPLE)
@@ -33,8 +33,7 @@ def linear_forward(spikes, weight, bias):
         weight_t[inputs, :outputs] = bias
     y = torch.empty(rows, outputs)
     bits = torch.empty(-(-rows // _C.bit_rows), inputs, dtype=torch.int32)
-    addresses = (t.data_ptr() for t in (spikes, weight_t, y, bits))
-    binary = _C.linear_forward_cpu(shape, *addresses, torch.get_num_threads())
+    binary = _C.linear_forward_cpu(shape, *addresses(spikes, weight_t, y, bits), torch.get_num_threads())
     return y, bits if binary else None
 
 
@@ -44,7 +43,6 @@ def linear_backward(bits, grad, biased):
     shape = _C.LinearShape(rows, inputs, outputs, biased)
     grad_t = torch.empty(inputs + biased, shape.stride)
     sums = torch.empty(shape.parts, *grad_t.shape)
-    addresses = (t.data_ptr() for t in (bits, grad, sums, grad_t))
-    _C.linear_backward_cpu(shape, *addresses, torch.get_num_threads())
+    _C.linear_backward_cpu(shape, *addresses(bits, grad, sums, grad_t), torch.get_num_threads())
     grad_t = grad_t[:, :outputs]
     return grad_t[:inputs].t().contiguous(), grad_t[inputs] if biased else None
