@@ -318,11 +318,9 @@ def _long_time(rows: list[dict]) -> Picture | None:
 
 
 def _long_memory(rows: list[dict]) -> Picture | None:
-    panels = _of_long(rows)
-    return _curves(
-        [(op, [row | {"peak memory, MB": row["peak_bytes"] / 1e6} for row in some if row["peak_bytes"]])
-         for op, some in panels], "T", "peak memory, MB",
-    )  # fmt: skip
+    key = "peak memory, MB"
+    known = [row | {key: row["peak_bytes"] / 1e6} for row in rows if row["peak_bytes"]]
+    return _curves(_of_long(known), "T", key)
 
 
 def _of_long(rows: list[dict]) -> list[tuple[str, list[dict]]]:

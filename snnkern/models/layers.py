@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..nn import BNLIF, LIF, Linear, RecurrentLIF, TdBatchNorm
+from ..nn import BNLIF, LIF, Linear, TdBatchNorm
 from ..ops.ttm import ttm
 from ..spec.arguments import positive
 from ..surrogate import Triangle
@@ -201,7 +201,7 @@ def fire_behind(
     linear: Linear, neuron: nn.Module, x: torch.Tensor, steps: int, steps_out: int | None = None
 ) -> torch.Tensor:
     """``fire`` of a linear layer's output over ``steps``; neurons with the forward of ``LIF`` add its bias."""
-    if type(neuron).forward in (LIF.forward, RecurrentLIF.forward) and "bias" not in neuron.tensors:
+    if type(neuron).forward is LIF.forward and "bias" not in neuron.tensors:
         x = over_steps(linear(x, add_bias=False), steps)
         return neuron(x, steps_out=None if steps_out == steps else steps_out, bias=linear.bias)
     return fire(neuron, over_steps(linear(x), steps), steps_out)

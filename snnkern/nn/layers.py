@@ -130,9 +130,12 @@ class LIF(_Stateless):
         settings = self._now(steps_out)
         if bias is not None:
             settings = {**settings, "bias": bias}
+        return self._fire(x if residual is None else x + residual, settings)
+
+    def _fire(self, x: torch.Tensor, settings: dict) -> torch.Tensor:
         memory = self._memory
         v = memory and memory.take(settings["steps_out"])
-        spikes, v = lif(x if residual is None else x + residual, v, return_v=memory is not None, **settings)
+        spikes, v = lif(x, v, return_v=memory is not None, **settings)
         if memory is not None:
             memory.v = v
         return spikes
@@ -233,8 +236,8 @@ def _required(name: str, value) -> float:
 class RecurrentLIF(LIF):
     """A layer of neurons that receive their own spikes a step later, through ``weight``: ``snnkern.recurrent_lif``.
 
-    ``forward(x, residual=None, steps_out=None) -> spikes`` of x [T, N, features], as ``LIF``, of which it takes all
-    arguments: with ``synapse_decay`` it is the recurrent current-based layer, with ``threshold_decay`` and
+    ``forward(x, residual=None, steps_out=None, bias=None) -> spikes`` of x [T, N, features], as ``LIF``, of which it
+    takes all arguments: with ``synapse_decay`` it is the recurrent current-based layer, with ``threshold_decay`` and
     ``threshold_jump`` that of LSNNs.
 
     Args:
@@ -253,21 +256,11 @@ class RecurrentLIF(LIF):
         self.weight = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
         self.tensors = (*self.tensors, "weight")
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor | None = None,
-        steps_out: int | None = None,
-        bias: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        check_residual(residual)
-        settings, memory = self._now(steps_out), self._memory
-        if bias is not None:
-            settings = {**settings, "bias": bias}
-        steps_out, time_dim = settings["steps_out"], settings["time_dim"]
+    def _fire(self, x: torch.Tensor, settings: dict) -> torch.Tensor:
+        memory, steps_out, time_dim = self._memory, settings["steps_out"], settings["time_dim"]
         v, s = (memory and memory.take(steps_out)) or (None, None)
         given = {name: value for name, value in settings.items() if name != "steps_out"}
-        spikes, v = recurrent_lif(x if residual is None else x + residual, v=v, s=s, **given)
+        spikes, v = recurrent_lif(x, v=v, s=s, **given)
         if memory is not None:
             memory.v = v, spikes.select(time_dim, -1)
         return spikes if steps_out is None else ttm(spikes, steps_out, time_dim, settings["backend"])

@@ -151,7 +151,7 @@ def lif(
         spikes, v_last = _LIF.apply(x, v, *tensors, op)
     else:
         spikes, v_last = lif_forward(op, x, v, False, tensors)[:2]
-    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), _returned(v_last, spec, return_v)
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), returned(v_last, spec, return_v)
 
 
 def neuron_of(
@@ -196,7 +196,8 @@ def checked_state(x, v, time_dim: int, spec: LIFSpec):
     return v
 
 
-def _returned(v_last, spec: LIFSpec, return_v: bool | str):
+def returned(v_last, spec: LIFSpec, return_v: bool | str = True):
+    """The state as callers see it: of several a tuple."""
     if not return_v:
         return None
     return v_last.unbind() if spec.states > 1 and return_v is True else v_last
@@ -229,7 +230,7 @@ def _registered(x, v, tensors, neuron, steps_out, time_dim, return_v, backend):
     else:
         steps = None if given is None or repeat else steps_out
         spikes, v_last = library.lif(x, v, tensors, spec, time_dim, steps, return_v, name)
-    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), _returned(v_last, spec, return_v)
+    return (spikes if repeat is None else ttm(spikes, repeat, time_dim, backend)), returned(v_last, spec, return_v)
 
 
 def backend_for(surrogate: Surrogate, backend: str | None) -> str | None:

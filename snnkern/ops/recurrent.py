@@ -11,7 +11,7 @@ from ..spec.arguments import check_dense, check_x
 from ..spec.layout import are_plain_gradients, is_plain, state_dtype
 from ..spec.neuron import new_spec
 from .launch import Feedback, Kept, Op, Tensors, recurrent_backward, recurrent_forward
-from .lif import any_requires_grad, backend_for, check_tensors, checked_state, neuron_of, spec_of
+from .lif import any_requires_grad, backend_for, check_tensors, checked_state, neuron_of, returned, spec_of
 from .pack import note, pack, unpack
 from .sharded import is_sharded
 
@@ -80,7 +80,7 @@ def recurrent_lif(
         spikes, state = _Recurrent.apply(x, weight, v, s, *tensors, op)
     else:
         spikes, state, *_ = recurrent_forward(op, x, weight, v, s, False, tensors)
-    return spikes, state.unbind() if spec.states > 1 else state
+    return spikes, returned(state, spec)
 
 
 def _registered(x, weight, v, s, tensors, neuron, time_dim, backend):
@@ -100,7 +100,7 @@ def _registered(x, weight, v, s, tensors, neuron, time_dim, backend):
         spikes, state = reference(x, v, spec, time_dim, None, smooth, *tensors, weight=weight, s=s)
     else:
         spikes, state = library.recurrent_lif(x, weight, v, s, tensors, spec, time_dim, name)
-    return spikes, state.unbind() if spec.states > 1 else state
+    return spikes, returned(state, spec)
 
 
 def _check(x, weight, v, s, tensors: Tensors, spec, time_dim):

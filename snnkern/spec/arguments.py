@@ -103,7 +103,7 @@ def check_state(x, v, time_dim: int, name: str = "x") -> None:
             check_alive(v)
 
 
-def join_states(x, v, time_dim: int, states: int, name: str = "x") -> torch.Tensor | None:
+def join_states(x, v, time_dim: int, states: int) -> torch.Tensor | None:
     """The state ``v`` of neurons that have several, each checked as ``check_state`` does, as one tensor."""
     if v is None:
         return None
@@ -113,7 +113,7 @@ def join_states(x, v, time_dim: int, states: int, name: str = "x") -> torch.Tens
     for each in v:
         if each is None:
             raise TypeError(f"v must be a tuple of {states} tensors, got None among them")
-        check_state(x, each, time_dim, name)
+        check_state(x, each, time_dim)
     return torch.stack(tuple(v))
 
 
