@@ -212,6 +212,56 @@ SNN_HD Pulled<V> pulled(Kind kind, const Neuron<S>& n, P threshold, P fire_above
 }
 
 #ifndef __CUDACC_RTC__  // cuda/lif.cuh has its own, of what is known when it is compiled
+// The potential and, of neurons that have them, the current and the adaptation; or dL/d of them.
+template <class V>
+struct States {
+  V v{}, i{}, a{};
+};
+
+// A step of neurons of any kind, which takes the states with it. What the membrane received, the potentials before and
+// behind, not reset, the threshold of the step, the spikes.
+template <class V>
+struct Stepped {
+  V x, before, h, threshold, s;
+};
+template <class V, class S, class P>
+SNN_HD Stepped<V> advance(Kind kind, const Neuron<S>& n, P leak, P threshold, P fire_above, States<V>& at, V x) {
+  if (kind.synaptic) x = at.i = current(n, at.i, x);
+  if (kind.adaptive) threshold = raised(n, threshold, at.a);
+  V h = charge(n.form, n, leak, at.v, x);
+  if (kind.bounded) h = bound(n, h);
+  const Stepped<V> to{x, at.v, h, threshold, spike(kind, n, threshold, fire_above, h)};
+  at.v = reset(kind, n, threshold, h, to.s);
+  if (kind.adaptive) at.a = adapted(n, at.a, to.s);
+  return to;
+}
+
+// Its adjoint: takes dL/d of the states behind the step to those before it. dL/dx, and what sums over time are made of.
+template <class V>
+struct Retreated {
+  V x, h, threshold;
+};
+template <class Curve, class V, class S, class P>
+SNN_HD Retreated<V> retreat(Kind kind, const Neuron<S>& n, P threshold, P fire_above, P input_gain, P state_gain, V h,
+                            V grad_s, States<V>& grad) {
+  if (kind.adaptive) grad_s = grad_s + grad.a;
+  const Pulled<V> to = pulled<Curve>(kind, n, threshold, fire_above, h, grad_s, grad.v);
+  grad.v = to.h * state_gain;
+  if (kind.adaptive) grad.a = n.threshold_decay * grad.a + n.jump * to.threshold;
+  V grad_x = to.h * input_gain;
+  if (kind.synaptic) {
+    grad_x = grad_x + grad.i;
+    grad.i = n.synapse_decay * grad_x;
+  }
+  return {grad_x, to.h, to.threshold};
+}
+
+// dL/dleak of a step, to be summed. Nothing comes back from an infinite potential; the select keeps 0 * inf out.
+template <class V>
+SNN_HD V by_drive(V grad_h, V driven) {
+  return grad_h != V{} ? grad_h * driven : V{};
+}
+
 // dL/dh from dL/ds and dL/dv. An infinite h has surrogate 0; the select keeps inf * 0 out.
 template <class Curve, class V, class S>
 SNN_HD V adjoint(const Neuron<S>& n, V h, V grad_s, V grad_v) {

@@ -29,50 +29,37 @@ template <int write, class T>
 }
 
 // A bit for each lane that is not 0.
-inline unsigned nonzero(FloatV x) {
+template <class V>
+inline unsigned nonzero(V x) {
+  if constexpr (std::is_arithmetic_v<V>) {
+    return x != 0;
+  } else {
+    unsigned bits = 0;
+    for (unsigned i = 0; i < kVectorBytes / sizeof x[0]; ++i) bits |= unsigned(x[i] != 0) << i;
+    return bits;
+  }
+}
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)x, __m512{}, _CMP_NEQ_UQ);
+inline unsigned nonzero(FloatV x) { return _mm512_cmp_ps_mask((__m512)x, __m512{}, _CMP_NEQ_UQ); }
 #elif defined(__AVX__)
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, __m256{}, _CMP_NEQ_UQ));
+inline unsigned nonzero(FloatV x) { return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, __m256{}, _CMP_NEQ_UQ)); }
 #elif defined(__x86_64__)
-  return _mm_movemask_ps(_mm_cmpneq_ps((__m128)x, __m128{}));
-#else
-  unsigned bits = 0;
-  for (unsigned i = 0; i < kVectorBytes / sizeof(float); ++i) bits |= unsigned(x[i] != 0) << i;
-  return bits;
+inline unsigned nonzero(FloatV x) { return _mm_movemask_ps(_mm_cmpneq_ps((__m128)x, __m128{})); }
 #endif
-}
-inline unsigned nonzero(DoubleV x) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_pd_mask((__m512d)x, __m512d{}, _CMP_NEQ_UQ);
-#elif defined(__AVX__)
-  return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)x, __m256d{}, _CMP_NEQ_UQ));
-#else
-  unsigned bits = 0;
-  for (unsigned i = 0; i < kVectorBytes / sizeof(double); ++i) bits |= unsigned(x[i] != 0) << i;
-  return bits;
-#endif
-}
-inline unsigned nonzero(float x) { return x != 0; }
-inline unsigned nonzero(double x) { return x != 0; }
 
 // sum + g * w, in whatever way is fast: of gradients, which are bound to no bits.
-inline FloatV add_product(FloatV sum, float g, FloatV w) {
-#if defined(__AVX512F__)
-  return (FloatV)_mm512_fmadd_ps(_mm512_set1_ps(g), (__m512)w, (__m512)sum);
-#else
+template <class V, class S>
+inline V add_product(V sum, S g, V w) {
   return sum + g * w;
-#endif
+}
+#if defined(__AVX512F__)
+inline FloatV add_product(FloatV sum, float g, FloatV w) {
+  return (FloatV)_mm512_fmadd_ps(_mm512_set1_ps(g), (__m512)w, (__m512)sum);
 }
 inline DoubleV add_product(DoubleV sum, double g, DoubleV w) {
-#if defined(__AVX512F__)
   return (DoubleV)_mm512_fmadd_pd(_mm512_set1_pd(g), (__m512d)w, (__m512d)sum);
-#else
-  return sum + g * w;
-#endif
 }
-inline float add_product(float sum, float g, float w) { return sum + g * w; }
-inline double add_product(double sum, double g, double w) { return sum + g * w; }
+#endif
 
 // Calls f(j, V{}) for the vectors of a row, and f(j, S{}) for the lanes left over.
 template <class S, class F>
@@ -226,34 +213,21 @@ template <class IO, class S>
                                 bool drives) {
   const Neuron<S> n = neuron;
   const Kind kind = n.kind();
-  S *v = layer[kState], *current_of = layer[kState + 1], *adaptation = layer[kState + 1 + n.synaptic];
-  S *potentials = layer[kPotentials + k], *thresholds = layer[kThresholds + k];
+  S *states = layer[kState], *potentials = layer[kPotentials + k], *thresholds = layer[kThresholds + k];
   S* driven = drives ? layer[kDrives + k] : nullptr;
   const S *z = layer[kReceived], *leak = layer[kLeak], *base = layer[kThreshold], *above = layer[kFireAbove];
   over_row<S>(size, [&](int64_t j, auto vector) __attribute__((always_inline)) {
     using W = decltype(vector);
-    const W before = load<W>(v + j);
-    W x = load<W>(z + j), threshold = load<W>(base + j), a{};
-    if (kind.synaptic) {
-      x = current(n, load<W>(current_of + j), x);
-      store(current_of + j, x, false);
-    }
-    if (kind.adaptive) {
-      a = load<W>(adaptation + j);
-      threshold = raised(n, threshold, a);
-    }
-    W h = charge(n.form, n, load<W>(leak + j), before, x);
-    if (kind.bounded) h = bound(n, h);
-    const W s = spike(kind, n, threshold, load<W>(above + j), h);
-    store(v + j, reset(kind, n, threshold, h, s), false);
-    if (kind.adaptive) store(adaptation + j, adapted(n, a, s), false);
+    States<W> at = load_states<W>(kind, states + j, layer.pitch);
+    const auto to = advance(kind, n, load<W>(leak + j), load<W>(base + j), load<W>(above + j), at, load<W>(z + j));
+    store_states(kind, states + j, layer.pitch, at);
     if (out) {
-      store(out + j, s, false);
+      store(out + j, to.s, false);
       return;
     }
-    store(potentials + j, h, false);
-    if (kind.adaptive) store(thresholds + j, threshold, false);
-    if (driven) store(driven + j, drive(n.form, n, before, x), false);
+    store(potentials + j, to.h, false);
+    if (kind.adaptive) store(thresholds + j, to.threshold, false);
+    if (driven) store(driven + j, drive(n.form, n, to.before, to.x), false);
   });
 }
 
@@ -330,26 +304,18 @@ template <class Curve, class S>
   const S *potentials = layer[kPotentials + k], *upstream = layer[kUpstream], *driven = layer[kDrives + k];
   const S *thresholds = layer[kind.adaptive ? kThresholds + k : kThreshold], *above = layer[kFireAbove];
   const S *input_gain = layer[kInputGain], *state_gain = layer[kStateGain];
-  S *grad_v = layer[kGradState], *grad_i = layer[kGradState + 1], *grad_a = layer[kGradState + 1 + n.synaptic];
-  S *grad = layer[kGrad], *of_leak = layer[kSums], *of_threshold = layer[kSums + 1], *of_bias = layer[kSums + 2];
+  S *states = layer[kGradState], *received = layer[kGrad];
+  S *of_leak = layer[kSums], *of_threshold = layer[kSums + 1], *of_bias = layer[kSums + 2];
   over_row<S>(size, [&](int64_t j, auto vector) __attribute__((always_inline)) {
     using W = decltype(vector);
-    const W threshold = load<W>(thresholds + j), h = load<W>(potentials + j);
-    W grad_s = load<W>(upstream + j);
-    if (kind.adaptive) grad_s = grad_s + load<W>(grad_a + j);
-    const auto to = pulled<Curve>(kind, n, threshold, load<W>(above + j), h, grad_s, load<W>(grad_v + j));
-    if (kind.adaptive) store(grad_a + j, n.threshold_decay * load<W>(grad_a + j) + n.jump * to.threshold, false);
-    // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
-    if (by_leak) store(of_leak + j, load<W>(of_leak + j) + (to.h != S(0) ? to.h * load<W>(driven + j) : W{}), false);
+    States<W> grad = load_states<W>(kind, states + j, layer.pitch);
+    const auto to = retreat<Curve>(kind, n, load<W>(thresholds + j), load<W>(above + j), load<W>(input_gain + j),
+                                   load<W>(state_gain + j), load<W>(potentials + j), load<W>(upstream + j), grad);
+    store_states(kind, states + j, layer.pitch, grad);
+    store(received + j, to.x, false);
+    if (by_leak) store(of_leak + j, load<W>(of_leak + j) + by_drive(to.h, load<W>(driven + j)), false);
     if (by_threshold) store(of_threshold + j, load<W>(of_threshold + j) + to.threshold, false);
-    W g = to.h * load<W>(input_gain + j);
-    if (kind.synaptic) {
-      g = g + load<W>(grad_i + j);
-      store(grad_i + j, n.synapse_decay * g, false);
-    }
-    store(grad_v + j, to.h * load<W>(state_gain + j), false);
-    store(grad + j, g, false);
-    if (by_bias) store(of_bias + j, load<W>(of_bias + j) + g, false);
+    if (by_bias) store(of_bias + j, load<W>(of_bias + j) + to.x, false);
   });
 }
 

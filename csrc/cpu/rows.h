@@ -151,27 +151,29 @@ void step(const Neuron<S>& neuron, const In* x, const S* bias, const In* ahead, 
   });
 }
 
-// The same of neurons of any kind, of which `j` is a lane of their tile. What they received, with bias and current; the
-// potentials before it and, not reset, behind; the threshold of the step; the spikes.
-template <class W>
-struct Stepped {
-  W x, before, h, threshold, s;
-};
+// The states of a kind of neurons, one plane after the other.
+template <class W, class S>
+[[gnu::always_inline]] inline States<W> load_states(Kind kind, const S* planes, int64_t apart) {
+  States<W> at{load<W>(planes), {}, {}};
+  if (kind.synaptic) at.i = load<W>(planes + apart);
+  if (kind.adaptive) at.a = load<W>(planes + (1 + kind.synaptic) * apart);
+  return at;
+}
+template <class W, class S>
+[[gnu::always_inline]] inline void store_states(Kind kind, S* planes, int64_t apart, const States<W>& at) {
+  store(planes, at.v, false);
+  if (kind.synaptic) store(planes + apart, at.i, false);
+  if (kind.adaptive) store(planes + (1 + kind.synaptic) * apart, at.a, false);
+}
+
+// The same of neurons of any kind, of which `j` is a lane of their tile.
 template <class W, class S>
 [[gnu::always_inline]] inline Stepped<W> advance(Kind kind, const Neuron<S>& n, const Own<S>& own, int j, S* v, W x) {
-  S *currents = v + kLanes, *adaptations = v + (1 + kind.synaptic) * kLanes;
-  Stepped<W> to{x, load<W>(v + j), {}, load<W>(own.threshold + j), {}};
-  if (own.bias) to.x = to.x + load<W>(own.bias + j);
-  if (kind.synaptic) {
-    to.x = current(n, load<W>(currents + j), to.x);
-    store(currents + j, to.x, false);
-  }
-  if (kind.adaptive) to.threshold = raised(n, to.threshold, load<W>(adaptations + j));
-  to.h = charge(n.form, n, load<W>(own.leak + j), to.before, to.x);
-  if (kind.bounded) to.h = bound(n, to.h);
-  to.s = spike(kind, n, to.threshold, load<W>(own.fire_above + j), to.h);
-  store(v + j, reset(kind, n, to.threshold, to.h, to.s), false);
-  if (kind.adaptive) store(adaptations + j, adapted(n, load<W>(adaptations + j), to.s), false);
+  if (own.bias) x = x + load<W>(own.bias + j);
+  States<W> at = load_states<W>(kind, v + j, kLanes);
+  const auto to =
+      snnkern::advance(kind, n, load<W>(own.leak + j), load<W>(own.threshold + j), load<W>(own.fire_above + j), at, x);
+  store_states(kind, v + j, kLanes, at);
   return to;
 }
 template <class In, class Out, class S>
@@ -424,7 +426,6 @@ template <class Curve, class S>
   const Neuron<S> n = neuron;
   Kind kind = n.kind();
   kind.integer = std::is_same_v<Curve, Integer>;
-  S *grad_i = grad_v + kLanes, *grad_a = grad_v + (1 + kind.synaptic) * kLanes;
   for (int k = steps - 1; k >= 0; --k) {
     const S *potentials = h[k], *upstream = grad_s[k];
     const S *of_v = grad_v_seq.data ? grad_v_seq[k] : nullptr, *driven = drives.data ? drives[k] : nullptr;
@@ -435,23 +436,16 @@ template <class Curve, class S>
       using W = decltype(vector);
       const int l = first + j;
       __builtin_prefetch(next + j * size);
-      W of_s = load<W>(upstream + j), carry = load<W>(grad_v + l);
-      if (of_v) carry = carry + load<W>(of_v + l);
-      if (kind.adaptive) of_s = of_s + load<W>(grad_a + l);
-      const auto to = pulled<Curve>(kind, n, load<W>(threshold + j), load<W>(own.fire_above + l),
-                                    load<W>(potentials + j), of_s, carry);
-      store(grad_v + l, to.h * load<W>(own.state_gain + l), false);
-      if (kind.adaptive) store(grad_a + l, n.threshold_decay * load<W>(grad_a + l) + n.jump * to.threshold, false);
-      W grad_x = to.h * load<W>(own.input_gain + l);
-      if (kind.synaptic) {
-        grad_x = grad_x + load<W>(grad_i + l);
-        store(grad_i + l, n.synapse_decay * grad_x, false);
-      }
-      store(out + j, grad_x, false);
-      // Nothing comes back from an infinite potential; the select keeps 0 * inf out.
-      if (driven) store(by_leak + j, load<W>(by_leak + j) + (to.h != S(0) ? to.h * load<W>(driven + j) : W{}), false);
+      States<W> grad = load_states<W>(kind, grad_v + l, kLanes);
+      if (of_v) grad.v = grad.v + load<W>(of_v + l);
+      const auto to =
+          retreat<Curve>(kind, n, load<W>(threshold + j), load<W>(own.fire_above + l), load<W>(own.input_gain + l),
+                         load<W>(own.state_gain + l), load<W>(potentials + j), load<W>(upstream + j), grad);
+      store_states(kind, grad_v + l, kLanes, grad);
+      store(out + j, to.x, false);
+      if (driven) store(by_leak + j, load<W>(by_leak + j) + by_drive(to.h, load<W>(driven + j)), false);
       if (more.grad_threshold) store(by_threshold + j, load<W>(by_threshold + j) + to.threshold, false);
-      if (more.grad_bias) store(by_bias + j, load<W>(by_bias + j) + grad_x, false);
+      if (more.grad_bias) store(by_bias + j, load<W>(by_bias + j) + to.x, false);
     });
   }
   const auto add = [&](const S* chunk, double* sums) {
