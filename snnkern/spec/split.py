@@ -43,6 +43,17 @@ class Split(NamedTuple):
         return torch.empty((2, self.segments, layout.outer * layout.inner), dtype=state, device=device)
 
 
+def parts_of(whole: torch.Tensor | None, segments: int) -> torch.Tensor | None:
+    """Where segments write their parts of a sum over time, [segments, n]; of one segment, or no sum, ``whole``."""
+    return whole if whole is None or segments == 1 else whole.new_empty((segments, whole.numel()))
+
+
+def add_up(parts: torch.Tensor | None, whole: torch.Tensor | None) -> None:
+    """Makes the sum, whose memory is dense in any order of its dimensions, of what ``parts_of`` gave room for."""
+    if parts is not whole:
+        torch.sum(parts, 0, out=whole.as_strided(parts.shape[1:], (1,)))
+
+
 @lru_cache(maxsize=512)
 def split(steps: int, most: int, shortest: int, warmup: int = 0) -> Split:
     """At most ``most`` segments, none but the last shorter than ``shortest`` steps."""

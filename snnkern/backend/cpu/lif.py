@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...spec.layout import state_dtype
-from ...spec.split import Split, for_cpu
+from ...spec.split import Split, add_up, for_cpu, parts_of
 from .._extension import _C, backward_of, forward_of, neuron_of, shape_of
 
 
@@ -16,13 +16,12 @@ def lif_forward(spec, layout, call):
 
 def lif_backward(spec, layout, call):
     shape, segments, scratch = _prepare(spec, layout, call)
-    grad_bias = parts = None if call.more is None else call.more.grad_bias
-    if parts is not None and segments > 1:
-        parts = grad_bias.new_empty_strided((segments, *grad_bias.shape), (grad_bias.numel(), *grad_bias.stride()))
+    grad_bias = None if call.more is None else call.more.grad_bias
+    parts = parts_of(grad_bias, segments)
+    if parts is not grad_bias:
         call = call._replace(more=call.more._replace(grad_bias=parts))
     _C.lif_backward_cpu(neuron_of(spec), shape, backward_of(call, scratch), torch.get_num_threads())
-    if parts is not grad_bias:
-        torch.sum(parts, 0, out=grad_bias)
+    add_up(parts, grad_bias)
 
 
 def _prepare(spec, layout, call):

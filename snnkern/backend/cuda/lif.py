@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ...spec.layout import DTYPES
-from ...spec.split import CHUNK, Split, for_gpu, warmup
+from ...spec.split import CHUNK, Split, add_up, for_gpu, parts_of, warmup
 from ...surrogate import Table
 from .. import on
 from .._extension import _C, addresses, neuron_of, words_of
@@ -107,17 +107,16 @@ def _launch(make, spec, layout, x, words, misaligned, given, more):
         scratch = split.scratch(layout, torch.float32, device) if split.segments > 1 else None
         if scratch is not None:
             words.append(scratch.data_ptr())
-        sums = None
+        whole = parts = None
         if more is not None:  # between them: scratch, if there is none; Norm; of backward pull_push and grad_residual
             words += [0] * (10 + 4 * (make is _backward) - len(words)) + rest
-            if more.grad_bias is not None and split.segments > 1:
-                sums = x.new_empty((split.segments, layout.outer * layout.inner), dtype=torch.float32)
-                words[-1] = sums.data_ptr()
+            whole, parts = more.grad_bias, parts_of(more.grad_bias, split.segments)
+            if parts is not whole:
+                words[-1] = parts.data_ptr()
         stream = stream_of(device.index)
         for kernel in kernels:
             kernel(stream, *words)
-        if sums is not None:
-            torch.sum(sums, 0, out=more.grad_bias.as_strided(sums.shape[1:], (1,)))
+        add_up(parts, whole)
 
 
 def _extra_of(more) -> Extra:

@@ -42,7 +42,7 @@ import triton.language as tl
 
 from ... import surrogate
 from ...spec.neuron import LIFSpec, More
-from ...spec.split import CHUNK, for_gpu, warmup
+from ...spec.split import CHUNK, add_up, for_gpu, parts_of, warmup
 from .. import on
 from . import interpreted
 
@@ -226,6 +226,46 @@ def _resume(t, v0, saved, v_start, apart, n, i, limit, CHUNK: tl.constexpr, BLOC
 
 
 @triton.jit
+def _start_all(v0, otherwise, n, exists, neurons, synapse_decay, threshold_decay, BLOCK: tl.constexpr):
+    """The states of neurons n: potential, current, adaptation, None of those that they do not have. Of ``_start``."""
+    _, last = _apart(neurons, synapse_decay, threshold_decay)
+    v = _start(v0, otherwise, n, exists, BLOCK)
+    current, adaptation = None, None
+    if synapse_decay is not None:
+        current = _start(_behind(v0, neurons), 0.0, n, exists, BLOCK)
+    if threshold_decay is not None:
+        adaptation = _start(_behind(v0, last), 0.0, n, exists, BLOCK)
+    return v, current, adaptation
+
+
+@triton.jit
+def _resume_all(
+    t, v0, saved, v_start, n, i, limit, neurons, synapse_decay, threshold_decay, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of ``_resume``."""
+    apart, last = _apart(neurons, synapse_decay, threshold_decay)
+    v = _resume(t, v0, saved, v_start, apart, n, i, limit, CHUNK, BLOCK)
+    current, adaptation = None, None
+    if synapse_decay is not None:
+        given, kept = _behind(v0, neurons), _behind(saved, neurons)
+        current = _resume(t, given, kept, 0.0, apart, n, i, limit, CHUNK, BLOCK)
+    if threshold_decay is not None:
+        given, kept = _behind(v0, last), _behind(saved, last)
+        adaptation = _resume(t, given, kept, 0.0, apart, n, i, limit, CHUNK, BLOCK)
+    return v, current, adaptation
+
+
+@triton.jit
+def _store_all(to, v, current, adaptation, neurons, last, exists):
+    tl.store(to, v, exists)
+    if current is not None:
+        tl.store(to + neurons, current, exists)
+    if adaptation is not None:
+        tl.store(to + last, adaptation, exists)
+
+
+@triton.jit
 def _place(neurons, inner, per_row, FLAT: tl.constexpr, BLOCK: tl.constexpr):
     """A program's neurons n, of which those with i < limit exist, and where they are in [outer, inner].
 
@@ -357,11 +397,7 @@ def _march(
                     if saved is not None and k % CHUNK == 0:
                         if (t + k > 0) & ((t + k) % CHUNK == 0):
                             kept = saved + ((t + k) // CHUNK - 1) * apart + n
-                            tl.store(kept, v, exists)
-                            if current is not None:
-                                tl.store(kept + neurons, current, exists)
-                            if adaptation is not None:
-                                tl.store(kept + last, adaptation, exists)
+                            _store_all(kept, v, current, adaptation, neurons, last, exists)
                     received = _receive(xs[k], None if residual is None else rs[k], mean, scale, offset)
                     current, _, h, raised, s = _step(
                         v, current, adaptation, received, leak, rest, threshold, fire_above, v_min, levels,
@@ -424,13 +460,7 @@ def lif_forward_kernel(
             fire_above, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK
         )
     threshold = _of_lanes(threshold, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK)
-    v = _start(v0, v_start, n, exists, BLOCK)
-    current, adaptation = None, None
-    _, last = _apart(neurons, synapse_decay, threshold_decay)
-    if synapse_decay is not None:
-        current = _start(_behind(v0, neurons), 0.0, n, exists, BLOCK)
-    if threshold_decay is not None:
-        adaptation = _start(_behind(v0, last), 0.0, n, exists, BLOCK)
+    v, current, adaptation = _start_all(v0, v_start, n, exists, neurons, synapse_decay, threshold_decay, BLOCK)
     begin, end = 0, steps
     if scratch is not None:
         begin, end = _segment(tl.program_id(1), segment_steps, steps)
@@ -451,11 +481,9 @@ def lif_forward_kernel(
     if scratch is not None:
         tl.store(starts + tl.cdiv(steps, segment_steps) * neurons, v, exists)
     if v_last is not None:
-        tl.store(v_last + n, v, exists if scratch is None else i < tl.where(end == steps, limit, 0))
-        if current is not None:
-            tl.store(v_last + neurons + n, current, exists)
-        if adaptation is not None:
-            tl.store(v_last + last + n, adaptation, exists)
+        _, last = _apart(neurons, synapse_decay, threshold_decay)
+        now = exists if scratch is None else i < tl.where(end == steps, limit, 0)
+        _store_all(v_last + n, v, current, adaptation, neurons, last, now)
 
 
 @triton.jit
@@ -626,20 +654,14 @@ def _retrace(
     - "sums": adds dL/dx to ``one``, and dL/dx (x - mean) to ``two``: in float32 over K steps, then in float64
     """
     exists = i < limit
-    apart, last = _apart(neurons, synapse_decay, threshold_decay)
     full = end if TAILS == 0 else end >> TAILS << TAILS
     # The last steps if they are fewer than K, repeating the very last; then K by K.
     for WHOLE in tl.static_range(1 if TAILS == 0 else 0, 2):
         for back in range(0, full - begin if WHOLE else end - full, K):
             t = full - K - back if WHOLE else full
-            v = _resume(t, v0, saved, v_start, apart, n, i, limit, CHUNK, BLOCK)
-            current, adaptation = None, None
-            if synapse_decay is not None:
-                given, kept = _behind(v0, neurons), _behind(saved, neurons)
-                current = _resume(t, given, kept, 0.0, apart, n, i, limit, CHUNK, BLOCK)
-            if threshold_decay is not None:
-                given, kept = _behind(v0, last), _behind(saved, last)
-                adaptation = _resume(t, given, kept, 0.0, apart, n, i, limit, CHUNK, BLOCK)
+            v, current, adaptation = _resume_all(
+                t, v0, saved, v_start, n, i, limit, neurons, synapse_decay, threshold_decay, CHUNK, BLOCK
+            )
             x_t = x + t * x_step
             xs = ()
             rs = ()
@@ -809,13 +831,9 @@ def lif_backward_kernel(
             fire_above, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK
         )
     threshold = _of_lanes(threshold, threshold_channels, threshold_period, inner, per_row, THRESHOLD, SIDE, FLAT, BLOCK)
-    grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
-    grad_current, grad_adaptation = None, None
-    _, last = _apart(neurons, synapse_decay, threshold_decay)
-    if synapse_decay is not None:
-        grad_current = _start(_behind(grad_v_last, neurons), 0.0, n, exists, BLOCK)
-    if threshold_decay is not None:
-        grad_adaptation = _start(_behind(grad_v_last, last), 0.0, n, exists, BLOCK)
+    grad_v, grad_current, grad_adaptation = _start_all(
+        grad_v_last, 0.0, n, exists, neurons, synapse_decay, threshold_decay, BLOCK
+    )
     begin, end = 0, steps
     if scratch is not None:
         segments = tl.cdiv(steps, segment_steps)
@@ -852,11 +870,9 @@ def lif_backward_kernel(
         tl.store(gains + segment * neurons, one, exists)
         tl.store(carries + segment * neurons, grad_v, exists)
     elif grad_v0 is not None:
-        tl.store(grad_v0 + n, grad_v, exists if scratch is None else i < tl.where(begin == 0, limit, 0))
-        if synapse_decay is not None:
-            tl.store(grad_v0 + neurons + n, grad_current, exists)
-        if threshold_decay is not None:
-            tl.store(grad_v0 + last + n, grad_adaptation, exists)
+        _, last = _apart(neurons, synapse_decay, threshold_decay)
+        now = exists if scratch is None else i < tl.where(begin == 0, limit, 0)
+        _store_all(grad_v0 + n, grad_v, grad_current, grad_adaptation, neurons, last, now)
 
 
 def _form(spec: LIFSpec) -> str:
@@ -1097,9 +1113,7 @@ def lif_backward(spec, layout, call):
     segments, scratch, segment_steps, _ = _split(spec, layout, x, norm, more, 8 * CHUNK)
     of_more = more.table, more.grad_v_seq, more.grad_leak, more.grad_threshold, *_sizes_of_parameters(more)
     rest = *_of_norm(norm), *of_norm, _groups(layout), *of_more, *_states(spec), *_bias(more)
-    grad_bias = more.grad_bias
-    if segments > 1 and grad_bias is not None:
-        grad_bias = torch.empty((segments, grad_bias.numel()), dtype=torch.float32, device=x.device)
+    grad_bias = parts_of(more.grad_bias, segments)
     tiles = BACKWARD_FEW if layout.steps <= FEW else BACKWARD
     if layout.steps > FEW and more.grad_v_seq is not None and more.grad_leak is not None:
         tiles = tiles[1:] * 2  # two neurons of a thread would spill
@@ -1112,5 +1126,4 @@ def lif_backward(spec, layout, call):
     if segments > 1:
         launch(segments - 1, None, None, None)
     launch(segments, grad_v_last, grad_x, grad_v, grad_bias=grad_bias)
-    if grad_bias is not more.grad_bias:
-        torch.sum(grad_bias, 0, out=more.grad_bias.as_strided((grad_bias.shape[1],), (1,)))
+    add_up(grad_bias, more.grad_bias)

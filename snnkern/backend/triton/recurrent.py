@@ -22,7 +22,6 @@ from .. import on
 from .lif import (
     _NO_MORE,
     _apart,
-    _behind,
     _bias,
     _count,
     _curve,
@@ -35,13 +34,14 @@ from .lif import (
     _numbers,
     _pulled,
     _receive,
-    _resume,
+    _resume_all,
     _settle,
     _sizes_of,
     _sizes_of_parameters,
-    _start,
+    _start_all,
     _states,
     _step,
+    _store_all,
 )
 
 _sizes = ["leak_channels", "leak_period", "threshold_channels", "threshold_period", "bias_channels", "bias_period"]
@@ -107,12 +107,7 @@ def recurrent_forward_kernel(
     if bias is not None:
         bias = _of_neurons(bias, bias_channels, bias_period, n, exists)
     apart, last = _apart(neurons, synapse_decay, threshold_decay)
-    v = _start(v0, v_start, n, exists, BLOCK)
-    current, adaptation = None, None
-    if synapse_decay is not None:
-        current = _start(_behind(v0, neurons), 0.0, n, exists, BLOCK)
-    if threshold_decay is not None:
-        adaptation = _start(_behind(v0, last), 0.0, n, exists, BLOCK)
+    v, current, adaptation = _start_all(v0, v_start, n, exists, neurons, synapse_decay, threshold_decay, BLOCK)
     s = tl.zeros([BLOCK], tl.float32)
     if s0 is not None:
         s = _float(tl.load(s0 + n, exists, other=0.0))
@@ -120,11 +115,7 @@ def recurrent_forward_kernel(
         if saved is not None:
             if (t > 0) & (t % CHUNK == 0):
                 kept = saved + (t // CHUNK - 1) * apart + n
-                tl.store(kept, v, exists)
-                if synapse_decay is not None:
-                    tl.store(kept + neurons, current, exists)
-                if threshold_decay is not None:
-                    tl.store(kept + last, adaptation, exists)
+                _store_all(kept, v, current, adaptation, neurons, last, exists)
         received = _receive(tl.load(x + t * x_step, exists, other=0.0), None, None, None, bias)
         received += _heard(s, outgoing, size, lane, exists, not TERNARY and levels is None)
         current, _, h, raised, fired = _step(
@@ -135,11 +126,7 @@ def recurrent_forward_kernel(
         s = tl.where(exists, _count(fired), 0.0)
         tl.store(spikes + t * inner, s.to(spikes.dtype.element_ty), exists)
     if v_last is not None:
-        tl.store(v_last + n, v, exists)
-        if synapse_decay is not None:
-            tl.store(v_last + neurons + n, current, exists)
-        if threshold_decay is not None:
-            tl.store(v_last + last + n, adaptation, exists)
+        _store_all(v_last + n, v, current, adaptation, neurons, last, exists)
 
 
 @triton.jit(do_not_specialize=_sizes)
@@ -173,12 +160,9 @@ def recurrent_backward_kernel(
         fire_above = _of_neurons(fire_above, threshold_channels, threshold_period, n, exists)
     if bias is not None:
         bias = _of_neurons(bias, bias_channels, bias_period, n, exists)
-    apart, last = _apart(neurons, synapse_decay, threshold_decay)
-    grad_v = _start(grad_v_last, 0.0, n, exists, BLOCK)
-    if synapse_decay is not None:
-        grad_current = _start(_behind(grad_v_last, neurons), 0.0, n, exists, BLOCK)
-    if threshold_decay is not None:
-        grad_adaptation = _start(_behind(grad_v_last, last), 0.0, n, exists, BLOCK)
+    grad_v, grad_current, grad_adaptation = _start_all(
+        grad_v_last, 0.0, n, exists, neurons, synapse_decay, threshold_decay, BLOCK
+    )
     by_spike = tl.zeros([BLOCK], tl.float32)  # dL/ds, through what the spike sent
     by_leak = tl.zeros([BLOCK], tl.float32)
     by_threshold = tl.zeros([BLOCK], tl.float32)
@@ -190,14 +174,9 @@ def recurrent_backward_kernel(
     for back in range(0, steps, CHUNK):
         begin = (steps - 1) // CHUNK * CHUNK - back
         end = tl.minimum(begin + CHUNK, steps)
-        v = _resume(begin, v0, saved, v_start, apart, n, lane, size, CHUNK, BLOCK)
-        current, adaptation = None, None
-        if synapse_decay is not None:
-            given, kept = _behind(v0, neurons), _behind(saved, neurons)
-            current = _resume(begin, given, kept, 0.0, apart, n, lane, size, CHUNK, BLOCK)
-        if threshold_decay is not None:
-            given, kept = _behind(v0, last), _behind(saved, last)
-            adaptation = _resume(begin, given, kept, 0.0, apart, n, lane, size, CHUNK, BLOCK)
+        v, current, adaptation = _resume_all(
+            begin, v0, saved, v_start, n, lane, size, neurons, synapse_decay, threshold_decay, CHUNK, BLOCK
+        )
         for t in range(begin, end):
             heard = first
             if t > 0:
@@ -253,11 +232,8 @@ def recurrent_backward_kernel(
     if grad_s0 is not None:
         tl.store(grad_s0 + n, by_spike, exists)
     if grad_v0 is not None:
-        tl.store(grad_v0 + n, grad_v, exists)
-        if synapse_decay is not None:
-            tl.store(grad_v0 + neurons + n, grad_current, exists)
-        if threshold_decay is not None:
-            tl.store(grad_v0 + last + n, grad_adaptation, exists)
+        _, last = _apart(neurons, synapse_decay, threshold_decay)
+        _store_all(grad_v0 + n, grad_v, grad_current, grad_adaptation, neurons, last, exists)
 
 
 def _block(size):
