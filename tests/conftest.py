@@ -2,14 +2,19 @@
 
 Every op test takes the fixture ``backend``: each backend that can run in this process. With TRITON_INTERPRET=1 in the
 environment that is Triton alone, in its interpreter, and with SNNKERN_EMULATE=1 CUDA alone, on the device of
-``emulator``, both on the CPU; ``make test`` runs the op tests once more each way.
+``emulator``, both on the CPU; ``make test`` runs the op tests once more each way. SNNKERN_THOROUGH=1, as ``make trust``
+sets it, makes random tests draw many more inputs, differently every time, and runs what takes minutes.
 """
 
+import json
 import os
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import emulator
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import snnkern
 from snnkern.spec import split as splitting
@@ -23,6 +28,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 EMULATED = os.environ.get("SNNKERN_EMULATE") == "1"
 if EMULATED:
     emulator.install()
+THOROUGH = os.environ.get("SNNKERN_THOROUGH") == "1"
+needs_thorough = pytest.mark.skipif(not THOROUGH, reason="takes minutes: `make trust` runs it")
+_ALWAYS = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+settings.register_profile("brief", max_examples=25, derandomize=True, **_ALWAYS)
+settings.register_profile("thorough", max_examples=2000, print_blob=True, **_ALWAYS)
+settings.load_profile("thorough" if THOROUGH else "brief")
 needs_emulator = pytest.mark.skipif(not EMULATED, reason="for SNNKERN_EMULATE=1, as `make test` runs this file too")
 RUNNABLE = [name for name, reason in snnkern.backends().items() if reason is None and name != "reference"]
 EXPECTED = ["cpu", "cuda", "triton"] if torch.cuda.is_available() else ["cpu"]
@@ -38,6 +49,41 @@ def pytest_configure():
     absent = [f"{name}: {reason}" for name, reason in snnkern.backends().items() if name in EXPECTED and reason]
     if absent:
         raise pytest.UsageError("what the tests are about cannot run here; " + "; ".join(absent))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--counts", type=Path, help="a file for what each test counted of what it tried (fixture `count`)")
+
+
+@pytest.fixture
+def count(record_property):
+    """``count("inputs")``, ``count("bytes", 100)``: what a promise in the documentation rests on."""
+    counted = Counter()
+
+    def add(what, number=1):
+        counted[what] += number
+
+    yield add
+    record_property("counted", dict(counted))
+
+
+_counts = defaultdict(Counter)
+
+
+def pytest_runtest_logreport(report):
+    """Per function: how many of its cases passed, failed or were skipped, and the sums of what they counted."""
+    function = _counts[report.nodeid.split("[")[0]]
+    if report.when == "call" or report.outcome != "passed":
+        function[report.outcome] += 1
+    if report.when == "teardown":
+        function.update(dict(report.user_properties).get("counted", {}))
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--counts")
+    if path and not hasattr(session.config, "workerinput"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_counts, indent=1) + "\n")
 
 
 @pytest.fixture(params=BACKENDS)
