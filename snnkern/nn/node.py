@@ -226,6 +226,8 @@ class BaseNode(nn.Module):
 
     @store_v_seq.setter
     def store_v_seq(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"store_v_seq must be True or False, got {value!r}")
         self._store_v_seq = value
         self.v_seq = None
 
@@ -238,7 +240,7 @@ class BaseNode(nn.Module):
 
     @step_mode.setter
     def step_mode(self, value: str) -> None:
-        if value not in self.supported_step_mode():
+        if not isinstance(value, str) or value not in self.supported_step_mode():
             raise ValueError(f"step_mode must be one of {self.supported_step_mode()}, got {value!r}")
         self._step_mode = value
 
@@ -252,7 +254,7 @@ class BaseNode(nn.Module):
 
     @backend.setter
     def backend(self, value: str | None) -> None:
-        if value not in _BACKENDS:
+        if not (value is None or isinstance(value, str)) or value not in _BACKENDS:
             raise ValueError(f"backend must be None or one of {', '.join(self.supported_backends)}, got {value!r}")
         self._backend = value
 
@@ -271,6 +273,9 @@ class BaseNode(nn.Module):
         if name in self.__dict__.get("_memories", ()):
             self._memories[name] = value
             given(self)
+            return
+        if isinstance(value, nn.Module) and isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # which refuses it; nn.Module would make it a submodule
             return
         if name == "surrogate_function":  # nn.Module lets nothing but a module take the place of a module
             self._modules.pop(name, None)

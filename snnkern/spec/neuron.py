@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -105,7 +106,7 @@ def new_spec(
     reset = None if reset is None else number("reset", reset)
     v_start = 0.0 if tau is None and inverse_tau is None else reset or 0.0
     of_tau = "tau_input" if decay_input else "tau"
-    if tau is not None and tau is not GIVEN and tau == math.inf:
+    if isinstance(tau, Real) and tau == math.inf:
         if decay_input:
             raise ValueError("tau must be finite with decay_input=True, where an infinite one lets no input in")
         form, leak = "decay", 1.0

@@ -19,7 +19,7 @@ def linear_pays(spikes: torch.Tensor, outputs: int) -> bool:
         return False
     rows = numbers // inputs
     sample = min(rows, SAMPLE)
-    found = _C.linear_count_cpu(_C.LinearShape(rows, inputs, outputs, False), spikes.data_ptr(), sample)
+    found = _C.linear_count_cpu(_C.LinearShape(rows, inputs, outputs, False), *addresses(spikes), sample)
     return found < DENSEST * sample * inputs and inputs <= _C.most_inputs
 
 
