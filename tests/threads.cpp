@@ -64,7 +64,7 @@ void kernel(std::mt19937& random) {
 }  // namespace
 
 int main(int arguments, char** argument) {
-  const int repeats = arguments > 1 ? std::atoi(argument[1]) : 300;
+  const int repeats = arguments > 1 ? std::atoi(argument[1]) : 100;
   for (int round = 0; round < 4; ++round) {  // callers that end, and others after them
     std::vector<std::thread> callers;
     for (int c = 0; c < 4; ++c)
