@@ -274,8 +274,8 @@ class BaseNode(nn.Module):
             self._memories[name] = value
             given(self)
             return
-        if isinstance(value, nn.Module) and isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)  # which refuses it; nn.Module would make it a submodule
+        if isinstance(value, (nn.Module, nn.Parameter)) and isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # which refuses it; nn.Module would register it instead
             return
         if name == "surrogate_function":  # nn.Module lets nothing but a module take the place of a module
             self._modules.pop(name, None)
