@@ -249,3 +249,24 @@ assert right()
 def test_threads(script):
     ended = outcome(PREPARED + script)
     assert ended.returncode == 0, ended.stderr
+
+
+DAEMONS = """
+import importlib.util, sys, threading, time
+from array import array
+spec = importlib.util.spec_from_file_location("_C", sys.argv[1])  # without PyTorch, which takes seconds
+_C = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(_C)
+x, bits = array("f", [1.0]) * (1 << 16), array("B", [0]) * (1 << 13)
+def work():
+    while True:
+        _C.pack_cpu(0, len(x), x.buffer_info()[0], bits.buffer_info()[0], 1)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+def test_python_exits_while_daemons_are_in_kernels():
+    run = subprocess.run([sys.executable, "-c", DAEMONS, _C.__file__], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
