@@ -81,7 +81,7 @@ WRONG = [
     ({"dtype": 4}, ValueError, "LIFShape: argument 1, a dtype, wants 0 to 3, got 4"),
     ({"dtype": -1}, ValueError, "LIFShape: argument 1, a dtype, wants 0 to 3, got -1"),
     *(({name: -1}, ValueError, f"LIFShape: {name} wants [01] or more, got -1") for name in [*SHAPE][1:]),
-    ({"steps_out": 41}, ValueError, "LIFShape: steps wants 41 or more, got 40"),
+    ({"steps_out": 0}, ValueError, "LIFShape: steps_out wants 1 or more, got 0"),
     ({"segments": 2}, ValueError, "40 steps cannot be split into 2 segments of 16 steps after a warmup of 16"),
     ({"segment_steps": 15}, ValueError, "LIFShape: 40 steps cannot be split into 3 segments of 15"),
     ({"warmup": 8}, ValueError, "after a warmup of 8"),
@@ -102,7 +102,7 @@ def test_a_kernel_says_which_argument_is_wrong():
     for call, error, message in (
         (lambda: _C.Norm(1, 1), TypeError, "Norm takes 4 arguments, got 2"),
         (lambda: _C.Norm(1, 1, -8, 0), OverflowError, r"Norm: argument 3 wants an int from 0 to \d+, got -8"),
-        (lambda: _C.Norm(0, 1, 0, 0), ValueError, "Norm: channels wants 1 or more, got 0"),
+        (lambda: _C.Norm(-1, 1, 0, 0), ValueError, "Norm: channels wants 0 or more, got -1"),
         (lambda: _C.Norm(huge, huge, 0, 0), ValueError, f"{huge} channels of {huge} neurons are too many"),
         (lambda: _C.LinearShape(1, 1, 1, 1), TypeError, "LinearShape: argument 4 wants True or False, got int"),
         (lambda: _C.NormPlan(*plan, "0", 0.0, 1.0), TypeError, "NormPlan: argument 6 wants a float, got str"),

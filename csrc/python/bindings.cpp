@@ -48,7 +48,6 @@ LIFShape lif_shape(DType dtype, int64_t outer, int64_t steps, int64_t inner, int
   at_least(0, "x_outer_stride", x_outer_stride);
   at_least(0, "x_step_stride", x_step_stride);
   at_least(steps > 0, "steps_out", steps_out);
-  at_least(steps_out, "steps", steps);
   at_least(1, "segments", segments);
   at_least(steps > 0, "segment_steps", segment_steps);
   at_least(0, "warmup", warmup);
@@ -60,10 +59,10 @@ LIFShape lif_shape(DType dtype, int64_t outer, int64_t steps, int64_t inner, int
   return {dtype, outer, steps, inner, x_outer_stride, x_step_stride, steps_out, segments, segment_steps, warmup};
 }
 
-void check_channels(int64_t channels, int64_t period) {
-  at_least(1, "channels", channels);
-  at_least(1, "period", period);
-  if (channels > std::numeric_limits<int64_t>::max() / period)
+void check_channels(int64_t channels, int64_t period) {  // 0: of no neurons
+  at_least(0, "channels", channels);
+  at_least(0, "period", period);
+  if (period > 0 && channels > std::numeric_limits<int64_t>::max() / period)
     throw std::invalid_argument(std::to_string(channels) + " channels of " + std::to_string(period) +
                                 " neurons are too many");
 }
