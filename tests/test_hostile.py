@@ -152,6 +152,7 @@ ALIAS = {
     **dict.fromkeys(("x", "features"), ("must be [H, H]",)),
     "y": ("one number per channel",),
     "gamma": ("peak",),
+    "device": ("Device",),
     "num_features": ("y must be",),
     "function": ("Table",),
     "max_spike_count": ("levels",),

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ..backend import choose, cpu
+from ..spec.arguments import check_dense
 from ..spec.layout import are_plain_gradients, is_plain
 
 
@@ -48,6 +49,7 @@ def _check(spikes, weight, bias) -> None:
         if not isinstance(t, torch.Tensor) and not (t is None and name == "bias"):
             wanted = "a tensor or None" if name == "bias" else "a tensor"
             raise TypeError(f"{name} must be {wanted}, got {type(t).__name__}")
+    check_dense(bias=bias)
     shape = weight.shape
     if len(shape) != 2:
         raise ValueError(f"weight must be [outputs, inputs], got shape {tuple(shape)}")
