@@ -126,12 +126,16 @@ class Rounded(NamedTuple):
 
     def by(self, factor, error=None):
         """Times ``factor``, which is ``error`` units off, one of its own if None. Nothing times infinity is nothing."""
-        nothing = (factor == 0) | (self.value == 0)
+        value = self.value * factor
         error = self.error * factor.abs() + self.value.abs() * (factor.abs() if error is None else error)
-        return Rounded(torch.where(nothing, 0.0, self.value * factor), torch.where(error.isnan(), 0.0, error))
+        nothing = (factor == 0) & ~self.value.isnan() | (self.value == 0) & ~factor.isnan()
+        error = torch.where(error.isnan(), torch.where(nothing, 0.0, math.inf), error)
+        return Rounded(torch.where(nothing, 0.0, value), error)
 
     def where(self, condition):
-        return Rounded(torch.where(condition, self.value, 0.0), torch.where(condition, self.error, 0.0))
+        """Else nothing, or, of what is infinite or not a number, something or other."""
+        lost = torch.where(self.value.isfinite(), 0.0, math.inf)
+        return Rounded(torch.where(condition, self.value, 0.0), torch.where(condition, self.error, lost))
 
 
 def _exact(t):

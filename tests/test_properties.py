@@ -37,7 +37,7 @@ FEW = INTERPRETED or EMULATED
 
 
 def examples(share=1.0):
-    """As many of a profile's examples as a property is worth; fewer for an interpreter, which takes a second for one."""
+    """As many of a profile's examples as a property is worth; fewer for an interpreter, at a second for one."""
     share, least = (0.03 * share, 2) if FEW else (share, 10)
     return settings(max_examples=max(least, int(settings.default.max_examples * share)))
 
@@ -304,7 +304,7 @@ def test_an_order_of_neurons_is_that_of_their_outputs(backend, device, count, ca
 
 @examples(0.25)
 @given(
-    case=calls(steps=[49, 64, 100, 129], numbers=FINITE if FEW else SPECIAL, plain=True),
+    case=calls([49, 64, 100, 129], FINITE if FEW else SPECIAL, plain=True).filter(lambda case: 0 not in case["shape"]),
     length=st.sampled_from([16, 32, 48]),
     warm=st.sampled_from([0, 16, 64]),
 )
@@ -314,7 +314,7 @@ def test_time_in_segments_equals_the_serial_loop(backend, device, force, count, 
     got = forward(call, backend)
     assert_outputs_same(got, forward(call, "reference"))
     assert_judged(gradients(got, call), call, judge.judge(call.x, call.v, call.neuron))
-    assert all(time.segments > 1 for time in launches) or not call.x.numel()
+    assert all(time.segments > 1 for time in launches)
     count("inputs"), count("segments", sum(time.segments for time in launches))
 
 
