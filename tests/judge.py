@@ -129,7 +129,7 @@ class Rounded(NamedTuple):
         value = self.value * factor
         error = self.error * factor.abs() + self.value.abs() * (factor.abs() if error is None else error)
         nothing = (factor == 0) & ~self.value.isnan() | (self.value == 0) & ~factor.isnan()
-        error = torch.where(error.isnan(), torch.where(nothing, 0.0, math.inf), error)
+        error = torch.where(error.isnan(), torch.where(nothing & self.error.isfinite(), 0.0, math.inf), error)
         return Rounded(torch.where(nothing, 0.0, value), error)
 
     def where(self, condition):

@@ -13,7 +13,7 @@ from ..surrogate import Integer, Surrogate
 from .arguments import number
 from .norm import Norm
 
-FLOAT32_MAX = torch.finfo(torch.float32).max
+FLOAT32_MAX, FLOAT32_TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 FORMS = ("decay", "tau_input", "tau", "tau_input_inverse", "tau_inverse")  # in the order of csrc/lif.h's Leak
 
 
@@ -114,6 +114,8 @@ def new_spec(
         form, leak = of_tau, _leak("tau", tau)
         if leak is not None and leak <= 0:
             raise ValueError(f"tau must be > 0, got {tau!r}")
+        if leak is not None and leak < FLOAT32_TINY:
+            raise ValueError(f"tau must be at least {FLOAT32_TINY}, a normal float32, got {tau!r}")
     elif inverse_tau is not None:
         form, leak = f"{of_tau}_inverse", _leak("inverse_tau", inverse_tau)
         if leak is not None and leak < 0:
@@ -133,6 +135,8 @@ def new_spec(
             raise ValueError(f"threshold must be positive with {surrogate!r}, got {threshold!r}")
     if ternary and threshold is not None and threshold <= 0:
         raise ValueError(f"threshold must be positive with ternary=True, got {threshold!r}")
+    if (ternary or isinstance(surrogate, Integer)) and threshold is not None and threshold < FLOAT32_TINY:
+        raise ValueError(f"threshold must be at least {FLOAT32_TINY}, a normal float32, got {threshold!r}")
     if synapse_decay is not None:
         synapse_decay = _factor("synapse_decay", synapse_decay)
     if (threshold_decay is None) != (threshold_jump is None):
