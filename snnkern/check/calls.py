@@ -7,6 +7,7 @@ beyond the caches, thousands of steps; strides of all kinds; potentials that mee
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -26,7 +27,6 @@ OPS = {"lif": lif, "bn_lif": bn_lif, "recurrent_lif": recurrent_lif, "ttm": ttm}
 # By the text that makes them: one of each class, and those that are of a kind of their own.
 SURROGATES = {f"{cls.__name__}()": cls() for cls in Surrogate.__subclasses__() if getattr(cls, "_triton", None)}
 SURROGATES |= {"Table(torch.sinc, 1.0, 64)": Table(torch.sinc, 1.0, 64), "Integer(3)": Integer(3)}
-DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16)
 BETWEEN = {  # of parameters that are tensors
     "decay": (0.2, 0.9), "tau": (1.2, 3.0), "inverse_tau": (0.2, 0.9), "threshold": (0.4, 0.9), "bias": (-0.3, 0.6),
 }  # fmt: skip
@@ -162,8 +162,8 @@ class Variant(NamedTuple):
     given: tuple[str, ...] = ()
 
 
-def draw_variant(random: Random, op: str, float64: bool) -> Variant:
-    dtype = random.choice((*DTYPES, torch.float64) if float64 else DTYPES) if op != "linear" else torch.float32
+def draw_variant(random: Random, op: str, dtypes: Sequence[torch.dtype]) -> Variant:
+    dtype = random.choice(dtypes) if op != "linear" else torch.float32
     if op in ("ttm", "linear", "pack"):
         return Variant(op, dtype, {})
     neuron, given = _draw_neuron(random, tensors=op != "bn_lif")
@@ -171,7 +171,7 @@ def draw_variant(random: Random, op: str, float64: bool) -> Variant:
         neuron["return_v"] = random.choice((True, True, False, "sequence"))
     elif op == "bn_lif":
         # In float64 statistics are not rounded, so that the order of their sums would show.
-        neuron["training"] = random.random() < 0.5 and dtype != torch.float64
+        neuron["training"] = dtype != torch.float64 and random.random() < 0.5
         neuron |= _maybe(random, 0.2, scale=0.5)
     return Variant(op, dtype, neuron, given)
 

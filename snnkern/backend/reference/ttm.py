@@ -14,7 +14,8 @@ def ttm(x, steps, time_dim):
     frames = x.unbind(time_dim)
     first = starts(max(steps, len(frames)), min(steps, len(frames)))
     groups = [range(begin, end) for begin, end in pairwise(first)]
-    if steps > len(frames):
-        return torch.stack([frame for frame, group in zip(frames, groups, strict=True) for _ in group], time_dim)
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if steps > len(frames):  # by way of the state's dtype, in which the gradient of a frame is then summed
+        pairs = zip((frame.to(state) for frame in frames), groups, strict=True)
+        return torch.stack([frame for frame, group in pairs for _ in group], time_dim).to(x.dtype)
     return torch.stack([sum(frames[t].to(state) for t in group).to(x.dtype) for group in groups], time_dim)
