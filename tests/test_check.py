@@ -5,10 +5,11 @@ import io
 import math
 from inspect import signature
 from itertools import islice
+from random import Random
 
 import pytest
 import torch
-from conftest import THOROUGH
+from conftest import THOROUGH, needs_thorough
 from typer.testing import CliRunner
 
 import snnkern
@@ -97,6 +98,16 @@ def test_calls_for_a_gpu_come_in_several_sizes():
         group = drawn[i : i + check.SIZES]
         assert len({(call.op, call.dtype) for call in group}) == 1 and len({call.elements for call in group}) > 1
     assert all('"cuda"' in call.source("cuda").replace("'", '"') for call in drawn)
+
+
+@needs_thorough
+def test_cpu_equals_the_reference_in_many_calls(count):
+    report = check.Report()
+    for call, name, *found in islice(check.sweep({"cpu": "cpu"}, Random().randrange(1 << 30)), 1500):
+        report.add(call, name, *found)
+        count("calls")
+        count("elements", call.elements)
+    assert not report.failures, [failure.call.source("cpu") for failure in report.failures]
 
 
 # What is wrong is found

@@ -94,7 +94,7 @@ class Report:
         for (backend, op), tried in sorted(self.tried.items(), key=lambda item: order.index(item[0][0])):
             steps, spikes = (f"{tried.steps:,}", "equal") if op != "linear" else ("-", "-")
             spikes = f"{tried.unequal:,} differ" if tried.unequal else spikes
-            counts = [f"{tried.calls:,}", f"{tried.elements / 1e6:.1f} M", steps]
+            counts = [f"{tried.calls:,}", f"{tried.elements / 1e3:,.0f} k", steps]
             lines.append([backend, op, *counts, spikes, f"{tried.worst:.2g}"])
         return lines
 
