@@ -18,13 +18,14 @@ from hypothesis import HealthCheck, settings
 
 import snnkern
 from snnkern.spec import split as splitting
+from snnkern.spec.bounds import gradient_bound
+from snnkern.spec.layout import DTYPES
 from snnkern.spec.neuron import make_spec
 from snnkern.spec.split import Split
 
-# Relative norm of the error of a gradient, per dtype: the one table. Spikes are held to equality, not to this.
-GRADIENT_BOUND = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 5e-4, torch.bfloat16: 4e-3}
-
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Relative norm of the error of a gradient, per dtype. Spikes are held to equality, not to this.
+GRADIENT_BOUND = {dtype: gradient_bound(dtype, INTERPRETED) for dtype in DTYPES}
 EMULATED = os.environ.get("SNNKERN_EMULATE") == "1"
 if EMULATED:
     emulator.install()
@@ -40,8 +41,6 @@ EXPECTED = ["cpu", "cuda", "triton"] if torch.cuda.is_available() else ["cpu"]
 if INTERPRETED or EMULATED:
     EXPECTED = ["triton"] if INTERPRETED else ["cuda"]
 BACKENDS = EXPECTED if INTERPRETED or EMULATED else RUNNABLE
-if INTERPRETED:
-    GRADIENT_BOUND[torch.bfloat16] = 2**-7  # the interpreter cuts float32 off to bfloat16 where a GPU rounds
 
 
 def pytest_configure():

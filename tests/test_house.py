@@ -15,7 +15,7 @@ FLOORS = (
     {"spec", "files"},
     {"backend"},
     {"ops"},
-    {"nn"},
+    {"nn", "check"},
     {"models", "data", "methods", "hook", "convert"},
     {"losses"},
     {"analysis"},
