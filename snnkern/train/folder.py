@@ -160,6 +160,12 @@ def claim(folder: Path, settings: dict) -> None:
         changed = [f"{k} {held.get(k)!r} there, {ours.get(k)!r} here" for k in keys if held.get(k) != ours.get(k)]
         if changed:
             raise RunError(f"{folder} holds a run with other settings ({'; '.join(changed)}); choose another folder")
+        with reading(path):
+            before, now = json.loads(path.read_bytes()).get("versions", {}), versions()
+            others = [f"{k} {v} there, {now.get(k)} here" for k, v in before.items() if v != now.get(k)]
+        if others:
+            text = f"{folder} was begun elsewhere ({'; '.join(others)}): it goes on, but its last bits may differ"
+            warnings.warn(text, stacklevel=2)
     else:
         with writing(path):
             write_json(path, {"settings": settings, "versions": versions()})
@@ -281,6 +287,8 @@ def _state(held: dict) -> State:
     for name, value in held.items():
         if not isinstance(value, getattr(wanted[name], "__origin__", wanted[name])):
             raise TypeError(f"{name} must be {wanted[name]}, got {value!r}")
+    if not all(isinstance(value, float) for value in (*held["sums"], *held["cosines"])):
+        raise TypeError(f"sums and cosines must be numbers, got {held['sums']} and {held['cosines']}")
     return State(**held)
 
 
@@ -350,7 +358,7 @@ def _measured(line: dict) -> dict:
 
 
 def save_weights(path: Path, model: torch.nn.Module, about: dict) -> None:
-    """As safetensors, with ``about`` as JSON in its metadata, and in that a digest of everything: the format has none."""
+    """As safetensors, with ``about`` as JSON in its metadata, and a digest of everything: the format has none."""
     with writing(path), replacing(path) as file:
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         said = json.dumps(about | {"digest": _digest(weights, about)})

@@ -315,8 +315,8 @@ class _Training:
     def _diverged(self, what: str, value: float) -> RunError:
         amp = " or another amp" if self.recipe.amp == "float16" else ""
         return RunError(
-            f"the {what} of epoch {self.state.epoch + 1} of stage.{self.state.stage} is {value:g}; try a smaller lr{amp}, "
-            "or look for data that is not finite (the checkpoint before it is kept)"
+            f"the {what} of epoch {self.state.epoch + 1} of stage.{self.state.stage} is {value:g}; try a smaller "
+            f"lr{amp}, or look for data that is not finite (the checkpoint before it is kept)"
         )
 
     def _drawn(self, plan: Epoch) -> dict:

@@ -86,14 +86,14 @@ def world(device: str = "auto") -> Iterator[World]:
         place = torch.device("cuda", local) if device == "cuda" else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"device must be one that PyTorch can use here, got {device!r}: {reason}") from error
+        found = str(error).splitlines()[0]
+        raise RunError(f"device must be one that PyTorch can use here, got {device!r}: {found}") from error
     ours = size > 1 and not dist.is_initialized()
     try:
         if ours:
             # gloo, too, where there are GPUs: World.any and World.share talk between processors
             dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
-        if place.type == "cuda":
+        if place.type == "cuda" and size > 1:
             torch.cuda.set_device(place)
         yield World(place, dist.get_rank(), size) if size > 1 else World(place)
     except RuntimeError as error:
