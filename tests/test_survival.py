@@ -61,6 +61,9 @@ def once(arguments):
     return load(arguments[0], arguments[1:])
 
 
+once(TWO).load_data()  # what a process that is forked from here need not do again
+
+
 @pytest.fixture(scope="module", autouse=True)
 def prepared():
     """One thread; and the process that others are forked from has imported everything once."""
