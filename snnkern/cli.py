@@ -26,6 +26,7 @@ from rich.table import Table
 from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
+from .data.base import DataError
 from .files import replacing, versions
 from .models import Staged
 from .train.folder import Interrupted, RecipeError, RunError
@@ -736,7 +737,7 @@ def _errors(folder: Path, trains: bool = False):
         _fail(f"{error.filename} is a file, where a folder was to be made", 1)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
-    except (RunError, ImportError) as error:
+    except (RunError, DataError, ImportError) as error:
         _fail(str(error), 1)
 
 

@@ -230,7 +230,9 @@ def restore(path: str | Path, stage: int = -1, best: bool = False) -> Restored:
     epoch of a stage, or after the one with the best accuracy on the test data."""
     path = Path(path)
     if path.is_dir():
-        count = len(runs.read_settings(path).get("stage", ()))
+        settings = runs.read_settings(path)
+        with runs.reading(path / "settings.json"):
+            count = len(settings["stage"])
         if not -count <= stage < count:
             raise RunError(f"stage must be one of the run's {count}, counted from 0, got {stage}")
         stage, folder = stage % count, path
@@ -240,9 +242,25 @@ def restore(path: str | Path, stage: int = -1, best: bool = False) -> Restored:
             rest = "its best epoch so far is there (--best)" if begun else "no epoch of it is"
             raise RunError(f"{folder}: stage.{stage} is not finished; {rest}")
     weights, about = runs.load_weights(path)
-    recipe = recipes.read(about.pop("recipe"))
-    model = recipe.make_model(about["stage"], about["classes"], about["shape"])
-    if about.pop("folded", False):
-        model = fold(model)
-    model.load_state_dict(weights)
+    with runs.reading(path):
+        recipe = recipes.read(about.pop("recipe"))
+        if absent := {"stage", "epoch", "test_accuracy"} - about.keys():
+            raise KeyError(*sorted(absent))
+        folded = about.pop("folded", False)
+
+        def make() -> torch.nn.Module:
+            model = recipe.make_model(about["stage"], about["classes"], about["shape"])
+            return fold(model) if folded else model
+
+        with torch.device("meta"):
+            model = make()
+        if (wanted := _shapes(model.state_dict())) != _shapes(weights):
+            differing = sorted(dict(wanted.items() ^ _shapes(weights).items()))
+            raise ValueError(f"its weights are not those of its network: {', '.join(differing)}")
+        model = make()
+        model.load_state_dict(weights)
     return Restored(model, recipe, about)
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}

@@ -42,8 +42,8 @@ OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.o
 NEURONS = ("LIF", "SmoothLIF", "IAF")  # of snnkern.nn
 
 
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Strict()]
 Listed = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])  # one stands for a list
@@ -367,8 +367,10 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         hint = f"did you mean {' or '.join(near)}?" if near else "snnkern train --list shows them"
         raise RecipeError(f"recipe must be the name of one or the path of a .toml file, got {name!r}; {hint}")
     try:
-        table = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from error
     _override_all(table, overrides)
     return read(table)
@@ -393,7 +395,7 @@ def _override_all(table: dict, overrides: Iterable[str]) -> None:
             raise RecipeError(f"an override must be key=value, got {text!r}")
         try:
             value = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # TOML's error is a ValueError
             pass
         _override(table, key.split("."), value, key)
 

@@ -30,7 +30,7 @@ from ..methods.mtt import Sampler
 from ..models import Staged
 from .batches import Parts
 from .evaluation import restore, training_parts
-from .folder import Interrupted, Request, RunError, writing
+from .folder import Interrupted, Request, RunError, reading, writing
 from .processes import working
 from .recipe import Stage, override
 
@@ -229,11 +229,12 @@ class _Kept:
         of = json.loads(json.dumps(of))
         if not path.exists():
             return cls(path, of, {})
-        try:
-            held = json.loads(path.read_text())
-            before, found = held["of"], {tuple(row["t"]): row["accuracy"] for row in held["measured"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} cannot be read: {error!r}; move it away to measure anew") from error
+        with reading(path, "; move it away to measure anew"):
+            held = json.loads(path.read_bytes())
+            before = {**held["of"]}
+            found = {tuple(row["t"]): 1.0 * row["accuracy"] for row in held["measured"]}
+            if not all(0 <= accuracy <= 1 for accuracy in found.values()):
+                raise ValueError("an accuracy is not from 0 to 1")
         changed = [f"{k} {before.get(k)!r} there, {of[k]!r} here" for k in of if before.get(k) != of[k]]
         if changed:
             raise RunError(f"{path} holds what was measured otherwise ({'; '.join(changed)}); choose another folder")
