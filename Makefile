@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format bench sanitize clean
+.PHONY: demo test versions lint format bench sanitize clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -30,6 +30,12 @@ sanitize:
 	    tests/test_lif.py tests/test_bn_lif.py tests/test_split.py tests/test_pack.py \
 	    -k "(cuda or triton) and (odd_sizes or segments or shapes or bits_and_back or views)" || exit 1; \
 	done
+
+# One wheel on several Pythons, PyTorches and NumPys: 20 GB in build/versions. ARGS="3.13 2.6.0" chooses.
+versions: .venv/installed
+	rm -f build/versions/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-build-isolation --no-deps -w build/versions .
+	$(BIN)/python tests/versions.py $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
