@@ -26,6 +26,7 @@ from snnkern.spec.split import Split
 # Relative norm of the error of a gradient, per dtype: the one table. Spikes are held to equality, not to this.
 GRADIENT_BOUND = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 EMULATED = os.environ.get("SNNKERN_EMULATE") == "1"
 if EMULATED:
