@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format bench sanitize sanitize-cpu clean
+.PHONY: demo test trust sanitize sanitize-cpu versions lint format bench docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -50,6 +50,12 @@ sanitize-cpu: .venv/installed
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -pthread -DSNN_ISA=baseline -Icsrc tests/threads.cpp \
 	  csrc/cpu/threads.cpp csrc/cpu/ttm.cpp -o build/threads
 	build/threads
+
+# One wheel on several Pythons, PyTorches and NumPys: 20 GB in build/versions. ARGS="3.13 2.6.0" chooses.
+versions: .venv/installed
+	rm -f build/versions/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-build-isolation --no-deps -w build/versions .
+	$(BIN)/python tests/versions.py $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

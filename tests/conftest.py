@@ -8,6 +8,8 @@ sets it, makes random tests draw many more inputs, differently every time, and r
 
 import json
 import os
+import platform
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from snnkern.spec.layout import DTYPES
 from snnkern.spec.neuron import make_spec
 from snnkern.spec.split import Split
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Relative norm of the error of a gradient, per dtype. Spikes are held to equality, not to this.
 GRADIENT_BOUND = {dtype: gradient_bound(dtype, INTERPRETED) for dtype in DTYPES}
@@ -48,6 +51,22 @@ def pytest_configure():
     absent = [f"{name}: {reason}" for name, reason in snnkern.backends().items() if name in EXPECTED and reason]
     if absent:
         raise pytest.UsageError("what the tests are about cannot run here; " + "; ".join(absent))
+
+
+HERE = (None, "", "localhost", "127.0.0.1", "::1", platform.node())
+
+
+def _only_here(event, arguments):
+    """Whatever a test calls in this process reaches no other machine, nor asks for the address of one."""
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        arguments = arguments[1]  # a path, of a Unix socket, or a host and more
+    elif event not in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        return
+    if isinstance(arguments, tuple) and arguments[0] not in HERE:
+        raise PermissionError(f"{event} of {arguments[0]}: tests use no network")
+
+
+sys.addaudithook(_only_here)
 
 
 def pytest_addoption(parser):

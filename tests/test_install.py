@@ -1,6 +1,7 @@
-"""What an installation is made of, and how CMake is called; no compiler runs."""
+"""What an installation is made of, how CMake is called, and what works without anything optional; no compiler runs."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -94,3 +95,68 @@ def test_without_a_compiler_there_is_no_extension(tmp_path):
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_ext"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0 and "installing without the compiled extension" in run.stderr
+
+
+OPTIONAL = (
+    "aeon aedat cuda h5py matplotlib nir norse pydantic safetensors sinabs sklearn snntorch spikingjelly tensorboard"
+)
+BARE = """
+import importlib, json, pkgutil, sys, warnings
+from importlib.machinery import PathFinder
+
+absent, find, calls = set(sys.argv[1:]), PathFinder.find_spec, []
+PathFinder.find_spec = staticmethod(lambda name, *at: None if name.split(".")[0] in absent else find(name, *at))
+sys.modules["snnkern._C"] = None
+sys.addaudithook(lambda event, _: calls.append(event) if event.startswith(("socket.", "urllib.")) else None)
+import snnkern, torch
+refused = {}
+for name in (module.name for module in pkgutil.walk_packages(snnkern.__path__, "snnkern.")):
+    if not name.startswith(("snnkern.backend.triton.", "snnkern.__main__", "snnkern._C")):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            refused[name] = str(error)
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(20, 30), snnkern.nn.LIF(), torch.nn.Linear(30, 4))
+optimiser, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    for _ in range(4):
+        loss = snnkern.losses.sdt(model(torch.ones(5, 2, 20)), torch.tensor([1, 3]))
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+
+absent.remove("pydantic")  # which some versions of typer need
+importlib.invalidate_caches()
+from snnkern.cli import app
+from typer.testing import CliRunner
+said = {words: CliRunner().invoke(app, words.split()) for words in ("doctor", "train digits-tet")}
+print(json.dumps({
+    "calls": calls,
+    "refused": refused,
+    "warnings": [str(warning.message) for warning in told if "snnkern" in str(warning.message)],
+    "losses": losses,
+    "said": {words: [result.exit_code, result.output] for words, result in said.items()},
+}))
+"""
+
+
+def test_what_a_bare_installation_can_do(tmp_path):
+    """No extension, no Triton, nothing of the extras; and nothing asks a network."""
+    command = [sys.executable, "-c", BARE, *OPTIONAL.split(), "tonic", "torchvision", "triton"]
+    run = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["calls"] == []
+    ours = {name: said for name, said in found["refused"].items() if not name.startswith("snnkern.convert.")}
+    assert set(ours.values()) == {"training needs pydantic: pip install 'snnkern[train]'"}
+    assert all(name.startswith("snnkern.train.") for name in ours)
+    assert len(found["warnings"]) == 1 and "many times slower than the kernels" in found["warnings"][0]
+    assert found["losses"][-1] < found["losses"][0]
+    said = found["said"]
+    assert said["doctor"][0] == 0 and "Triton is not installed" in said["doctor"][1]
+    assert said["train digits-tet"] == [1, "Error: the digits need scikit-learn: pip install 'snnkern[train]'\n"]
