@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format bench sanitize clean
+.PHONY: demo test lint format bench docs sanitize clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -44,6 +44,14 @@ format: .venv/installed
 # make bench ARGS=--quick: about a minute; into runs/bench.
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# The site, into build/docs; needs no network but for the installation.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+.venv/docs: .venv/installed requirements-docs.txt
+	$(PIP) install -r requirements-docs.txt
+	touch $@
 
 .venv/requirements: requirements-dev.txt requirements-peers.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
