@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from html import unescape
 from importlib.metadata import distribution
 from pathlib import Path
 from posixpath import normpath, relpath
@@ -92,7 +93,12 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(html, page, config, files):
     """Equations as MathML, which browsers draw by themselves."""
-    return EQUATION.sub(lambda match: convert(match[3], display="block" if match[2] == "[" else "inline"), html)
+
+    def drawn(match):
+        tex = unescape(match[3]).replace("{aligned}", "{align*}")  # as latex2mathml calls it
+        return convert(tex, display="block" if match[2] == "[" else "inline")
+
+    return EQUATION.sub(drawn, html)
 
 
 def plain(text: str) -> str:
