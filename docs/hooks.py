@@ -25,7 +25,7 @@ LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 SECTION = re.compile(
     r"^(Args|Raises|Returns|Gradient|Parameters|Buffers|Source):(?: ?\n((?:(?: {4}.*)?(?:\n|$))+))?", re.M
 )
-ITEM = r"(\w[\w*, ]*): "  # an argument or several, and what is said of them
+ITEM = r"^(\w[\w*, ]*): "  # an argument or several, and what is said of them
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([\[(])(.*?)\\[\])]</\1>', re.DOTALL)
 
 
@@ -76,7 +76,8 @@ def _source(path: Path) -> str:
 def _command_line() -> str:
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="snnkern"), name="snnkern")
-    return re.sub(r"^(#+) `(.*)`$", r"\1 \2", text.replace("# `snnkern`", "# Command line", 1), flags=re.MULTILINE)
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text.replace("# `snnkern`", "# Command line", 1))
+    return re.sub(r"^(#+) `(.*)`$", r"\1 \2", text, flags=re.M)
 
 
 def on_page_markdown(markdown, page, config, files):
