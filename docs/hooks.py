@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from html import unescape
 from importlib.metadata import distribution
 from pathlib import Path
@@ -89,7 +90,7 @@ def on_page_markdown(markdown, page, config, files):
         return relpath(_uri(path), page.file.src_uri.rpartition("/")[0] or ".") if path.is_file() else match[1]
 
     title = "" if markdown.startswith("# ") else f"# {page.title}\n\n"
-    return title + LINK.sub(moved, markdown)
+    return title + referred(LINK.sub(moved, markdown))
 
 
 def on_page_content(html, page, config, files):
@@ -102,6 +103,26 @@ def on_page_content(html, page, config, files):
     return EQUATION.sub(drawn, html)
 
 
+@cache
+def _reference() -> dict[str, str]:
+    """What the reference calls its entries, and where they are defined."""
+    text = "".join(page.read_text() for page in ROOT.glob("docs/reference/*.md"))
+    entries = re.findall(
+        r"^::: (\S+)\n(?:    options: {(?:heading: ([\w.]+)|(show_root_heading: false))?)?", text, re.M
+    )
+    return {called or path: path for path, called, module in entries if not module}
+
+
+def referred(text: str) -> str:
+    """Names that the reference has, such as `nn.LIF`, are links to them."""
+
+    def link(match):
+        path = _reference().get(f"snnkern.{match[2].removeprefix('snnkern.')}")
+        return f"[{match[0]}][{path}]" if path else match[0]
+
+    return re.sub(r"(?<![\[`])(`{1,2})(\w+\.[\w.]+)\1(?!`)", link, text)
+
+
 def plain(text: str) -> str:
     """A docstring as Markdown: a block behind ``::`` is code by its indent, arguments and errors are lists."""
     text = re.sub(r"^::\n\n", "", re.sub(r"(\S)::(\n\n +)", r"\1:\2", text), flags=re.M)
@@ -111,7 +132,7 @@ def plain(text: str) -> str:
 def _section(match) -> str:
     block = dedent(match[2] or "")
     if not re.match(ITEM, block):
-        return f"**{match[1]}:** {block}"
+        return f"**{match[1]}:**{block and f' {block}'}"
     lines = (re.sub(ITEM, r"- `\1`: ", line) if re.match(ITEM, line) else f"    {line}" for line in block.splitlines())
     return f"**{match[1]}**\n\n" + "\n".join(lines) + "\n\n"
 
@@ -121,7 +142,7 @@ class Docstrings(griffe.Extension):
 
     def on_object(self, *, obj, **kwargs):
         if obj.docstring:
-            obj.docstring.value = plain(obj.docstring.value)
+            obj.docstring.value = referred(plain(obj.docstring.value))
 
     def on_class_members(self, *, cls, **kwargs):
         fields = [field for field in cls.attributes.values() if field.annotation and not field.has_labels("property")]

@@ -71,9 +71,9 @@ class EventDriven(NamedTuple):
 
     accuracy: float  # a fraction, of the argmax of ``outputs``
     outputs: np.ndarray  # [N, classes]
-    events: float
-    spikes: dict[str, float]
-    operations: dict[str, float]
+    events: float  # of the input
+    spikes: dict[str, float]  # by layer
+    operations: dict[str, float]  # by layer: synapses that a spike or an event has crossed
     samples: int
 
 

@@ -70,10 +70,10 @@ class Layer:
 class Energy:
     """Of a network, per sample."""
 
-    layers: list[Layer]
+    layers: list[Layer]  # operations of each
     rates: dict[str, float]  # spikes per neuron and step, by neuron layer
-    add: float  # pJ
-    multiply: float  # pJ
+    add: float  # cost of an addition, pJ
+    multiply: float  # of a multiplication, pJ
 
     @property
     def additions(self) -> float:
