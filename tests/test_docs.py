@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"((?:^<!--(?:(?!-->).)*-->\n)*)^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 REMARK = re.compile(r"<!--\s(needs|slow|before)(?::\s(.*?))?\s-->", re.DOTALL)
-SECONDS = 60  # for a page
+SECONDS = 300  # for a page, on a machine that is busy
 
 
 def name(page: Path) -> str:
@@ -55,7 +55,7 @@ def absent(needed: str) -> bool:
 @pytest.fixture
 def limit():
     def stop(*_):
-        raise TimeoutError(f"the code of this page takes longer than {SECONDS} s")
+        raise TimeoutError(f"the code of this page takes too long")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS * (10 if THOROUGH else 1))
@@ -91,7 +91,7 @@ def commands(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_exist(page):
+def test_commands_exist(page, count):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for typed in commands(page):
         typed = re.sub(r"^([A-Z_]+=\S* )+", "", typed.strip())
@@ -107,6 +107,9 @@ def test_commands_exist(page):
                 assert importlib.util.find_spec(module), typed
             case ["python" | "python3", script, *_] if "/" in script:
                 assert (ROOT / script).is_file(), typed
+            case _:
+                continue
+        count("commands")
 
 
 COMMANDS = typer.main.get_command(app).commands
@@ -138,8 +141,9 @@ LINKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("benchmarks/**/*.md")
 
 
 @pytest.mark.parametrize("page", LINKED, ids=name)
-def test_links_lead_somewhere(page):
+def test_links_lead_somewhere(page, count):
     for link in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text())):
+        count("links")
         if re.match(r"\w+:", link):
             assert link.startswith("https://"), link
             continue
