@@ -55,7 +55,7 @@ def absent(needed: str) -> bool:
 @pytest.fixture
 def limit():
     def stop(*_):
-        raise TimeoutError(f"the code of this page takes too long")
+        raise TimeoutError("the code of this page takes too long")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS * (10 if THOROUGH else 1))
