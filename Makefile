@@ -71,6 +71,14 @@ format: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+# The site, into build/docs; needs no network but for the installation.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+.venv/docs: .venv/installed requirements-docs.txt
+	$(PIP) install -r requirements-docs.txt
+	touch $@
+
 .venv/requirements: requirements-dev.txt requirements-peers.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -r requirements-dev.txt

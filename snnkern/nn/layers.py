@@ -200,7 +200,7 @@ class CubaLIF(LIF):
 
     ::
 
-        i[t] = synapse_decay*i[t-1] + x[t]    is what ``LIF`` receives for x[t]
+        i[t] = synapse_decay*i[t-1] + x[t]    is what LIF receives for x[t]
 
     ``synapse_decay`` is exp(-dt/tau) of a synaptic time constant; all else is ``LIF``.
 

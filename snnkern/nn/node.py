@@ -444,7 +444,7 @@ class ILIFNode(LIFNode):
 
 
 class TernaryIFNode(BaseNode):
-    """SpikingJelly's TernaryIFNode: an IFNode of spikes -1, 0 and 1.
+    """SpikingJelly's TernaryIFNode: an ``IFNode`` of spikes -1, 0 and 1.
 
     ::
 
@@ -458,7 +458,7 @@ class TernaryIFNode(BaseNode):
 
 
 class TernaryLIFNode(_Leaky):
-    """SpikingJelly's TernaryLIFNode: charges as LIFNode, fires and resets as TernaryIFNode."""
+    """SpikingJelly's TernaryLIFNode: charges as ``LIFNode``, fires and resets as ``TernaryIFNode``."""
 
     def _neuron(self) -> dict:
         return {"ternary": True, **super()._neuron()}
@@ -472,9 +472,10 @@ class _MultiStep:
 
 
 class MultiStepLIFNode(_MultiStep, LIFNode):
-    """LIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12.
+    """``LIFNode`` in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12.
 
-    Other than there, ``v_seq`` is None unless ``store_v_seq`` is set.
+    Other than there, ``v_seq`` is None unless ``store_v_seq`` is set. ``lava_s_cale`` is kept for SpikingJelly's
+    ``lava_exchange`` and used by nothing here.
     """
 
     def __init__(
@@ -493,7 +494,7 @@ class MultiStepLIFNode(_MultiStep, LIFNode):
 
 
 class MultiStepIFNode(_MultiStep, IFNode):
-    """IFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
+    """``IFNode`` in multi-step mode alone; the rest as for ``MultiStepLIFNode``."""
 
     def __init__(
         self,
@@ -509,7 +510,7 @@ class MultiStepIFNode(_MultiStep, IFNode):
 
 
 class MultiStepParametricLIFNode(_MultiStep, ParametricLIFNode):
-    """ParametricLIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
+    """``ParametricLIFNode`` in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
 
     Args:
         recipes: by name; all with the same seeds. One is only trained and tested.
+        watch: looks on; see ``snnkern.train.progress``.
 
     Returns:
         What it also writes to ``results.json`` (``rows``, ``runs``, recipes and versions) and, as a table, to
@@ -134,6 +135,7 @@ def read_results(folder: Path) -> dict:
 
 
 def run_folder(folder: Path, name: str, seed: int, recipes: int) -> Path:
+    """Where ``compare`` has the run of a recipe's ``name`` and ``seed``: in a folder of its name beside several."""
     return folder / name / f"seed{seed}" if recipes > 1 else folder / f"seed{seed}"
 
 

@@ -45,6 +45,7 @@ def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Mo
 
     Args:
         recipe: with a seed.
+        watch: looks on; see ``snnkern.train.progress``.
 
     Returns: the network of the last stage, after its last epoch.
 

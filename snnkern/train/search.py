@@ -57,7 +57,9 @@ def search(
     """Searches, and writes ``search.json``, ``search.md`` and ``search.png`` to ``folder``, made where missing.
 
     Args:
-        run, stage, best: see ``restore``.
+        run, stage, best: see ``snnkern.train.evaluation.restore``.
+        folder: of the files.
+        overrides: ``key=value``, of the run's recipe.
         budget: T_g: the best configuration costs no more than the uniform one of so many steps.
         samples: configurations that the estimate is fitted to. Default: 18, as published for 8 stages, or twice as many
             as there are unknowns, if that is more.
@@ -251,7 +253,7 @@ HEADER = ("", "t", "estimated, %", "measured, %", "judged, %", "energy")
 
 
 def rows(result: dict) -> list[list[str]]:
-    """Under ``HEADER``: the best configuration and the uniform one."""
+    """Under ``HEADER``, of the result of ``search``: the best configuration and the uniform one."""
     found = []
     for name in ("best", "uniform"):
         row = result[name]
@@ -261,7 +263,7 @@ def rows(result: dict) -> list[list[str]]:
 
 
 def verdict(result: dict) -> str:
-    """What the judging half of the test samples says, in a sentence."""
+    """What the judging half of the test samples says, in a sentence; ``result`` is that of ``search``."""
     gap, error = (100 * result["difference"][key] for key in ("mean", "standard_error"))
     known = "" if result["mixed"] else f"Trained at T = {result['sampler']['high']} alone, not with mixed time steps. "
     return (
