@@ -40,6 +40,13 @@ EXPECTED = ["cpu", "cuda", "triton"] if torch.cuda.is_available() else ["cpu"]
 if INTERPRETED or EMULATED:
     EXPECTED = ["triton"] if INTERPRETED else ["cuda"]
 BACKENDS = EXPECTED if INTERPRETED or EMULATED else RUNNABLE
+
+
+def few(values, interpreted):
+    """What a test takes: ``values``, or of them ``interpreted`` while Triton's interpreter, which is slow, runs it."""
+    return interpreted if INTERPRETED and not THOROUGH else values
+
+
 if INTERPRETED:
     GRADIENT_BOUND[torch.bfloat16] = 2**-7  # the interpreter cuts float32 off to bfloat16 where a GPU rounds
 
