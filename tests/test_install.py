@@ -1,5 +1,6 @@
 """What an installation is made of, and how CMake is called; no compiler runs."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -34,8 +35,9 @@ def test_an_installation_has_every_file_of_the_package_and_no_other(tmp_path):
     (tmp_path / "snnkern" / "of_an_earlier_version.py").touch()
     run = setup("egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path)
     assert run.returncode == 0, run.stderr
-    kernels = {f"snnkern/{name}" for name in files(ROOT, "csrc") if name.endswith((".cuh", ".h")) and "cpu" not in name}
-    assert files(tmp_path, "snnkern") == files(ROOT, "snnkern") | kernels - {"snnkern/csrc/cuda/driver.h"}
+    kernels = {f"snnkern/{name}" for name in files(ROOT, "csrc") if name.endswith((".cuh", ".h"))}
+    hosts = {name for name in kernels if "/cpu/" in name or "/python/" in name} | {"snnkern/csrc/cuda/driver.h"}
+    assert files(tmp_path, "snnkern") == files(ROOT, "snnkern") | kernels - hosts
     assert {"snnkern/csrc/lif.h", "snnkern/csrc/cuda/lif.cuh"} <= kernels
     assert (tmp_path / "snnkern" / "py.typed").exists()
 
@@ -70,6 +72,16 @@ def test_cmake_starts_afresh_where_its_tools_have_changed(tmp_path, tools):
     failed, said = configure(one, STATUS="3")
     assert len(failed) == 1 and "C++17 compiler" in said
     assert "--fresh" in configure(one)[0][0]
+
+
+def test_one_wheel_serves_every_python_from_3_11_on(tmp_path, tools):
+    build = "build", "--build-base", tmp_path, "--build-temp", tmp_path, "--build-lib", tmp_path / "lib"
+    wheel = "bdist_wheel", "--bdist-dir", tmp_path / "wheel", "--dist-dir", tmp_path
+    run = setup("egg_info", "--egg-base", tmp_path, *build, *wheel, PATH=tools("one"))
+    assert run.returncode == 0, run.stderr
+    (made,) = tmp_path.glob("*.whl")
+    assert "-cp311-abi3-" in made.name
+    assert importlib.util.find_spec("snnkern._C").origin.endswith(("_C.abi3.so", "_C.pyd"))
 
 
 def test_a_compiler_that_is_asked_for_must_be_there():
