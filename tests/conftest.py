@@ -42,6 +42,11 @@ if INTERPRETED or EMULATED:
 BACKENDS = EXPECTED if INTERPRETED or EMULATED else RUNNABLE
 
 
+def brief(values, some):
+    """What a test takes: ``values`` where it is thorough, or of them ``some``."""
+    return values if THOROUGH else some
+
+
 def few(values, interpreted):
     """What a test takes: ``values``, or of them ``interpreted`` while Triton's interpreter, which is slow, runs it."""
     return interpreted if INTERPRETED and not THOROUGH else values
