@@ -46,6 +46,16 @@ if INTERPRETED or EMULATED:
 BACKENDS = EXPECTED if INTERPRETED or EMULATED else RUNNABLE
 
 
+def brief(values, some):
+    """What a test takes: ``values`` where it is thorough, or of them ``some``."""
+    return values if THOROUGH else some
+
+
+def few(values, interpreted):
+    """What a test takes: ``values``, or of them ``interpreted`` while Triton's interpreter, which is slow, runs it."""
+    return interpreted if INTERPRETED and not THOROUGH else values
+
+
 def pytest_configure():
     """Without a backend that belongs here its tests would not run, and nobody would see that. No GPU: hide it."""
     absent = [f"{name}: {reason}" for name, reason in snnkern.backends().items() if name in EXPECTED and reason]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_gradients_close
+from conftest import assert_gradients_close, brief
 from test_bn_lif import run
 from test_lif import draw, state_of
 
@@ -20,7 +20,11 @@ from snnkern.backend import cpu
 from snnkern.spec.split import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
+# Thoroughly all of them; else those of every size, layout, surrogate and neuron.
 TESTS = [Path(__file__).parent / f"test_{name}.py" for name in ("lif", "linear", "neurons", "bn_lif", "split", "pack")]
+CHOICE = "cpu and not compile" + brief(
+    "", " and (sizes or shapes or every_neuron or layout or surrogate_in or bits_and_back or dense_product)"
+)
 
 
 @pytest.mark.parametrize("isa", SETS[: SETS.index(_C.cpu_isa())])
@@ -30,7 +34,7 @@ def test_lesser_instruction_sets_pass_the_same_tests(isa):
         [sys.executable, "-c", "from snnkern import _C; print(_C.cpu_isa())"], env=env, capture_output=True, text=True
     )
     assert found.stdout.strip() == isa, found.stderr
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", "cpu and not compile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", CHOICE]
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
 
