@@ -134,7 +134,7 @@ class Rounded(NamedTuple):
 
     def where(self, condition):
         """Else nothing, or, of what is infinite or not a number, something or other."""
-        lost = torch.where(self.value.isfinite(), 0.0, math.inf)
+        lost = torch.where(self.value.isfinite() & self.error.isfinite(), 0.0, math.inf)
         return Rounded(torch.where(condition, self.value, 0.0), torch.where(condition, self.error, lost))
 
 
