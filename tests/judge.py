@@ -219,7 +219,7 @@ def adjoint(found: Judged, x, neuron, grads) -> Gradients:
             i = received.by(double(number(neuron["synapse_decay"])))
         of_bias = of_bias + received
         of_x.append(received)
-        v = of_h.by(gain_of_v)
+        v = of_h.by(gain_of_v, None if found.form == "decay" else 1 + inverse)  # autograd adds the two terms up
     if found.form == "tau":
         of_leak = of_leak.by(-inverse * inverse)
     of_x = Rounded(*(torch.stack(parts[::-1]) for parts in zip(*of_x, strict=True)))
