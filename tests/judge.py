@@ -134,7 +134,7 @@ class Rounded(NamedTuple):
 
     def where(self, condition):
         """Else nothing, or, of what is infinite or not a number, something or other."""
-        lost = torch.where(self.value.isfinite(), 0.0, math.inf)
+        lost = torch.where(self.value.isfinite() & self.error.isfinite(), 0.0, math.inf)
         return Rounded(torch.where(condition, self.value, 0.0), torch.where(condition, self.error, lost))
 
 
@@ -148,7 +148,8 @@ def _slope(surrogate, u):
     off = (surrogate.grad(u + (u.abs() + 1) * 2**-10) - g).abs() * 2**10
     if isinstance(surrogate, Dspike):  # 1 - tanh^2, in the reference
         off = off + surrogate.grad(torch.zeros_like(u))
-    return g, g.abs() + off
+    lost = torch.where(g.abs() < 2**-120, g.abs() * 2**50, 0.0)  # what underflows, or whose inverse overflows
+    return g, g.abs() + off + lost
 
 
 class Gradients(NamedTuple):
@@ -219,7 +220,7 @@ def adjoint(found: Judged, x, neuron, grads) -> Gradients:
             i = received.by(double(number(neuron["synapse_decay"])))
         of_bias = of_bias + received
         of_x.append(received)
-        v = of_h.by(gain_of_v)
+        v = of_h.by(gain_of_v, None if found.form == "decay" else 1 + inverse)  # autograd adds the two terms up
     if found.form == "tau":
         of_leak = of_leak.by(-inverse * inverse)
     of_x = Rounded(*(torch.stack(parts[::-1]) for parts in zip(*of_x, strict=True)))
