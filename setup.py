@@ -21,8 +21,6 @@ ROOT = Path(__file__).parent.resolve()
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext):
-        import pybind11
-
         build, target = Path(self.build_temp).resolve(), Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build.mkdir(parents=True, exist_ok=True)
         cmake, ninja = (shutil.which(tool) or tool for tool in ("cmake", "ninja"))
@@ -31,7 +29,6 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-GNinja",
         ]
         # CMake's cache remembers tools, of which an isolated build has new ones each time, and the first CXX for good.
@@ -41,6 +38,11 @@ class CMakeBuild(build_ext):
         self.call([*configure, *fresh], build)
         stamp.write_text(told)
         self.call([cmake, "--build", "."], build)
+
+    def copy_extensions_to_source(self):
+        for other in ROOT.glob("snnkern/_C.*"):  # of an earlier version: Python prefers what is for it alone
+            other.unlink()
+        super().copy_extensions_to_source()
 
     def call(self, command, build):
         if subprocess.run(command, cwd=build).returncode:
@@ -71,6 +73,7 @@ if wish and not found:
 if not found:
     print("snnkern: no C++ compiler found: installing without the compiled extension", file=sys.stderr)
 setup(
-    ext_modules=[Extension("snnkern._C", [])] if found else [],
+    ext_modules=[Extension("snnkern._C", [], py_limited_api=True)] if found else [],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for every Python from 3.11 on
     cmdclass={"build_ext": CMakeBuild, "build_py": OnlyWhatIsThere},
 )

@@ -1,4 +1,4 @@
-"""The command line: ``snnkern doctor | train | compare | eval | plot | report | search | export | convert | ...``."""
+"""The command line: ``snnkern doctor | check | train | compare | eval | plot | report | search | export | ...``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from rich.table import Table
 from ._version import __version__
 from .backend import backends
 from .backend.cpu import keep_freed_memory
+from .data.base import DataError
 from .files import replacing, versions
 from .models import Staged
 from .train.folder import Interrupted, RecipeError, RunError
@@ -64,7 +65,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         "nvrtc": _nvrtc(),
         "instruction set": _instruction_set(),
         "threads": torch.get_num_threads(),
-        "devices": [_device(i) for i in range(torch.cuda.device_count())],
+        "devices": _devices(),
         "backends": {name: reason or "ok" for name, reason in backends().items()},
     }
     if as_json:
@@ -75,6 +76,71 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     typer.echo(f"{'devices':19}{'; '.join(report['devices']) or 'no GPU that this PyTorch can use'}")
     for name, state in report["backends"].items():
         typer.echo(f"backend {name:11}{state}")
+
+
+@app.command()
+def check(
+    seconds: Annotated[float, typer.Option(help="For how long.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the calls.")] = 0,
+    backend: Annotated[
+        str | None,
+        typer.Option(envvar="SNNKERN_BACKEND", help="This one alone: cuda, cpu or triton. Default: all that can run."),
+    ] = None,
+) -> None:
+    """Hold every backend that can run here to the reference.
+
+    Random calls of every op: spikes must be equal bit for bit, gradients within a rounding. Then the bandwidth of a LIF
+    layer beside that of a copy. The exit code is 1 if anything differs; a program that shows it is printed. Ctrl-C
+    shows what is known so far.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from .check import HEADER, MEASURED_HEADER, NOTE, Report, runnable
+    from .check import run as checked
+
+    kernels = [name for name in backends() if name != "reference"]
+    if not 0 < seconds < float("inf"):
+        _fail(f"--seconds must be positive and finite, got {seconds}")
+    if backend not in (None, *kernels):
+        wanted = f"one of {', '.join(kernels)}, which are held to the reference"
+        _fail(f"--backend (SNNKERN_BACKEND) must be {wanted}, got {backend!r}")
+    where, left = runnable(backend)
+    if backend in left:
+        _fail(f"backend {backend!r} cannot run: {left[backend]}", 1)
+    known = versions()
+    typer.echo(
+        f"snnkern {known['snnkern']}, torch {known['torch']}, python {known['python']}; {known['processor']}, "
+        f"{torch.get_num_threads()} threads, {_instruction_set()}; {', '.join(_devices()) or 'no GPU'}"
+    )
+    for name, reason in left.items():
+        typer.echo(f"Not checked: {name}: {reason}.")
+    if not where:
+        typer.echo("Only the reference can run here, which is what others are held to: there is nothing to check.")
+        return
+    keep_freed_memory()
+    result, interrupted = Report(), False
+    columns = BarColumn(20), TextColumn("{task.percentage:.0f} %  {task.description}")
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=seconds)
+        try:
+            checked(result, where, seconds, seed, lambda now, what: bar.update(task, completed=now, description=what))
+        except KeyboardInterrupt:
+            interrupted = True
+    console = Console(markup=False, highlight=False)
+    if result.tried:
+        shown = _table(HEADER, result.rows(), None)
+        shown.columns[1].justify = "left"
+        console.print(shown, NOTE)
+    if result.measured:
+        console.print(_table(MEASURED_HEADER, result.measured_rows(), "lif, forward + backward"))
+    for name, reason in result.not_measured.items():
+        typer.echo(f"Bandwidth of {name} not measured: {reason}")
+    typer.echo(f"{'Interrupted. ' * interrupted}{result.failed} of {result.calls:,} calls differ; seed {seed}.")
+    for failure in result.failures:
+        typer.echo(f"\n# {failure.backend} differs from the reference: {failure.what}")
+        typer.echo(failure.call.source(failure.backend), nl=False)
+    if result.failures or interrupted:
+        raise typer.Exit(1 if result.failures else 130)
 
 
 Overrides = Annotated[
@@ -671,7 +737,7 @@ def _errors(folder: Path, trains: bool = False):
         _fail(f"{error.filename} is a file, where a folder was to be made", 1)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
-    except (RunError, ImportError) as error:
+    except (RunError, DataError, ImportError) as error:
         _fail(str(error), 1)
 
 
@@ -708,6 +774,10 @@ def _instruction_set() -> str:
     except ImportError:
         return "unknown without the compiled extension"
     return cpu_isa()
+
+
+def _devices() -> list[str]:
+    return [_device(i) for i in range(torch.cuda.device_count())]
 
 
 def _device(index: int) -> str:

@@ -56,10 +56,11 @@ def write_json(path: Path, value: dict) -> None:
 @contextmanager
 def replacing(path: Path):
     """A binary file that takes the name ``path`` when it is complete and on disk; until then, what was there stays. A
-    failure leaves nothing behind; one of the system's is an OSError that names ``path``."""
+    failure leaves nothing behind; one of the system's is an OSError that names ``path``. A link is replaced, not
+    followed."""
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

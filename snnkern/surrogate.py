@@ -70,9 +70,13 @@ class Surrogate:
                 continue
             if not isinstance(value, Real) or isinstance(value, bool):
                 raise TypeError(f"{type(self).__name__}: {field.name} must be a float, got {value!r}")
-            if not 0 < value < math.inf:
+            try:
+                found = float(value)
+            except OverflowError:
+                found = math.inf
+            if not 0 < found < math.inf:
                 raise ValueError(f"{type(self).__name__}: {field.name} must be positive and finite, got {value!r}")
-            object.__setattr__(self, field.name, float(value))
+            object.__setattr__(self, field.name, found)
         # A plain string that `parse` reads back: torch.compile can carry it where it could not carry the object.
         twin = self._twin()
         if twin is not None:
@@ -412,11 +416,7 @@ class Integer(Surrogate):
     levels: int = 4
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.levels, bool)
-            or not isinstance(self.levels, (int, float))
-            or self.levels != int(self.levels)
-        ):
+        if isinstance(self.levels, bool) or not isinstance(self.levels, (int, float)) or self.levels % 1:
             raise TypeError(f"Integer: levels must be an int, got {self.levels!r}")
         if not 1 <= self.levels <= 256:  # which 16-bit floats can count
             raise ValueError(f"Integer: levels must be in 1 to 256, got {self.levels!r}")
@@ -461,13 +461,12 @@ class Table(Surrogate):
     def __init__(self, function: Callable, half_width: float | None = None, cells: int = 2048) -> None:
         if not callable(function):
             raise TypeError(f"Table: function must be callable, got {function!r}")
-        if half_width is not None and not (isinstance(half_width, Real) and 0 < half_width < math.inf):
-            raise ValueError(f"Table: half_width must be positive and finite, got {half_width!r}")
+        if half_width is not None and not (isinstance(half_width, Real) and 1e-30 < half_width < 1e30):
+            raise ValueError(f"Table: half_width must be positive, from 1e-30 to 1e30, got {half_width!r}")
         if not isinstance(cells, int) or not 2 <= cells <= 1 << 16 or cells % 2:
             raise ValueError(f"Table: cells must be an even int in 2 to {1 << 16}, got {cells!r}")
         derivative = _derivative_of(function)
-        if half_width is None:
-            half_width = _half_width_of(derivative)
+        half_width = _half_width_of(derivative) if half_width is None else float(half_width)
         size, numbers = 2 * half_width / cells, {"dtype": torch.float64, "device": "cpu"}
         starts = torch.arange(-cells // 2 - 1, cells // 2 + 1, **numbers) * size
         samples = torch.stack([derivative(starts + 1e-6 * size), derivative(starts + (1 - 1e-6) * size)], 1)

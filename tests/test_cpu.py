@@ -1,5 +1,6 @@
-"""The CPU kernels in every instruction set that this processor has."""
+"""The CPU kernels in every instruction set that this processor has, and what the extension refuses."""
 
+import copy
 import os
 import platform
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_gradients_close
+from conftest import assert_gradients_close, brief
 from test_bn_lif import run
 from test_lif import draw, state_of
 
@@ -19,7 +20,11 @@ from snnkern.backend import cpu
 from snnkern.spec.split import CHUNK
 
 SETS = ["baseline", "avx2", "avx512"]
+# Thoroughly all of them; else those of every size, layout, surrogate and neuron.
 TESTS = [Path(__file__).parent / f"test_{name}.py" for name in ("lif", "linear", "neurons", "bn_lif", "split", "pack")]
+CHOICE = "cpu and not compile" + brief(
+    "", " and (sizes or shapes or every_neuron or layout or surrogate_in or bits_and_back or dense_product)"
+)
 
 
 @pytest.mark.parametrize("isa", SETS[: SETS.index(_C.cpu_isa())])
@@ -29,7 +34,7 @@ def test_lesser_instruction_sets_pass_the_same_tests(isa):
         [sys.executable, "-c", "from snnkern import _C; print(_C.cpu_isa())"], env=env, capture_output=True, text=True
     )
     assert found.stdout.strip() == isa, found.stderr
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", "cpu and not compile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", CHOICE]
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
 
@@ -53,6 +58,74 @@ def test_norm_backward_a_few_channels_at_a_time(monkeypatch, dtype, pixels, step
 
 def test_python_and_the_extension_agree_on_the_chunk():
     assert _C.chunk == CHUNK
+
+
+class Counts:
+    """What is no int, but can be read as one, and as a float."""
+
+    def __index__(self):
+        return 1
+
+    def __float__(self):
+        return 0.5
+
+
+class Broken:
+    def __index__(self):
+        raise KeyError("mine")
+
+
+SHAPE = {"dtype": 0, "outer": 2, "steps": 40, "inner": 3, "x_outer_stride": 120, "x_step_stride": 3, "steps_out": 40}
+SHAPE |= {"segments": 3, "segment_steps": 16, "warmup": 16}
+WRONG = [
+    ({"outer": "2"}, TypeError, "LIFShape: argument 2 wants an int of 64 bits, got str"),
+    ({"outer": 2.0}, TypeError, "LIFShape: argument 2 wants an int of 64 bits, got float"),
+    ({"inner": True}, TypeError, "LIFShape: argument 4 wants an int, got bool"),
+    ({"outer": 1 << 64}, OverflowError, "LIFShape: argument 2 wants an int of 64 bits, got a number too large"),
+    ({"dtype": 4}, ValueError, "LIFShape: argument 1, a dtype, wants 0 to 3, got 4"),
+    ({"dtype": -1}, ValueError, "LIFShape: argument 1, a dtype, wants 0 to 3, got -1"),
+    *(({name: -1}, ValueError, f"LIFShape: {name} wants [01] or more, got -1") for name in [*SHAPE][1:]),
+    ({"steps_out": 0}, ValueError, "LIFShape: steps_out wants 1 or more, got 0"),
+    ({"segments": 2}, ValueError, "40 steps cannot be split into 2 segments of 16 steps after a warmup of 16"),
+    ({"segment_steps": 15}, ValueError, "LIFShape: 40 steps cannot be split into 3 segments of 15"),
+    ({"warmup": 8}, ValueError, "after a warmup of 8"),
+    ({"outer": Broken()}, KeyError, "mine"),
+]
+
+
+@pytest.mark.parametrize("given, error, message", WRONG)
+def test_a_structure_says_what_is_wrong_with_it(given, error, message):
+    _C.LIFShape(*SHAPE.values())
+    with pytest.raises(error, match=message):
+        _C.LIFShape(*(SHAPE | given).values())
+
+
+def test_a_kernel_says_which_argument_is_wrong():
+    shape, norm = _C.LIFShape(*SHAPE.values()), _C.Norm(1, Counts(), 0, 0)
+    huge, bits, plan = 1 << 62, (0, 8, 0, 0), (0, 1, 1, 1.0, 1.0)
+    for call, error, message in (
+        (lambda: _C.Norm(1, 1), TypeError, "Norm takes 4 arguments, got 2"),
+        (lambda: _C.Norm(1, 1, -8, 0), OverflowError, r"Norm: argument 3 wants an int from 0 to \d+, got -8"),
+        (lambda: _C.Norm(-1, 1, 0, 0), ValueError, "Norm: channels wants 0 or more, got -1"),
+        (lambda: _C.Norm(huge, huge, 0, 0), ValueError, f"{huge} channels of {huge} neurons are too many"),
+        (lambda: _C.LinearShape(1, 1, 1, 1), TypeError, "LinearShape: argument 4 wants True or False, got int"),
+        (lambda: _C.NormPlan(*plan, "0", 0.0, 1.0), TypeError, "NormPlan: argument 6 wants a float, got str"),
+        (lambda: _C.moments_cpu(norm, norm, 0, 0, 1), TypeError, "moments_cpu: argument 1 wants LIFShape, got Norm"),
+        (lambda: _C.moments_cpu(shape, shape, 0, 0, 1), TypeError, "moments_cpu: argument 2 wants Norm, got LIFShape"),
+        (lambda: _C.pack_cpu(*bits, 0), ValueError, "pack_cpu: threads wants 1 or more, got 0"),
+        (lambda: _C.pack_cpu(*bits, 1 << 40), OverflowError, "pack_cpu: argument 5 wants an int from -2147483648"),
+        (lambda: _C.pack_cpu(0, -8, 0, 0, 1), ValueError, "pack_cpu: n wants 0 or more, got -8"),
+        (lambda: _C.bytes_of(norm), TypeError, "bytes_of: argument 1 wants a structure that kernels take, got Norm"),
+        (lambda: _C.CudaKernel(1, "name", 0), TypeError, "CudaKernel: argument 1 wants bytes or str, got int"),
+        (lambda: _C.CudaKernel("\ud800", "name", 0), ValueError, "CudaKernel: argument 1 wants text .* got surrogates"),
+        (lambda: type(shape)(), TypeError, "cannot create"),
+        (lambda: object.__new__(type(shape)), TypeError, "not safe"),
+        (lambda: copy.copy(shape), TypeError, "cannot pickle"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    numbers = _C.NormPlan(0, 1, 1, Counts(), 1, 0.0, 0.0, 1.0), _C.NormPlan(0, 1, 1, 0.5, 1.0, 0.0, 0.0, 1.0)
+    assert len({_C.bytes_of(plan)[8:] for plan in numbers}) == 1
 
 
 def test_an_unknown_instruction_set_means_the_baseline():
@@ -180,3 +253,24 @@ assert right()
 def test_threads(script):
     ended = outcome(PREPARED + script)
     assert ended.returncode == 0, ended.stderr
+
+
+DAEMONS = """
+import importlib.util, sys, threading, time
+from array import array
+spec = importlib.util.spec_from_file_location("_C", sys.argv[1])  # without PyTorch, which takes seconds
+_C = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(_C)
+x, bits = array("f", [1.0]) * (1 << 16), array("B", [0]) * (1 << 13)
+def work():
+    while True:
+        _C.pack_cpu(0, len(x), x.buffer_info()[0], bits.buffer_info()[0], 1)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+def test_python_exits_while_daemons_are_in_kernels():
+    run = subprocess.run([sys.executable, "-c", DAEMONS, _C.__file__], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

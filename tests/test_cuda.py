@@ -5,6 +5,7 @@ machine with a GPU the op tests run them there.
 """
 
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -443,6 +444,25 @@ def test_a_folder_that_cannot_be_written_is_told_once(cache, tmp_path):
         warnings.simplefilter("error")
         build()
     assert len(calls) == 2
+
+
+def test_a_folder_that_others_can_write_is_neither_read_nor_filled(cache, monkeypatch):
+    folder, calls, build = cache
+    monkeypatch.setattr(program, "compile", lambda *call: calls.append(call) or (b"image", "name"))
+    build()
+    (path,) = folder.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    planted = f"planted {program._digest(b'code')}\n".encode() + b"code"
+    path.write_bytes(planted)
+    assert build() == (b"code", "planted") and len(calls) == 1  # a whole file is believed
+    for mode in (0o722, 0o770, 0o700):
+        folder.chmod(mode)
+        if mode == 0o700:  # of another user, who is not root
+            os.chown(folder, 1, -1) if os.geteuid() == 0 else monkeypatch.setattr(os, "geteuid", lambda: 1)
+        program._warn_once.cache_clear()
+        with pytest.warns(RuntimeWarning, match="other users can write to .*kernels: empty it and `chmod go-w` it"):
+            assert build() == (b"image", "name")
+    assert path.read_bytes() == planted and len(calls) == 4
 
 
 def test_a_device_newer_than_the_compiler_gets_ptx(cache):

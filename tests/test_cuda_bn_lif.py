@@ -4,6 +4,7 @@ import re
 import subprocess
 
 import pytest
+from conftest import brief
 from test_cuda_lif import BF16, F32, SPEC, WIDE, cuobjdump, meta
 
 from snnkern.backend.cuda import bn_lif, lif, program
@@ -120,7 +121,7 @@ def used(header, expression, target, tmp_path):
     return text, *(int(re.search(rf"{what}:(\d+)", text)[1]) for what in ("REG", "STACK"))
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", brief(["sm_80", "sm_90"], ["sm_90"]))
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("name", "dtype", "width", "lanes", "steps", "form"), KERNELS)
 def test_machine_code(name, dtype, width, lanes, steps, form, residual, target, tmp_path):
@@ -135,7 +136,7 @@ def test_machine_code(name, dtype, width, lanes, steps, form, residual, target, 
     assert bool(re.search(r"LDG\.E\.NA\.128", text)) == (width > 1)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", brief(["sm_80", "sm_90"], ["sm_90"]))
 @pytest.mark.parametrize(("dtype", "width", "lanes"), [(3, 8, 1), (3, 8, 8), (0, 4, 4), (2, 1, 1)])
 def test_machine_code_of_moments(dtype, width, lanes, target, tmp_path):
     for steps in (0, 4, 8):

@@ -458,6 +458,14 @@ def test_imagenet_with_unequal_classes(torchvision, tmp_path):
         load("imagenet", tmp_path)
 
 
+def test_an_image_that_is_cut_off_is_named(imagenet):
+    path = min((imagenet[0] / "train").rglob("*_0.png"))
+    path.write_bytes(path.read_bytes()[:-1000])
+    train = load("imagenet", imagenet[0]).train
+    with pytest.raises(ValueError, match=rf"^{path} cannot be read: [^\n]*$"):
+        train[[held for held, _ in train.samples].index(str(path))]
+
+
 # DVS-CIFAR10
 
 EVENT = np.dtype(

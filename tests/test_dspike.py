@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import brief
 from torch import nn
 
 from snnkern.losses import sdt
@@ -107,8 +108,12 @@ def test_search_takes_the_candidate_of_largest_cosine():
     assert found.evaluations == 36 and seen[0] == (2, 36) and seen[-1] == (36, 36) and len(seen) == 18
 
 
-@pytest.mark.parametrize("backend", [None, "reference"])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("backend", "fused"),
+    brief(
+        [(name, fused) for name in (None, "reference") for fused in (True, False)], [(None, True), ("reference", False)]
+    ),
+)
 def test_search_goes_forward_once_for_all_candidates(backend, fused):
     torch.manual_seed(0)
     neuron = partial(LIF, threshold=0.5, surrogate=Rectangle(), backend=backend)

@@ -6,6 +6,7 @@ from conftest import BACKENDS, assert_gradients_close
 from test_bn_lif import norm_of
 from test_bn_lif import run as run_norm
 from test_lif import draw, run
+from test_recurrent import weight_of
 from torch import nn
 
 import snnkern
@@ -156,6 +157,33 @@ def test_every_width_gives_the_same(backend, dtype):
     for a, b in zip(few[:2], many[:2], strict=True):
         assert torch.equal(a, b[..., :64]) and torch.equal(a, b[..., -64:])
     assert_gradients_close(few[2], many[2][:, -64:])
+
+
+# Recurrent layers
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 100), (300, 200, 17), (40, 2, 513)], ids=str)
+def test_recurrent_layers_do_not_wait_and_use_the_current_stream(backend, shape):
+    weight = weight_of(shape[-1], device="cuda").requires_grad_()
+    source, grad, stream = draw(shape, device="cuda"), draw(shape, device="cuda", seed=2), torch.cuda.Stream()
+
+    def run_layer(x):
+        spikes, v = snnkern.recurrent_lif(x.requires_grad_(), weight, backend=backend)
+        return spikes, v, *torch.autograd.grad(spikes, (x, weight), grad)
+
+    wanted = run_layer(source.clone())
+    late = torch.zeros_like(source)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)  # a launch on any other stream would see zeros
+            late.copy_(source)
+            got = run_layer(late)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream.synchronize()
+    assert all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True))
 
 
 # Normalised

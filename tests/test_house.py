@@ -1,6 +1,7 @@
 """The package's structure: arrows between its rooms go down only, and no two files import each other."""
 
 import ast
+import socket
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ FLOORS = (
     {"spec", "files"},
     {"backend"},
     {"ops"},
-    {"nn"},
+    {"nn", "check"},
     {"models", "data", "methods", "hook", "convert"},
     {"losses"},
     {"analysis"},
@@ -80,3 +81,26 @@ def test_the_walk_sees_every_kind_of_import():
 
 def test_a_stranger_sees_what_there_is():
     assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+def test_the_tests_reach_no_network():
+    with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        for ask in (
+            lambda: socket.create_connection(("192.0.2.1", 80), timeout=1),
+            lambda: datagrams.sendto(b"we are here", ("192.0.2.1", 80)),
+            lambda: socket.gethostbyname("example.org"),
+            lambda: socket.getaddrinfo("example.org", 80),
+        ):
+            with pytest.raises(PermissionError, match=r"of (192\.0\.2\.1|example\.org): tests use no network"):
+                ask()
+    with socket.create_server(("localhost", 0)) as server, socket.create_connection(server.getsockname()):
+        pass
+
+
+def test_nothing_is_unpickled_from_files():
+    """The linter sees all else that may run what a file says."""
+    folders = (PACKAGE.parent / name for name in ("snnkern", "experiments", "benchmarks", "conformance", "examples"))
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        text = path.read_text()
+        assert "weights_only=False" not in text and "allow_pickle=True" not in text, path
+        assert text.count("torch.load(") == text.count("weights_only=True"), path

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from conftest import INTERPRETED, assert_gradients_close
+from conftest import INTERPRETED, TORCH, assert_gradients_close
 from test_lif import draw
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -317,6 +317,8 @@ def test_torch_func_grad_and_vmap_in_either_order():
     wanted = gradient(x)
     assert torch.equal(torch.func.grad(weighted)(x), wanted)
     assert torch.equal(torch.vmap(torch.func.grad(weighted), in_dims=1, out_dims=1)(x), wanted)
+    if TORCH == (2, 6):
+        pytest.skip("PyTorch 2.6 raises where a vmap's output has no gradient")
     assert torch.equal(torch.func.grad(lambda x: torch.vmap(weighted, in_dims=1)(x).sum())(x), wanted)
 
 

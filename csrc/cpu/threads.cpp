@@ -7,6 +7,8 @@
 // A thread that the system puts aside in the middle of a chunk does hold the caller up, and one that it runs in the
 // caller's place helps nobody. So a job that took longer than the caller alone would have needed makes the caller work
 // alone for a multiple of what was lost: such losses stay a small part of the time, whatever else the machine does.
+//
+// tests/threads.cpp runs it under ThreadSanitizer.
 #include "threads.h"
 
 #include <pthread.h>

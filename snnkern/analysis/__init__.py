@@ -1,9 +1,9 @@
 """What the papers measure on a trained network, as plain data; ``pictures`` draws it and ``report`` writes it all.
 
-Networks are taken as ``snnkern.models`` makes them: static images [N, C, H, W], shown at ``steps`` steps, or frames
-[T, N, ...], of which the first ``steps`` are used, to outputs [T, N, classes]. They run in eval mode, in parts of
-``batch`` samples on the device of their parameters, and are left as they were; ``gradient_similarity`` also has batch
-norms of training mode.
+A ``model`` is taken as ``snnkern.models`` makes it: ``x`` are static images [N, C, H, W], shown at ``steps`` steps, or
+frames [T, N, ...], of which the first ``steps`` are used (default: the model's own, or all frames), its outputs are
+[T, N, classes], ``y`` [N] int64 classes. It runs in eval mode, in parts of ``batch`` samples on the device of its
+parameters, and is left as it was; ``gradient_similarity`` also has batch norms of training mode.
 """
 
 from .accuracy import Evaluation, accuracy_over_steps, evaluate, moments, outputs

@@ -71,9 +71,9 @@ class EventDriven(NamedTuple):
 
     accuracy: float  # a fraction, of the argmax of ``outputs``
     outputs: np.ndarray  # [N, classes]
-    events: float
-    spikes: dict[str, float]
-    operations: dict[str, float]
+    events: float  # of the input
+    spikes: dict[str, float]  # by layer
+    operations: dict[str, float]  # by layer: synapses that a spike or an event has crossed
     samples: int
 
 
@@ -155,8 +155,18 @@ def event_driven(
     serial: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> EventDriven:
-    """Tests a network on recordings (events, class); see ``row``, ``place`` and ``respond``. ``check`` is called after
-    every recording."""
+    """Tests a network event by event, as an asynchronous chip computes it; see the module.
+
+    Args:
+        model: layers in a row without biases: convolutions, linear layers, sums over space, ``IAF`` neurons.
+        recordings: (events, class) of every sample; events are arrays (t, x, y, p) of equal length in order of time:
+            time in any unit, column, row, and channel.
+        shape: [C, H, W] of a frame.
+        serial: False: the spikes that one event of the input causes in a layer arrive at the next layer together.
+        check: called after every recording.
+
+    Raises: ValueError, which names the layer that no such chip has; or for events out of order or out of place.
+    """
     layers, answers, correct, events = row(model, shape), [], 0, 0
     spikes = {layer.name: 0 for layer in layers if layer.threshold is not None}
     operations = {layer.name: 0 for layer in layers}

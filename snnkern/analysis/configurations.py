@@ -49,7 +49,16 @@ def accuracies(
     calibrations: Sequence[Parts],
     parts: Parts,
 ) -> Iterator[float]:
-    """Accuracy, a fraction, in each of the configurations, one after another; see ``right``."""
+    """Accuracy, a fraction, in each of the ``configurations``, one after another; the network is left as it was.
+
+    Args:
+        configurations: a number of time steps per stage each.
+        calibrations: batches (x, y) of training samples in each, from which the batch norms are calibrated for every
+            configuration; the result is the mean over them (published: three).
+        parts: (x, y) of test samples as the model takes them. All that is given here is gone through more than once.
+
+    Source: Du et al., ICLR 2025, appendix A.3.
+    """
     for t in configurations:
         yield right(model, t, calibrations, parts).mean().item()
 
@@ -63,7 +72,8 @@ def stage_rates(
 ) -> list[float]:
     """Spikes per neuron and step of every stage of the network with ``steps`` steps in each: R of the energy EC(t).
 
-    The mean is over all neurons of the stage: those of a layer with more of them weigh more. Source: appendix A.3.
+    The mean is over all neurons of the stage: those of a layer with more of them weigh more. ``neurons``: as in
+    ``energy``. Source: Du et al., ICLR 2025, appendix A.3.
     """
     fired, names = _count(model, x, steps, batch, neurons).fired, dict(model.named_modules())
     rates = []

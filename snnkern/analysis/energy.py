@@ -44,8 +44,13 @@ NEURONS = (LIF, BNLIF, LIFNode, SmoothLIF, IAF)
 
 
 def joules(additions: float, multiplications: float, add: float = 0.9, multiply: float = 4.6) -> float:
-    """Energy of so many operations, in joules; costs in picojoules. The defaults are those of 32-bit floats at 45 nm:
-    0.9 pJ an addition, 4.6 pJ a multiplication as the papers bill it."""
+    """Energy of so many operations, in joules.
+
+    Args:
+        additions, multiplications: how many.
+        add, multiply: cost of one, in picojoules. The defaults are those of 32-bit floats at 45 nm: 0.9 pJ an addition,
+            4.6 pJ a multiplication as the papers bill it.
+    """
     return (additions * add + multiplications * multiply) * 1e-12
 
 
@@ -65,10 +70,10 @@ class Layer:
 class Energy:
     """Of a network, per sample."""
 
-    layers: list[Layer]
+    layers: list[Layer]  # operations of each
     rates: dict[str, float]  # spikes per neuron and step, by neuron layer
-    add: float  # pJ
-    multiply: float  # pJ
+    add: float  # cost of an addition, pJ
+    multiply: float  # of a multiplication, pJ
 
     @property
     def additions(self) -> float:
@@ -184,6 +189,8 @@ def sparsity(
     neurons: tuple[type[nn.Module], ...] = NEURONS,
 ) -> dict[str, float]:
     """Spikes per neuron and step of every neuron layer, by its name, in the order in which they run.
+
+    ``neurons``: as in ``energy``.
 
     Source: Li et al., NeurIPS 2021, section 5.4 and figure 4.
     """

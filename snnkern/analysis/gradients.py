@@ -55,7 +55,9 @@ def gradient_lengths(
     batch: int = 256,
     progress: Progress | None = None,
 ) -> Lengths:
-    """In eval mode, where the loss of a sample does not depend on others.
+    """Lengths, Euclidean norms, of the gradients of the loss to all weights and to the input of each sample.
+
+    In eval mode, where the loss of a sample does not depend on others.
 
     Args:
         criterion: (outputs [T, N, classes], y) -> scalar, a mean over the samples.

@@ -94,8 +94,10 @@ def line(
     batch: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> Line:
-    """Losses along each of several directions through the model's weights; the rest as in ``landscape``, whose first
-    direction is the first of these.
+    """Losses along each of several random ``directions`` through the model's weights.
+
+    The rest is as in ``landscape``, whose first direction is the first of these; ``points`` times ``directions``
+    evaluations.
 
     Source: Du et al., "Temporal Flexibility in Spiking Neural Networks", ICLR 2025, figure 9 (one direction).
     """
@@ -125,8 +127,14 @@ def rise(
     steps: int | None = None,
     batch: int = 256,
 ) -> list[float]:
-    """How much the loss grows at each radius: the mean over random directions, to both sides. A number to compare
-    where two landscapes can only be looked at."""
+    """How much the loss grows at each radius: a number to compare, where two landscapes can only be looked at.
+
+    Args:
+        criterion: (outputs [T, N, classes], y) -> scalar.
+        radii: distances, in filter norms.
+        directions: random ones; the mean is over them, to both sides of each.
+        seed: of the directions.
+    """
     made = _directions(model, positive("directions", directions), seed)
     with moving(model) as move:
         start = criterion(outputs(model, x, steps, batch), y).item()

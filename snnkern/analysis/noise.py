@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]  # evaluations done, of how many
 class Noise:
     """Accuracies, fractions, of the argmax of the mean output."""
 
-    sigmas: list[float]
+    sigmas: list[float]  # standard deviations of the noise
     runs: list[list[float]]  # [draw][sigma]
 
     @property
@@ -64,6 +64,7 @@ def weight_noise(
     """Accuracy with N(0, sigma²) added to every weight, whose values come back exactly, also when interrupted.
 
     Args:
+        sigmas: standard deviations, in the unit of what the noise is added to.
         repeats: draws of the noise, ``seed`` that of their generator.
         steps: T. Default: the model's own, or the number of frames.
         progress: called after each evaluation with the number done and of all.

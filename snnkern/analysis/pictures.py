@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..files import replacing
 from ..surrogate import Surrogate
 from .energy import Energy, joules
 from .landscape import Landscape
@@ -351,5 +352,6 @@ def _save(path: Path, draw: Callable) -> Path:
     with matplotlib().rc_context(STYLE):
         figure = matplotlib().figure.Figure(figsize=(6.4, 4))
         draw(figure)
-        figure.savefig(path)
+        with replacing(Path(path)) as file:
+            figure.savefig(file, format="png")
     return Path(path)

@@ -48,7 +48,11 @@ def choose(device_type: str, dtype: torch.dtype, backend: str | None = None) -> 
         ValueError: ``backend`` (or ``SNNKERN_BACKEND``) is not the name of one.
         RuntimeError: it is, but cannot serve this tensor.
     """
-    return _choose(device_type, dtype, backend or os.environ.get("SNNKERN_BACKEND") or None)
+    if backend is None:
+        backend = os.environ.get("SNNKERN_BACKEND") or None
+    elif not isinstance(backend, str):
+        raise _unknown(backend)
+    return _choose(device_type, dtype, backend)
 
 
 @cache
@@ -73,9 +77,13 @@ def _warn_of_the_reference() -> None:
 
 def load(name: str) -> ModuleType:
     """The module of a backend; ValueError if there is none of that name."""
-    if name not in ORDER:
-        raise ValueError(f"backend must be one of {', '.join(ORDER)}, got {name!r}")
+    if not isinstance(name, str) or name not in ORDER:
+        raise _unknown(name)
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def _unknown(name: object) -> ValueError:
+    return ValueError(f"backend must be one of {', '.join(ORDER)}, got {name!r}")
 
 
 def on(device: torch.device):

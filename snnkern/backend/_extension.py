@@ -30,7 +30,7 @@ except ImportError as error:
     _missing = _why(error, Path(__file__).parents[1])
 
 
-_no_norm, _no_more = _C and _C.Norm(1, 1, 0, 0), _C and _C.More()
+_no_norm, _no_more = _C and _C.Norm(1, 1, 0, 0), _C and _C.More(*(0, 1, 1) * 3, *(0,) * 7)
 
 
 def missing() -> str | None:

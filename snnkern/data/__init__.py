@@ -49,26 +49,30 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
         seed: of a data set that is drawn: those of the digits. The others have their fixed split.
         options: those of the data set, below; ``augment`` is about what is trained on alone.
 
-            digits: ``noise`` (0.4), ``train`` (600): see ``digits``.
-            mnist: none: see ``images.mnist``.
-            cifar10, cifar100: ``augment`` ("crop-flip", "autoaugment-cutout", "none"): see ``images.cifar``.
-            imagenet: ``augment`` ("crop-flip", "none"): see ``images.imagenet``.
-            dvs-cifar10: ``frames`` (10), ``by`` ("time", "count"), ``values`` ("counts", "binary"), ``size`` (48),
-            ``resize`` ("bilinear", "nearest"), ``augment`` ("flip-roll", "nda", "none"): see ``events.dvs_cifar10``.
-            n-mnist: ``frames``, ``by``, ``values``: see ``events.n_mnist``.
-            n-caltech101: ``frames``, ``by``, ``values``, ``size``, ``resize``, ``augment`` ("flip-roll-reverse",
-            "flip-roll", "none"): see ``events.n_caltech101``.
-            digits-events: ``frames``, ``by``, ``values``, ``train`` (600), ``threshold`` (0.15): see
-            ``saccades.digits_events``.
-            digits-spikes: ``frames`` (16), ``events`` (8), ``train`` (600): see ``scikit.digits_spikes``.
-            sequential-mnist: ``by`` ("pixel", "row"): see ``sequences.sequential_mnist``.
-            sequential-digits: ``by``, ``noise`` (0), ``train`` (600): see ``sequences.sequential_digits``.
-            shd, ssc: ``steps`` (100), ``channels`` (70), ``values`` ("counts", "binary"), ``window`` (1.4; 1.0): see
-            ``audio.spoken``.
-            acsf1, japanese-vowels, basic-motions: none: see ``series.time_series``.
+    Options, by data set:
 
-    Raises: ValueError for a name or option that does not exist, FileNotFoundError where the data set is missing,
-        ModuleNotFoundError where the package that reads it is.
+    - digits: ``noise`` (0.4), ``train`` (600): see ``digits``.
+    - mnist: none: see ``images.mnist``.
+    - cifar10, cifar100: ``augment`` ("crop-flip", "autoaugment-cutout", "none"): see ``images.cifar``.
+    - imagenet: ``augment`` ("crop-flip", "none"): see ``images.imagenet``.
+    - dvs-cifar10: ``frames`` (10), ``by`` ("time", "count"), ``values`` ("counts", "binary"), ``size`` (48),
+      ``resize`` ("bilinear", "nearest"), ``augment`` ("flip-roll", "nda", "none"): see ``events.dvs_cifar10``.
+    - n-mnist: ``frames``, ``by``, ``values``: see ``events.n_mnist``.
+    - n-caltech101: ``frames``, ``by``, ``values``, ``size``, ``resize``, ``augment`` ("flip-roll-reverse",
+      "flip-roll", "none"): see ``events.n_caltech101``.
+    - digits-events: ``frames``, ``by``, ``values``, ``train`` (600), ``threshold`` (0.15): see
+      ``saccades.digits_events``.
+    - digits-spikes: ``frames`` (16), ``events`` (8), ``train`` (600): see ``scikit.digits_spikes``.
+    - sequential-mnist: ``by`` ("pixel", "row"): see ``sequences.sequential_mnist``.
+    - sequential-digits: ``by``, ``noise`` (0), ``train`` (600): see ``sequences.sequential_digits``.
+    - shd, ssc: ``steps`` (100), ``channels`` (70), ``values`` ("counts", "binary"), ``window`` (1.4; 1.0): see
+      ``audio.spoken``.
+    - acsf1, japanese-vowels, basic-motions: none: see ``series.time_series``.
+
+    Raises:
+        ValueError: there is no such name or option.
+        FileNotFoundError: the data set is missing.
+        ModuleNotFoundError: the package that reads it is.
     """
     if name not in SETS:
         raise ValueError(f"name must be one of {', '.join(SETS)}, got {name!r}")

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..spec.arguments import number, positive
-from .base import ROOT, Data, one_of
+from .base import ROOT, Data, DataError, one_of
 
 CLASSES = {"SHD": 20, "SSC": 35}
 CHANNELS = 700
@@ -44,10 +44,13 @@ class Words(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         import h5py
 
-        with h5py.File(self.file) as held:
-            times, units = (held[f"spikes/{name}"][index] for name in ("times", "units"))
+        try:
+            with h5py.File(self.file) as held:
+                times, units = (held[f"spikes/{name}"][index] for name in ("times", "units"))
+        except Exception as error:  # h5py has its own kinds
+            raise DataError(f"{self.file}: word {index} cannot be read: {' '.join(str(error).split())}") from error
         if len(times) != len(units) or (units >= CHANNELS).any():
-            raise ValueError(f"{self.file}: word {index} is not one of {CHANNELS} channels")
+            raise DataError(f"{self.file}: word {index} is not one of {CHANNELS} channels")
         times, units = torch.from_numpy(times.astype("float64")), torch.from_numpy(units.astype("int64"))
         counts = to_steps(times, units, self.steps, self.channels, self.window)
         return (counts.clamp(max=1) if self.values == "binary" else counts), self.targets[index]

@@ -42,6 +42,10 @@ class Recorded(TensorDataset):
         return self.recordings[index]
 
 
+class DataError(ValueError):
+    """A sample cannot be read; the message names its file and says why, in one line."""
+
+
 def one_of(name: str, value, allowed) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import TensorDataset
 
-from .base import ROOT, Data, one_of
+from .base import ROOT, Data, DataError, one_of
 
 # Mean and standard deviation of the training pixels, per channel, as the public code of TET and SEENN has them; MNIST's
 # is everyone's.
@@ -115,6 +115,13 @@ def _plain(train, transform):
     return plain
 
 
+def _read(path: str):
+    try:
+        return vision()[0].folder.pil_loader(path)
+    except OSError as error:  # missing, cut off, no image
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
 def imagenet(root: Path | None = None, seed: int = 0, *, augment: str = "crop-flip") -> Data:
     """ImageNet, or any folder of images laid out as it is: images [3, 224, 224], normalised with ``NORMS``.
 
@@ -133,8 +140,8 @@ def imagenet(root: Path | None = None, seed: int = 0, *, augment: str = "crop-fl
     random = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *finish])
     root = root or ROOT / "imagenet"
     try:
-        train = datasets.ImageFolder(root / "train", plain if augment == "none" else random)
-        test = datasets.ImageFolder(root / "val", plain)
+        train = datasets.ImageFolder(root / "train", plain if augment == "none" else random, loader=_read)
+        test = datasets.ImageFolder(root / "val", plain, loader=_read)
     except FileNotFoundError as error:
         command = f"from torchvision.datasets import ImageNet as I; [I({str(root)!r}, s) for s in ('train', 'val')]"
         raise FileNotFoundError(

@@ -119,7 +119,11 @@ def finite_differences(
     parameter: nn.Parameter | None = None,
     progress: Progress | None = None,
 ) -> torch.Tensor:
-    """The FDG of a parameter (``first_weight``, if none is named), by two forward passes for each of its elements.
+    """The FDG of a parameter, by two forward passes for each of its elements.
+
+    Args:
+        model, x, y, criterion, eps, progress: see ``search``.
+        parameter: one of the model's. Default: ``first_weight``.
 
     Returns: a tensor of the parameter's shape. The parameter is put back exactly, also when interrupted.
     """
@@ -146,22 +150,24 @@ def finite_differences(
 def surrogate_gradient(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, criterion: Criterion, parameter: nn.Parameter | None = None
 ) -> torch.Tensor:
-    """The gradient of a parameter (``first_weight``, if none is named) by backward, under the conditions of the FDG.
-    ``.grad`` of no parameter is touched."""
+    """The gradient of a parameter by backward, under the conditions of the FDG; arguments as ``finite_differences``.
+
+    ``.grad`` of no parameter is touched.
+    """
     with torch.enable_grad(), probing(model):
         loss = criterion(model(x), y)
         return torch.autograd.grad(loss, first_weight(model) if parameter is None else parameter)[0]
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of the angle between two tensors of one shape, taken as vectors; 0 if one of them is 0."""
+    """Of the angle between two tensors of one shape, a and b, taken as vectors; 0 if one of them is 0."""
     a, b = a.detach().double().flatten(), b.detach().double().flatten()
     norms = a.norm() * b.norm()
     return (a @ b / norms).item() if norms > 0 else 0.0
 
 
 def first_weight(model: nn.Module) -> nn.Parameter:
-    """The weight of the first convolution, linear or recurrent layer, in the order of their registration."""
+    """The weight of the model's first convolution, linear or recurrent layer, in the order of their registration."""
     for module in model.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             return module.weight

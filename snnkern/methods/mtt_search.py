@@ -107,7 +107,14 @@ def agreement(estimate: Estimate, configurations: Sequence[Sequence[int]], accur
 
 
 def energy(t: Sequence[int], rates: Sequence[float]) -> float:
-    """``EC(t) = sum_i t_i R_i``, in spikes per neuron, added up over the stages. Source: appendix A.3."""
+    """``EC(t) = sum_i t_i R_i``, in spikes per neuron, added up over the stages.
+
+    Args:
+        t: a number of time steps per stage.
+        rates: R, spikes per neuron and step of every stage; see ``snnkern.analysis.stage_rates``.
+
+    Source: appendix A.3.
+    """
     (t,) = _checked([t], len(rates))
     return math.fsum(steps * rate for steps, rate in zip(t, rates, strict=True))
 
@@ -121,6 +128,7 @@ def search(
     that costs least, and of these the first in lexicographic order.
 
     Args:
+        estimate: as ``fit`` gives it.
         rates: R, one per stage; finite, not negative.
         budget: T_g, from ``low`` up; need not be whole.
         low, high: least and greatest number of steps of a stage.

@@ -38,11 +38,15 @@ MEASURES = ("confidence", "entropy")
 
 
 class Exits(NamedTuple):
-    steps: torch.Tensor  # [N], int64: 1 to T, at which the sample leaves,
-    predictions: torch.Tensor  # [N], int64: and as what
+    """Where samples leave, and as what."""
+
+    steps: torch.Tensor  # [N], int64: 1 to T, at which the sample leaves
+    predictions: torch.Tensor  # [N], int64: the class that it leaves as
 
 
 class Point(NamedTuple):
+    """What a threshold costs and gives."""
+
     threshold: float
     steps: float  # mean over the samples
     accuracy: float  # a fraction
@@ -63,7 +67,14 @@ def exits(outputs: torch.Tensor, threshold: float, measure: str = "confidence") 
 def curve(
     outputs: torch.Tensor, y: torch.Tensor, thresholds: Sequence[float] = GRID, measure: str = "confidence"
 ) -> list[Point]:
-    """Mean T and accuracy at every threshold; y [N], int64 classes."""
+    """Mean T and accuracy at every threshold.
+
+    Args:
+        outputs: [T, N, classes].
+        y: [N], int64 classes.
+        thresholds: of the measure, see ``exits``.
+        measure: "confidence" or "entropy".
+    """
     return [point for point, _ in _judged(outputs, y, thresholds, measure)]
 
 

@@ -186,8 +186,8 @@ class SpikingResNet34(_TdResNet):
     TET's ``alpha`` for this network is not published, and it names tdBN's. ``neuron=partial(LIF, decay=0.25,
     threshold=0.5, surrogate=Dspike(1.0)), threshold=0.5`` makes it Dspike's.
 
-    Args: those of ``ResNet18``, and
-        zero_init: the last norm of every block starts with weight 0, so that at first only shortcuts pass.
+    Args: those of ``ResNet18``, and ``zero_init``: the last norm of every block starts with weight 0, so that at first
+    only shortcuts pass.
 
     Shapes: those of ``ResNet19``.
 

@@ -16,7 +16,7 @@ from ..ops.lif import lif
 from ..ops.linear import linear
 from ..ops.recurrent import recurrent_lif
 from ..ops.ttm import ttm
-from ..spec.arguments import check_residual, check_x, number, positive
+from ..spec.arguments import check_residual, check_x, number, positive, whole
 from ..spec.neuron import GIVEN, new_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
@@ -104,6 +104,7 @@ class LIF(_Stateless):
         self.tensors = tuple(tensors)
         if steps_out is not None:
             positive("steps_out", steps_out)
+        whole("time_dim", time_dim)
         if backend is not None:
             load(backend)
         # Not attributes: networks are reset by calling whatever is named `reset` on their modules.
@@ -199,7 +200,7 @@ class CubaLIF(LIF):
 
     ::
 
-        i[t] = synapse_decay*i[t-1] + x[t]    is what ``LIF`` receives for x[t]
+        i[t] = synapse_decay*i[t-1] + x[t]    is what LIF receives for x[t]
 
     ``synapse_decay`` is exp(-dt/tau) of a synaptic time constant; all else is ``LIF``.
 

@@ -226,6 +226,8 @@ class BaseNode(nn.Module):
 
     @store_v_seq.setter
     def store_v_seq(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"store_v_seq must be True or False, got {value!r}")
         self._store_v_seq = value
         self.v_seq = None
 
@@ -238,7 +240,7 @@ class BaseNode(nn.Module):
 
     @step_mode.setter
     def step_mode(self, value: str) -> None:
-        if value not in self.supported_step_mode():
+        if not isinstance(value, str) or value not in self.supported_step_mode():
             raise ValueError(f"step_mode must be one of {self.supported_step_mode()}, got {value!r}")
         self._step_mode = value
 
@@ -252,7 +254,7 @@ class BaseNode(nn.Module):
 
     @backend.setter
     def backend(self, value: str | None) -> None:
-        if value not in _BACKENDS:
+        if not (value is None or isinstance(value, str)) or value not in _BACKENDS:
             raise ValueError(f"backend must be None or one of {', '.join(self.supported_backends)}, got {value!r}")
         self._backend = value
 
@@ -271,6 +273,9 @@ class BaseNode(nn.Module):
         if name in self.__dict__.get("_memories", ()):
             self._memories[name] = value
             given(self)
+            return
+        if isinstance(value, (nn.Module, nn.Parameter)) and isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # which refuses it; nn.Module would register it instead
             return
         if name == "surrogate_function":  # nn.Module lets nothing but a module take the place of a module
             self._modules.pop(name, None)
@@ -439,7 +444,7 @@ class ILIFNode(LIFNode):
 
 
 class TernaryIFNode(BaseNode):
-    """SpikingJelly's TernaryIFNode: an IFNode of spikes -1, 0 and 1.
+    """SpikingJelly's TernaryIFNode: an ``IFNode`` of spikes -1, 0 and 1.
 
     ::
 
@@ -453,7 +458,7 @@ class TernaryIFNode(BaseNode):
 
 
 class TernaryLIFNode(_Leaky):
-    """SpikingJelly's TernaryLIFNode: charges as LIFNode, fires and resets as TernaryIFNode."""
+    """SpikingJelly's TernaryLIFNode: charges as ``LIFNode``, fires and resets as ``TernaryIFNode``."""
 
     def _neuron(self) -> dict:
         return {"ternary": True, **super()._neuron()}
@@ -467,9 +472,10 @@ class _MultiStep:
 
 
 class MultiStepLIFNode(_MultiStep, LIFNode):
-    """LIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12.
+    """``LIFNode`` in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12.
 
-    Other than there, ``v_seq`` is None unless ``store_v_seq`` is set.
+    Other than there, ``v_seq`` is None unless ``store_v_seq`` is set. ``lava_s_cale`` is kept for SpikingJelly's
+    ``lava_exchange`` and used by nothing here.
     """
 
     def __init__(
@@ -488,7 +494,7 @@ class MultiStepLIFNode(_MultiStep, LIFNode):
 
 
 class MultiStepIFNode(_MultiStep, IFNode):
-    """IFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
+    """``IFNode`` in multi-step mode alone; the rest as for ``MultiStepLIFNode``."""
 
     def __init__(
         self,
@@ -504,7 +510,7 @@ class MultiStepIFNode(_MultiStep, IFNode):
 
 
 class MultiStepParametricLIFNode(_MultiStep, ParametricLIFNode):
-    """ParametricLIFNode in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
+    """``ParametricLIFNode`` in multi-step mode alone, with the constructor of SpikingJelly 0.0.0.0.12."""
 
     def __init__(
         self,

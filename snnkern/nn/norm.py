@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..backend.reference.bn_lif import normalise
 from ..ops.bn_lif import bn_lif
-from ..spec.arguments import number
+from ..spec.arguments import check_group, number, positive
 from ..spec.norm import Batch, Parameters
 from .layers import LIF
 from .node import LIFNode
@@ -26,7 +26,14 @@ class _TimeNorm(_NormBase):
     """
 
     def __init__(self, num_features, eps, momentum, affine, track_running_stats, scale, process_group):
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        for name, flag in (("affine", affine), ("track_running_stats", track_running_stats)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} must be True or False, got {flag!r}")
+        number("eps", eps)
+        if momentum is not None:
+            number("momentum", momentum)
+        check_group(process_group)
+        super().__init__(positive("num_features", num_features), eps, momentum, affine, track_running_stats)
         self.scale = number("scale", scale)
         self.process_group = process_group
 
@@ -91,6 +98,8 @@ class TdBatchNorm(_TimeNorm):
         process_group: torch.distributed.ProcessGroup | None = None,
     ):
         factor = number("alpha", alpha) * number("v_threshold", v_threshold)
+        if not isinstance(constant, bool):
+            raise TypeError(f"constant must be True or False, got {constant!r}")
         if not constant and not affine:
             raise ValueError("constant=False needs affine=True: the factor is then where weight starts from")
         scale = factor if constant else 1.0

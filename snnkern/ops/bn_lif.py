@@ -6,7 +6,7 @@ import torch
 import torch.distributed
 
 from ..backend import choose
-from ..spec.arguments import check_dense, check_residual, check_state, check_x, number, plan_steps
+from ..spec.arguments import check_dense, check_group, check_residual, check_state, check_x, number, plan_steps
 from ..spec.layout import are_plain_gradients, is_plain, state_dtype
 from ..spec.neuron import make_spec, new_spec
 from ..spec.norm import Batch, Parameters
@@ -193,6 +193,7 @@ def _check_norm(y, weight, bias, running_mean, running_var, training, momentum, 
     momentum, eps, scale = number("momentum", momentum), number("eps", eps), number("scale", scale)
     if eps < 0:
         raise ValueError(f"eps must not be negative, got {eps}")
+    check_group(group)
     if group is not None and torch.distributed.get_world_size(group) == 1:
         group = None
     if training and channels < 1:

@@ -223,7 +223,7 @@ def _parameters(op: Op, layout: Layout, x, tensors: Tensors) -> More:
 def _parameter(layout: Layout, p: torch.Tensor, shape: torch.Size, time_dim: int) -> Parameter:
     """p, which broadcasts to ``shape``, that of x without time: as it is where one period will do, else expanded."""
     order = layout._order(time_dim) or range(len(shape))
-    p = p.detach()[(None,) * (len(shape) - p.dim())].permute(*order)
+    p = p.detach()[(None,) * (len(shape) - p.dim())].permute(tuple(order))
     shape = [shape[i] for i in order]
     own = [i for i, size in enumerate(p.shape) if size != 1]
     first, last = (own[0], own[-1] + 1) if own else (0, 0)

@@ -130,7 +130,7 @@ def lif(
         decay, tau, decay_input, threshold, reset, surrogate, detach_reset, fire_at_threshold, inverse_tau, ternary,
         v_min, bias, synapse_decay, threshold_decay, threshold_jump,
     )  # fmt: skip
-    if return_v is not True and return_v is not False and return_v != "sequence":
+    if return_v is not True and return_v is not False and not (type(return_v) is str and return_v == "sequence"):
         raise ValueError(f"return_v must be True, False or 'sequence', got {return_v!r}")
     if not (is_plain(x, v, *tensors) if type(v) is not tuple else is_plain(x, *v, *tensors)):
         return _registered(x, v, tensors, neuron, steps_out, time_dim, return_v, backend)

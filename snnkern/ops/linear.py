@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ..backend import choose, cpu
+from ..spec.arguments import check_dense
 from ..spec.layout import are_plain_gradients, is_plain
 
 
@@ -48,6 +49,7 @@ def _check(spikes, weight, bias) -> None:
         if not isinstance(t, torch.Tensor) and not (t is None and name == "bias"):
             wanted = "a tensor or None" if name == "bias" else "a tensor"
             raise TypeError(f"{name} must be {wanted}, got {type(t).__name__}")
+    check_dense(bias=bias)
     shape = weight.shape
     if len(shape) != 2:
         raise ValueError(f"weight must be [outputs, inputs], got shape {tuple(shape)}")
@@ -55,6 +57,13 @@ def _check(spikes, weight, bias) -> None:
         raise ValueError(f"spikes must be [..., {shape[1]}] for this weight, got shape {tuple(spikes.shape)}")
     if bias is not None and bias.shape != shape[:1]:
         raise ValueError(f"bias must be [{shape[0]}] for this weight, got shape {tuple(bias.shape)}")
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is None or (t.dtype == spikes.dtype and t.device == spikes.device):
+            continue
+        if t.device != spikes.device:
+            raise ValueError(f"{name} must be on the device of spikes, {spikes.device}, got {t.device}")
+        if spikes.is_meta or not torch.is_autocast_enabled(spikes.device.type):
+            raise TypeError(f"{name} must have the dtype of spikes, {spikes.dtype}, got {t.dtype}")
 
 
 def _kernels(spikes, weight, bias):

@@ -33,7 +33,7 @@ def recurrent_lif(
     ::
 
         r[t] = sum over the neurons j that fired at t-1, in ascending j from 0, of weight[:, j]
-        (spikes, v) as ``snnkern.lif`` of (x[t] + bias) + r[t]
+        (spikes, v) as snnkern.lif of (x[t] + bias) + r[t]
 
     float32 spikes are those of this loop bit for bit, on every backend. A spike that is not 1 (ternary, integer)
     multiplies its weights.

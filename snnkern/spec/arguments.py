@@ -6,8 +6,11 @@ import math
 from numbers import Integral, Real
 
 import torch
+import torch.distributed
 
 from .layout import DTYPES, state_dtype
+
+MOST = torch.finfo(torch.float32).max
 
 
 def whole(name: str, value) -> int:
@@ -22,6 +25,8 @@ def positive(name: str, value) -> int:
     value = whole(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    if type(value) is int and value >> 63:
+        raise ValueError(f"{name} must be below 2**63, got {value}")
     return value
 
 
@@ -55,13 +60,24 @@ def check_residual(residual, name: str = "residual") -> None:
         raise TypeError(f"{name} must be a tensor or None, got {type(residual).__name__}")
 
 
+def check_group(group) -> None:
+    if group is not None and not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup or None, got {group!r}")
+
+
 def number(name: str, value) -> float:
-    """``value`` as a float if it is a finite real number of Python or NumPy (arrays and tensors are none)."""
+    """``value`` as a float if it is a real number of Python or NumPy, not an array or a tensor, that float32 holds."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a float, got {value!r}")
-    if not -math.inf < value < math.inf:  # isfinite knows no number that torch.compile traces
+    try:
+        found = float(value)
+    except OverflowError:  # of a whole number or a fraction
+        found = math.inf
+    if not -math.inf < found < math.inf:  # isfinite knows no number that torch.compile traces
         raise ValueError(f"{name} must be finite, got {value!r}")
-    return float(value)
+    if not -MOST <= found <= MOST:
+        raise ValueError(f"{name} must be finite in float32, got {value!r}")
+    return found
 
 
 def plan_steps(steps: int, steps_out: int | None) -> tuple[int, int | None]:

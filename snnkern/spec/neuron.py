@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from ..surrogate import Integer, Surrogate
 from .arguments import number
 from .norm import Norm
 
+FLOAT32_MAX, FLOAT32_TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 FORMS = ("decay", "tau_input", "tau", "tau_input_inverse", "tau_inverse")  # in the order of csrc/lif.h's Leak
 
 
@@ -102,10 +104,10 @@ def new_spec(
     ):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be True or False, got {flag!r}")
-    reset = None if reset is None else number("reset", reset)
+    reset = None if reset is None else _number("reset", reset)
     v_start = 0.0 if tau is None and inverse_tau is None else reset or 0.0
     of_tau = "tau_input" if decay_input else "tau"
-    if tau is not None and tau is not GIVEN and tau == math.inf:
+    if isinstance(tau, Real) and tau == math.inf:
         if decay_input:
             raise ValueError("tau must be finite with decay_input=True, where an infinite one lets no input in")
         form, leak = "decay", 1.0
@@ -113,6 +115,8 @@ def new_spec(
         form, leak = of_tau, _leak("tau", tau)
         if leak is not None and leak <= 0:
             raise ValueError(f"tau must be > 0, got {tau!r}")
+        if leak is not None and leak < FLOAT32_TINY:
+            raise ValueError(f"tau must be at least {FLOAT32_TINY}, a normal float32, got {tau!r}")
     elif inverse_tau is not None:
         form, leak = f"{of_tau}_inverse", _leak("inverse_tau", inverse_tau)
         if leak is not None and leak < 0:
@@ -122,7 +126,7 @@ def new_spec(
         if leak is not None and not 0 <= leak <= 1:
             raise ValueError(f"decay must be in [0, 1], got {decay!r}")
     threshold = _leak("threshold", threshold)
-    v_min = None if v_min is None else number("v_min", v_min)
+    v_min = None if v_min is None else _number("v_min", v_min)
     if isinstance(surrogate, Integer):
         if reset is not None or ternary or fire_at_threshold:
             what = "reset=None, ternary=False and fire_at_threshold=False"
@@ -132,6 +136,8 @@ def new_spec(
             raise ValueError(f"threshold must be positive with {surrogate!r}, got {threshold!r}")
     if ternary and threshold is not None and threshold <= 0:
         raise ValueError(f"threshold must be positive with ternary=True, got {threshold!r}")
+    if (ternary or isinstance(surrogate, Integer)) and threshold is not None and threshold < FLOAT32_TINY:
+        raise ValueError(f"threshold must be at least {FLOAT32_TINY}, a normal float32, got {threshold!r}")
     if synapse_decay is not None:
         synapse_decay = _factor("synapse_decay", synapse_decay)
     if (threshold_decay is None) != (threshold_jump is None):
@@ -139,7 +145,7 @@ def new_spec(
         raise ValueError(f"threshold_decay and threshold_jump make one adaptive threshold, give both: got {got}")
     adaptation = None, 0.0
     if threshold_decay is not None:
-        adaptation = _factor("threshold_decay", threshold_decay), number("threshold_jump", threshold_jump)
+        adaptation = _factor("threshold_decay", threshold_decay), _number("threshold_jump", threshold_jump)
     flags = detach_reset, fire_at_threshold, ternary
     return LIFSpec(form, leak, threshold, reset, surrogate, *flags, v_min, v_start, synapse_decay, *adaptation)
 
@@ -152,7 +158,14 @@ def _factor(name: str, value) -> float:
 
 
 def _leak(name: str, value) -> float | None:
-    return None if value is GIVEN else number(name, value)
+    return None if value is GIVEN else _number(name, value)
+
+
+def _number(name: str, value) -> float:
+    value = number(name, value)
+    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
+        raise ValueError(f"{name} must be finite in float32, got {value!r}")
+    return value
 
 
 make_spec = lru_cache(maxsize=512, typed=True)(new_spec)  # TypeError, too, for what cannot be hashed

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ..data.base import DataError
+
 __all__ = ["Epoch", "Parts", "fetch", "to_device"]
 
 
@@ -39,17 +41,21 @@ def fetch(
     dataset: Dataset, batches: Sequence[torch.Tensor], seeds: torch.Tensor | None = None, workers: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(x, y) of every batch of indices. A TensorDataset is indexed by whole batches, others sample by sample, each
-    with PyTorch's generator set to the sample's seed."""
+    with PyTorch's generator set to the sample's seed. DataError for a sample that cannot be read."""
     if isinstance(dataset, TensorDataset):
         yield from (dataset[index] for index in batches)
         return
-    yield from DataLoader(
+    loaded = DataLoader(
         _Seeded(dataset, seeds),
         batch_sampler=[index.tolist() for index in batches],
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_parent if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+    try:
+        yield from loaded
+    except DataError as error:  # a worker's has its traceback in the message
+        raise DataError(str(error).rstrip().splitlines()[-1].removeprefix(f"{_NAME}: ")) from error
 
 
 def to_device(
@@ -100,7 +106,12 @@ class _Seeded(Dataset):
         return self.dataset[index]
 
 
+_NAME = f"{DataError.__module__}.{DataError.__qualname__}"
+
+
 def _leave_signals_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent finishes its step and ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """What asks to stop may reach all of us; the parent finishes its step and ends us, if need be by a SIGTERM more."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     torch.set_num_threads(1)

@@ -6,20 +6,22 @@ weights and batches, so the differences per seed can tell.
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from ..files import replacing, versions, write_json
 from .evaluation import test
-from .folder import claim, read_metrics, writing
+from .folder import claim, holding, prepared, read_metrics, reading, writing
 from .loop import fit
 from .processes import world
 from .progress import Watch
 from .recipe import Recipe, RecipeError, load
 
-__all__ = ["compare", "named", "run_folder", "table"]
+__all__ = ["compare", "named", "read_results", "run_folder", "table"]
 
 
 def named(words: Iterable[str]) -> dict[str, Recipe]:
@@ -65,6 +67,7 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
 
     Args:
         recipes: by name; all with the same seeds. One is only trained and tested.
+        watch: looks on; see ``snnkern.train.progress``.
 
     Returns:
         What it also writes to ``results.json`` (``rows``, ``runs``, recipes and versions) and, as a table, to
@@ -79,8 +82,10 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
         if [run.seed for run in runs[name]] != seeds:
             raise RecipeError(f"seeds must be the same for all recipes, got {recipes[names[0]].seeds} for {names[0]} "
                               f"and {recipes[name].seeds} for {name}")  # fmt: skip
-    with world(recipes[names[0]].device) as where:
+    with world(recipes[names[0]].device) as where, ExitStack() as until_the_end:
         if where.first and len(names) > 1:
+            prepared(folder)
+            until_the_end.enter_context(holding(folder))
             claim(folder, {name: recipe.settings() for name, recipe in recipes.items()})
         at = sorted({t for recipe in recipes.values() for t in _test_steps(recipe)})
         fitted = [
@@ -112,7 +117,25 @@ def compare(recipes: Mapping[str, Recipe], folder: str | Path, watch: Watch | No
     return results
 
 
+def read_results(folder: Path) -> dict:
+    """What ``compare`` wrote, as far as pictures need it."""
+    path = folder / "results.json"
+    with reading(path):
+        results = json.loads(path.read_bytes())
+        at, names = results["test_steps"], results["names"]
+        for run in results["runs"]:
+            over_time = *run["accuracy"], *run["moments"]
+            if run["name"] not in names or not isinstance(run["seed"], int):
+                raise ValueError(f"there is no run {run['name']!r} of seed {run['seed']!r}")
+            if not all(0 <= value <= 1 for value in over_time) or not run["moments"]:
+                raise ValueError(f"accuracies must be from 0 to 1, got {over_time}")
+            if len(run["accuracy"]) != len(run["moments"]) or not set(at) <= {*range(1, len(over_time) // 2 + 1), 1}:
+                raise ValueError(f"accuracies must be one for each of {at} steps, got {over_time}")
+    return results
+
+
 def run_folder(folder: Path, name: str, seed: int, recipes: int) -> Path:
+    """Where ``compare`` has the run of a recipe's ``name`` and ``seed``: in a folder of its name beside several."""
     return folder / name / f"seed{seed}" if recipes > 1 else folder / f"seed{seed}"
 
 

@@ -47,6 +47,9 @@ def evaluate(
     Args:
         model: see ``snnkern.models``.
         dataset: of (x, y); x [C, H, W], or frames [T, C, H, W] with ``events``.
+        steps: T.
+        batch: samples that run together; ``workers`` processes load them.
+        channels_last: of images in memory.
         where: processes that share the work, all of which call this; None: this one, where the model is.
         amp: autocast to ``bfloat16`` or ``float16``.
         check: called before every batch.
@@ -76,8 +79,14 @@ def test(
     check=lambda: None,
     t: Sequence[int] | None = None,
 ) -> Evaluation:
-    """``evaluate`` on the test data, in at most as many steps as there are frames, as the recipe says: with its
-    device, threads, autocast, and the processes that torchrun started."""
+    """``evaluate`` on the test data, in at most as many steps as there are frames, as the recipe says.
+
+    That is with its device, threads, autocast, and the processes that torchrun started.
+
+    Args:
+        recipe, model, data: of a training; see ``restore`` and ``snnkern.data.load``.
+        steps, where, check, t: see ``evaluate``.
+    """
     steps = min(steps, data.shape[0]) if data.events else steps
     options = {"amp": recipe.amp, "channels_last": recipe.channels_last, "workers": recipe.workers, "check": check}
     options["t"] = t
@@ -98,6 +107,7 @@ def test_events(
     """The network of a stage on test data clocked, with T of its training, and event by event, on the same samples.
 
     Args:
+        recipe, model, stage: of a training; see ``restore``.
         samples: how many, evenly spread over the test data; None: all.
         watch: passes the numbers of the recordings on, one by one.
 
@@ -128,8 +138,14 @@ def calibrate(
     t: Sequence[int] | None = None,
     seed: int = 0,
 ) -> None:
-    """``methods.mtt.calibrate`` from so many batches of training data, as the recipe has them; where the model is, in
-    this process. Other seeds draw other batches."""
+    """``methods.mtt.calibrate`` from batches of training data as the recipe has them, where the model is.
+
+    Args:
+        recipe, model, data: of a training; see ``restore`` and ``snnkern.data.load``.
+        batches: how many.
+        steps, t: the time steps to calibrate for; see ``snnkern.methods.mtt.calibrate``.
+        seed: others draw other batches.
+    """
     device, frames = next(model.parameters()).device, data.shape[0] if data.events else 0
     parts = training_parts(
         recipe, data, device, frames if t else steps or 0, (recipe.seed, "calibration", seed), batches
@@ -155,7 +171,9 @@ def early_exit(
     """Early exit on the test data beside all steps at once; see ``snnkern.methods.seenn``.
 
     Args:
+        recipe, model, data: of a training; see ``restore`` and ``snnkern.data.load``.
         steps: T.
+        batch: samples that start together.
         thresholds: of confidence. None given: the one that ``seenn.choose`` finds on half of the samples, a draw of
             seed 0; the other half then judges it.
 
@@ -220,17 +238,28 @@ def _timed(call: Callable[[torch.Tensor], seenn.Exits], x: torch.Tensor, device:
 
 
 class Restored(NamedTuple):
+    """What ``restore`` read."""
+
     model: torch.nn.Module
     recipe: Recipe
     about: dict  # stage, epoch, test_accuracy, classes, shape
 
 
 def restore(path: str | Path, stage: int = -1, best: bool = False) -> Restored:
-    """The network in a file of weights that training or ``snnkern export`` wrote, or in a run's folder: after the last
-    epoch of a stage, or after the one with the best accuracy on the test data."""
+    """The network in a file of weights that training or ``snnkern export`` wrote, or in a run's folder.
+
+    Args:
+        path: of the file, or of the folder of a run with one seed.
+        stage: of the run, counted from 0; -1 is the last.
+        best: after the epoch with the best accuracy on the test data, not after the last.
+
+    Raises: RunError if there is no such network; the message says what there is.
+    """
     path = Path(path)
     if path.is_dir():
-        count = len(runs.read_settings(path).get("stage", ()))
+        settings = runs.read_settings(path)
+        with runs.reading(path / "settings.json"):
+            count = len(settings["stage"])
         if not -count <= stage < count:
             raise RunError(f"stage must be one of the run's {count}, counted from 0, got {stage}")
         stage, folder = stage % count, path
@@ -240,9 +269,25 @@ def restore(path: str | Path, stage: int = -1, best: bool = False) -> Restored:
             rest = "its best epoch so far is there (--best)" if begun else "no epoch of it is"
             raise RunError(f"{folder}: stage.{stage} is not finished; {rest}")
     weights, about = runs.load_weights(path)
-    recipe = recipes.read(about.pop("recipe"))
-    model = recipe.make_model(about["stage"], about["classes"], about["shape"])
-    if about.pop("folded", False):
-        model = fold(model)
-    model.load_state_dict(weights)
+    with runs.reading(path):
+        recipe = recipes.read(about.pop("recipe"))
+        if absent := {"stage", "epoch", "test_accuracy"} - about.keys():
+            raise KeyError(*sorted(absent))
+        folded = about.pop("folded", False)
+
+        def make() -> torch.nn.Module:
+            model = recipe.make_model(about["stage"], about["classes"], about["shape"])
+            return fold(model) if folded else model
+
+        with torch.device("meta"):
+            model = make()
+        if (wanted := _shapes(model.state_dict())) != _shapes(weights):
+            differing = sorted(dict(wanted.items() ^ _shapes(weights).items()))
+            raise ValueError(f"its weights are not those of its network: {', '.join(differing)}")
+        model = make()
+        model.load_state_dict(weights)
     return Restored(model, recipe, about)
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}

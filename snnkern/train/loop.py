@@ -1,8 +1,9 @@
 """Training a recipe, stage by stage, in a folder that survives interruption.
 
-On the CPU, with the same versions and number of threads, a run that was interrupted, by Ctrl-C in the middle of an
-epoch or by a power cut, and started again ends in the same weights, bit for bit, as one that was not: what is random in
-a step is a function of the seed and of the step's place (``batches.py``), and a checkpoint holds the rest.
+On the CPU, with the same versions and numbers of threads and processes, a run that was interrupted, by Ctrl-C in the
+middle of an epoch or by a power cut, and started again ends in the same weights, bit for bit, as one that was not: what
+is random in a step is a function of the seed and of the step's place (``batches.py``), and a checkpoint holds the rest.
+With other versions, another processor or other numbers it goes on too, and ends where rounding leads it.
 """
 
 from __future__ import annotations
@@ -33,20 +34,25 @@ from .recipe import Recipe, RecipeError
 
 __all__ = ["State", "fit"]
 
+LEAST_SCALE = 1e-4  # of float16's loss, as in fairseq: below it, gradients overflow whatever the scale
+
 
 def fit(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> nn.Module:
     """Trains in ``folder``, or goes on where an earlier call stopped there; under torchrun, with the other processes.
 
-    Ctrl-C and SIGTERM are obeyed after the step under way, with a checkpoint; another Ctrl-C at once, without.
+    Ctrl-C, SIGTERM and a lost terminal are obeyed after the step under way, with a checkpoint; another Ctrl-C at once,
+    without.
 
     Args:
         recipe: with a seed.
+        watch: looks on; see ``snnkern.train.progress``.
 
     Returns: the network of the last stage, after its last epoch.
 
     Raises:
         RunError: the folder holds something else, another process trains in it, it cannot be written, its checkpoint
-            is damaged, or the loss is no longer finite.
+            is damaged, the loss is no longer finite, memory ran out, or a process that helps was killed.
+        DataError: a sample cannot be read.
         RecipeError: the recipe does not go with its data, or with what is installed.
         Interrupted: on request.
     """
@@ -69,12 +75,14 @@ class _Training:
         with ExitStack() as until_the_end:
             if self.where.first:
                 runs.safetensors()
-                runs.claim(self.folder, self.recipe.settings())
+                runs.prepared(self.folder)
                 until_the_end.enter_context(runs.holding(self.folder))
+                runs.claim(self.folder, self.recipe.settings())
                 self.saved = runs.read_checkpoint(self.folder)
             self.saved = self.where.share(self.saved)
             if self.saved:
-                self.state = State(**self.saved["state"])
+                self.state, self.saved = self.saved
+                self._check_place()
             if self.where.first and self.recipe.tensorboard:
                 self.board = until_the_end.enter_context(runs.board(self.folder, self.state.lines))
             self.watch.start(self.recipe, self.folder, self._cost())
@@ -83,6 +91,16 @@ class _Training:
                     self.state = State(stage, b=self.state.b, lines=self.state.lines)
                 self._stage()
         return self.model
+
+    def _check_place(self) -> None:
+        """That of a checkpoint."""
+        state, stages = self.state, self.recipe.stage
+        with runs.whole(self.folder):
+            if not (0 <= state.stage < len(stages) and 0 <= state.epoch <= stages[state.stage].epochs):
+                raise ValueError(f"there is no epoch {state.epoch + 1} of stage.{state.stage}")
+            steps, (_, _, samples) = len(self._plan(state.epoch).batches), state.sums
+            if not 0 <= state.step <= steps or (state.step and not samples > 0):
+                raise ValueError(f"there is no end of step {state.step} of {steps}, after {samples} samples")
 
     def _stage(self) -> None:
         recipe, state, where, data = self.recipe, self.state, self.where, self.data
@@ -102,11 +120,10 @@ class _Training:
         self.optimiser = stage.make_optimiser(self.model.parameters())
         self.scaler = torch.amp.GradScaler(where.device.type, enabled=recipe.amp == "float16")
         if self.saved:
-            try:
+            with runs.whole(self.folder):
                 for name in ("model", "optimiser", "scaler"):
                     getattr(self, name).load_state_dict(self.saved[name])
-            except Exception as error:
-                raise runs.damaged(self.folder, error) from error
+                _check_optimiser(stage, self.optimiser)
         elif stage.temperature and stage.temperature.start is not None:
             state.b = stage.temperature.start
         self.saved = None
@@ -239,16 +256,13 @@ class _Training:
     def _finish(self, epoch: int, plan: Epoch, lr: float, criterion) -> None:
         state, stage, where = self.state, self.stage, self.where
         seconds = self.before + time.monotonic() - self.began
-        loss, right, samples = where.sum(self.sums.clone()).tolist()
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss of epoch {epoch + 1} of stage.{state.stage} is {loss / samples}; try a smaller lr "
-                "(the checkpoint before it is kept)"
-            )
+        loss, right, samples = self._summed()
         check = self._pause if where.size == 1 else lambda: None  # processes have unequal numbers of test batches
         if stage.mtt and stage.mtt.calibration:
             self._calibrate(epoch)
         tested = test(self.recipe, self.model, self.data, stage.steps, where, check)
+        if not math.isfinite(tested.sdt[-1] + tested.tet[-1]):
+            raise self._diverged("loss on the test data", tested.sdt[-1] + tested.tet[-1])
         state.accuracy = tested.accuracy[-1]
         if probe := stage.probe:
             count = min(probe.iterations, self.whole)
@@ -288,6 +302,23 @@ class _Training:
         self.before, self.began = 0.0, time.monotonic()
         self._save()
         self.watch.epoch(self.recipe, metrics, self._cost())
+
+    def _summed(self) -> list[float]:
+        """Loss, right, samples in this epoch, of all processes; RunError where the loss is lost: no checkpoint then
+        takes the place of a better one."""
+        sums = self.where.sum(self.sums.clone()).tolist()
+        if not math.isfinite(sums[0]):
+            raise self._diverged("loss", sums[0] / sums[2])
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            raise self._diverged("scale of the loss, as gradients overflow float16,", self.scaler.get_scale())
+        return sums
+
+    def _diverged(self, what: str, value: float) -> RunError:
+        amp = " or another amp" if self.recipe.amp == "float16" else ""
+        return RunError(
+            f"the {what} of epoch {self.state.epoch + 1} of stage.{self.state.stage} is {value:g}; try a smaller "
+            f"lr{amp}, or look for data that is not finite (the checkpoint before it is kept)"
+        )
 
     def _drawn(self, plan: Epoch) -> dict:
         """For the metrics of an epoch with mixed time steps: how many passes every batch had, the mean t_i, and the
@@ -345,7 +376,7 @@ class _Training:
     def _save(self) -> None:
         """A checkpoint; all processes call it."""
         self.kept = time.monotonic()
-        self.state.sums = self.where.sum(self.sums.clone()).tolist()
+        self.state.sums = self._summed()
         self.state.seconds = self.before + self.kept - self.began if self.state.step else 0.0
         if self.where.first:
             parts = {name: getattr(self, name).state_dict() for name in ("model", "optimiser", "scaler")}
@@ -360,6 +391,20 @@ class _Training:
 
     def _path(self, stage: int, which: str) -> Path:
         return self.folder / f"stage{stage}-{which}.safetensors"
+
+
+def _check_optimiser(stage, optimiser: torch.optim.Optimizer) -> None:
+    """``load_state_dict`` does not look at what an optimiser holds of each parameter."""
+    one = nn.Parameter(torch.zeros(1))
+    one.grad, alike = torch.zeros(1), stage.make_optimiser([one])
+    alike.step()
+    for parameter, held in optimiser.state.items():
+        wanted = alike.state[one]
+        shapes = {name: value.shape for name, value in held.items() if isinstance(value, torch.Tensor)}
+        fits = {name: parameter.shape if value.dim() else value.shape for name, value in wanted.items()
+                if isinstance(value, torch.Tensor)}  # fmt: skip
+        if held.keys() != wanted.keys() or shapes != fits:
+            raise ValueError(f"the optimiser holds {shapes} of a parameter, where {fits} is wanted")
 
 
 def _surrogate(model: nn.Module, stage: int) -> Dspike:

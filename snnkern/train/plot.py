@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
 from ..analysis.pictures import curves, scatter
-from .compare import run_folder
+from .compare import read_results, run_folder
 from .folder import RunError, common, grouped, read_metrics
 
 __all__ = ["plot"]
@@ -57,7 +56,7 @@ def _read(run: Path) -> _Run:
     metrics = read_metrics(run)
     for folder in run.parents[:2]:
         if (folder / "results.json").exists():
-            results = json.loads((folder / "results.json").read_text())
+            results = read_results(folder)
             for tested in results["runs"]:
                 if run_folder(folder, tested["name"], tested["seed"], len(results["names"])) == run:
                     at = results["test_steps"] if metrics[-1]["network"] == "snn" else [metrics[-1]["steps"]]

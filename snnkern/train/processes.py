@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..nn import BNLIF, TdBatchNorm
-from .folder import RunError
+from .folder import RunError, reason
 
 __all__ = ["World", "leave", "working", "world"]
 
@@ -86,22 +86,34 @@ def world(device: str = "auto") -> Iterator[World]:
         place = torch.device("cuda", local) if device == "cuda" else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"device must be one that PyTorch can use here, got {device!r}: {reason}") from error
-    if size == 1:
-        yield World(place)
-        return
-    ours = not dist.is_initialized()
-    if ours:
-        # gloo, too, where there are GPUs: World.any and World.share talk between processors
-        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+        found = str(error).splitlines()[0]
+        raise RunError(f"device must be one that PyTorch can use here, got {device!r}: {found}") from error
+    ours = size > 1 and not dist.is_initialized()
     try:
-        yield World(place, dist.get_rank(), size)
-    finally:
         if ours:
+            # gloo, too, where there are GPUs: World.any and World.share talk between processors
+            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        if place.type == "cuda" and size > 1:
+            torch.cuda.set_device(place)
+        yield World(place, dist.get_rank(), size) if size > 1 else World(place)
+    except RuntimeError as error:
+        if isinstance(error, RunError) or not (what := _from_outside(error)):
+            raise
+        raise RunError(f"{what} ({reason(error)}); a training goes on from its last checkpoint") from error
+    finally:
+        if ours and dist.is_initialized():
             leave()
+
+
+def _from_outside(error: RuntimeError) -> str | None:
+    """What happened to the process rather than in it; PyTorch has few classes for that."""
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
+        return "another of the processes ended or cannot be reached"
+    if "DataLoader worker" in str(error):
+        return "a worker that loads data was killed, as where memory runs out; fewer workers need less"
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "memory ran out; a smaller batch, accumulate, packed or windows need less"
+    return None
 
 
 def leave() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -58,7 +59,8 @@ class Show(Watch):
         return self
 
     def __exit__(self, *error) -> None:
-        self.live.stop()
+        with suppress(OSError):
+            self.live.stop()
 
     def start(self, recipe: Recipe, folder: Path, cost: float) -> None:
         self.name = str(folder)
@@ -66,7 +68,7 @@ class Show(Watch):
         if cost >= recipe.total_cost:
             self.done += recipe.total_cost
         if cost:
-            self.console.print(f"{self.name}: goes on after {100 * cost / recipe.total_cost:.0f} %", highlight=False)
+            self._say(f"goes on after {100 * cost / recipe.total_cost:.0f} %")
 
     def step(self, recipe: Recipe, state: State, cost: float, numbers: dict[str, float]) -> None:
         self._show(_place(recipe, state.stage, state.epoch + 1), cost, numbers)
@@ -80,7 +82,11 @@ class Show(Watch):
             self.done += recipe.total_cost
             cost = 0.0
         if ended or not self.brief:
-            self.console.print(f"{self.name}: {place}: {_text(numbers)}, left {self._left(cost)}", highlight=False)
+            self._say(f"{place}: {_text(numbers)}, left {self._left(cost)}")
+
+    def _say(self, text: str) -> None:
+        with suppress(OSError):  # where nobody reads any more, training goes on
+            self.console.print(f"{self.name}: {text}", highlight=False)
 
     def _show(self, place: str, cost: float, numbers: dict[str, float]) -> None:
         self.bar.update(self.task, completed=self.done + cost, description=place)

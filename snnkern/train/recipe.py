@@ -42,8 +42,8 @@ OPTIMISERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.o
 NEURONS = ("LIF", "SmoothLIF", "IAF")  # of snnkern.nn
 
 
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Strict()]
 Listed = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])  # one stands for a list
@@ -51,7 +51,13 @@ Listed = BeforeValidator(lambda value: value if isinstance(value, (list, tuple))
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of ``snnkern.methods.tet`` and the first epoch, counted from 1, that uses it."""
+    """A loss of ``snnkern.losses`` and the first epoch that uses it.
+
+    Args:
+        name: ``sdt`` or ``tet``.
+        lamb, phi: of ``tet``.
+        from_epoch: counted from 1.
+    """
 
     name: Literal["sdt", "tet"]
     lamb: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
@@ -66,7 +72,11 @@ class Loss:
 class Temperature:
     """Dspike's search before every epoch; see ``snnkern.methods.dspike.search``.
 
-    ``start``: the first b; None: the one that the stage before ended with, else that of the neuron's surrogate.
+    Args:
+        start: the first b; None: the one that the stage before ended with, else that of the neuron's surrogate.
+        step: distance of the candidates, and the least temperature.
+        eps: of the finite differences.
+        batch: training samples that the search looks at.
     """
 
     start: Positive | None = None
@@ -77,8 +87,11 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Probe:
-    """How close the first layer's gradient is in direction to its finite differences (FDG): the cosine for every eps,
-    before each of the first ``iterations`` updates of every epoch. Source: Li et al., section 4.2 and figure 2."""
+    """How close the first layer's gradient is in direction to its finite differences (FDG): the cosine for every
+    ``eps``, before each of the first ``iterations`` updates of every epoch.
+
+    Source: Li et al., NeurIPS 2021, section 4.2 and figure 2.
+    """
 
     eps: Annotated[tuple[Positive, ...], Listed, Field(min_length=1)] = (0.2, 0.1, 0.05, 0.01, 0.001)
     iterations: Count = 100
@@ -86,7 +99,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Differences:
-    """The first layer follows its FDG, all others their gradient. Source: Li et al., section 4.2 and table 1."""
+    """The first layer follows its finite differences at distance ``eps``, all others their gradient.
+
+    Source: Li et al., NeurIPS 2021, section 4.2 and table 1.
+    """
 
     eps: Positive = 0.1
 
@@ -180,6 +196,7 @@ class Recipe:
     """A training. ``seed`` sets everything random; None stands for each of ``range(seeds)`` in turn.
 
     Args:
+        title, source: what it is, and where its numbers come from.
         data: ``name``, ``root`` and the options of ``snnkern.data.load``.
         model: ``name`` in ``snnkern.models.MODELS`` and keywords of that class; ``"none"`` stands for None.
         neuron: keywords of ``nn.LIF`` (``reset = "soft"`` for None) with ``surrogate = {name = ..., ...}``; ``kind``
@@ -192,12 +209,15 @@ class Recipe:
         packed: spikes kept for backward take 1 bit each.
         windows: frames go through the network in windows of so many steps, with the same gradients, and only one's
             activations are in memory; see ``nn.Windows``. 0: all at once.
+        channels_last: how images lie in memory.
+        compile: the model runs under ``torch.compile``.
         fused: batch norm and neurons run in one pass; false: one after the other.
         device: ``auto`` is the GPU, if there is one.
         backend: of the neurons; see ``snnkern.lif``.
         deterministic: only deterministic algorithms on a GPU, where equal runs otherwise differ in the last bits.
         threads: of the processor; 0: PyTorch's choice. The result depends on it in the last bits.
         workers: processes that load data. The result does not depend on it.
+        tensorboard: metrics go to the run's folder ``tensorboard`` too.
         checkpoint_minutes: between checkpoints within an epoch; there is one after each epoch anyway.
     """
 
@@ -367,8 +387,10 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         hint = f"did you mean {' or '.join(near)}?" if near else "snnkern train --list shows them"
         raise RecipeError(f"recipe must be the name of one or the path of a .toml file, got {name!r}; {hint}")
     try:
-        table = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from error
     _override_all(table, overrides)
     return read(table)
@@ -393,7 +415,7 @@ def _override_all(table: dict, overrides: Iterable[str]) -> None:
             raise RecipeError(f"an override must be key=value, got {text!r}")
         try:
             value = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # TOML's error is a ValueError
             pass
         _override(table, key.split("."), value, key)
 

@@ -30,7 +30,7 @@ from ..methods.mtt import Sampler
 from ..models import Staged
 from .batches import Parts
 from .evaluation import restore, training_parts
-from .folder import Interrupted, Request, RunError, writing
+from .folder import Interrupted, Request, RunError, reading, writing
 from .processes import working
 from .recipe import Stage, override
 
@@ -57,7 +57,9 @@ def search(
     """Searches, and writes ``search.json``, ``search.md`` and ``search.png`` to ``folder``, made where missing.
 
     Args:
-        run, stage, best: see ``restore``.
+        run, stage, best: see ``snnkern.train.evaluation.restore``.
+        folder: of the files.
+        overrides: ``key=value``, of the run's recipe.
         budget: T_g: the best configuration costs no more than the uniform one of so many steps.
         samples: configurations that the estimate is fitted to. Default: 18, as published for 8 stages, or twice as many
             as there are unknowns, if that is more.
@@ -229,11 +231,12 @@ class _Kept:
         of = json.loads(json.dumps(of))
         if not path.exists():
             return cls(path, of, {})
-        try:
-            held = json.loads(path.read_text())
-            before, found = held["of"], {tuple(row["t"]): row["accuracy"] for row in held["measured"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} cannot be read: {error!r}; move it away to measure anew") from error
+        with reading(path, "; move it away to measure anew"):
+            held = json.loads(path.read_bytes())
+            before = {**held["of"]}
+            found = {tuple(row["t"]): 1.0 * row["accuracy"] for row in held["measured"]}
+            if not all(0 <= accuracy <= 1 for accuracy in found.values()):
+                raise ValueError("an accuracy is not from 0 to 1")
         changed = [f"{k} {before.get(k)!r} there, {of[k]!r} here" for k in of if before.get(k) != of[k]]
         if changed:
             raise RunError(f"{path} holds what was measured otherwise ({'; '.join(changed)}); choose another folder")
@@ -250,7 +253,7 @@ HEADER = ("", "t", "estimated, %", "measured, %", "judged, %", "energy")
 
 
 def rows(result: dict) -> list[list[str]]:
-    """Under ``HEADER``: the best configuration and the uniform one."""
+    """Under ``HEADER``, of the result of ``search``: the best configuration and the uniform one."""
     found = []
     for name in ("best", "uniform"):
         row = result[name]
@@ -260,7 +263,7 @@ def rows(result: dict) -> list[list[str]]:
 
 
 def verdict(result: dict) -> str:
-    """What the judging half of the test samples says, in a sentence."""
+    """What the judging half of the test samples says, in a sentence; ``result`` is that of ``search``."""
     gap, error = (100 * result["difference"][key] for key in ("mean", "standard_error"))
     known = "" if result["mixed"] else f"Trained at T = {result['sampler']['high']} alone, not with mixed time steps. "
     return (

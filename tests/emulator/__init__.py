@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from array import array
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._device import _device_constructors
 
 SOURCE = Path(__file__).with_name("ptx.cpp")
+BINDING = SOURCE.parents[2] / "csrc" / "python" / "function.h"
 BUILD = SOURCE.parents[2] / "build" / "emulator"  # kept, by content
 FLAGS = ("-std=c++20", "-O1", "-fwrapv", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
 POISON = 0xFF  # fresh memory: NaN in every dtype
@@ -38,17 +40,14 @@ class Fault(AssertionError):
 @functools.cache
 def _ptx():
     """``ptx.cpp``, compiled when it changed."""
-    import pybind11
-
-    key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, sys.version, pybind11.__version__)).encode()).hexdigest()[
-        :16
-    ]
+    text = SOURCE.read_bytes() + BINDING.read_bytes() + repr((FLAGS, sys.version)).encode()
+    key = hashlib.sha256(text).hexdigest()[:16]
     library = BUILD / key / "_ptx.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         made = library.with_suffix(f".{os.getpid()}")
-        includes = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}")
-        subprocess.run([os.environ.get("CXX", "c++"), *FLAGS, *includes, SOURCE, "-o", made], check=True)
+        include = f"-I{sysconfig.get_path('include')}"
+        subprocess.run([os.environ.get("CXX", "c++"), *FLAGS, include, SOURCE, "-o", made], check=True)
         made.replace(library)
     spec = importlib.util.spec_from_file_location("_ptx", library)
     module = importlib.util.module_from_spec(spec)
@@ -74,9 +73,10 @@ class Launch:
     def __call__(self, stream: int, *words: int) -> None:
         Launch.made.append(self)
         given = b"".join((word % (1 << 64)).to_bytes(8, "little") for word in words)
-        found = _ptx().launch(self.kernel.parsed, *self.grid, [*self.constants, given], _regions(words))
+        memory = array("q", [number for region in _regions(words) for number in region]).tobytes()
+        found = _ptx().launch(self.kernel.parsed, *self.grid, [*self.constants, given], memory)
         if found:
-            raise Fault(f"{self.kernel.name}, {self.grid}:\n" + "\n".join(found))
+            raise Fault(f"{self.kernel.name}, {self.grid}:\n{found.decode()}")
 
 
 # ------------------------------------------------------------------------------------------------ memory

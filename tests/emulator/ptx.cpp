@@ -6,9 +6,6 @@
 // and fused multiply-add round as PTX says. The .approx functions are rounded correctly here; on a GPU they err by a
 // unit or two of the last place. An instruction, or a form of one, that is not written here throws when the kernel is
 // parsed.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -21,6 +18,8 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../../csrc/python/function.h"
 
 namespace {
 
@@ -961,10 +960,11 @@ struct Launch {
   }
 };
 
-// What went wrong in a launch of the kernel, by kind and instruction.
-// memory: (begin, end, address of a byte for each number that says whether a kernel wrote it, or 0, bytes of a number).
-vector<string> launch(const Kernel& kernel, unsigned across, unsigned down, unsigned threads, unsigned shared,
-                      const vector<string>& arguments, const vector<std::tuple<Bits, Bits, Bits, int>>& memory) {
+// What went wrong in a launch of the kernel, by kind and instruction, in lines.
+// memory: rows of begin, end, address of a byte for each number that says whether a kernel wrote it, or 0, bytes of a
+// number.
+string launch(const Kernel& kernel, unsigned across, unsigned down, unsigned threads, unsigned shared,
+              const vector<string>& arguments, const string& memory) {
   if (!across || !down || down > 65535 || across > INT32_MAX || !threads || threads > unsigned(kernel.most_threads))
     throw std::invalid_argument(kernel.name + " cannot be launched as " + std::to_string(across) + " x " +
                                 std::to_string(down) + " blocks of " + std::to_string(threads) +
@@ -986,24 +986,24 @@ vector<string> launch(const Kernel& kernel, unsigned across, unsigned down, unsi
                                   " bytes, the kernel wants " + std::to_string(p.bytes));
     std::memcpy(l.parameters.data() + p.at, arguments[k].data(), given);
   }
-  for (auto& [begin, end, initialised, granule] : memory)
-    l.regions.emplace_back(begin, end, reinterpret_cast<char*>(begin), reinterpret_cast<uint8_t*>(initialised),
-                           granule);
+  for (size_t at = 0; at < memory.size();) {
+    Bits row[4];  // of which memory has whole ones
+    at += memory.copy(reinterpret_cast<char*>(row), sizeof row, at);
+    l.regions.emplace_back(row[0], row[1], reinterpret_cast<char*>(row[0]), reinterpret_cast<uint8_t*>(row[2]),
+                           int(row[3]));
+  }
   l.run();
-  vector<string> found;
-  for (auto& [key, fault] : l.faults) found.push_back(fault.text + ", " + std::to_string(fault.times) + " times");
+  string found;
+  for (auto& [key, fault] : l.faults) found += fault.text + ", " + std::to_string(fault.times) + " times\n";
   return found;
 }
 
+Kernel parse(const string& ptx, const string& name) { return {ptx, name}; }
+
+PyMethodDef functions[] = {snnkern::function<parse>("Kernel"), snnkern::function<launch>("launch"), {}};
+
 }  // namespace
 
-PYBIND11_MODULE(_ptx, m) {
-  namespace py = pybind11;
-  py::class_<Kernel>(m, "Kernel").def(py::init([](const py::bytes& ptx, const string& name) {
-    return std::make_unique<Kernel>(string(ptx), name);
-  }));
-  m.def("launch", [](const Kernel& kernel, unsigned across, unsigned down, unsigned threads, unsigned shared,
-                     const vector<py::bytes>& arguments, const vector<std::tuple<Bits, Bits, Bits, int>>& memory) {
-    return launch(kernel, across, down, threads, shared, {arguments.begin(), arguments.end()}, memory);
-  });
+PyMODINIT_FUNC PyInit__ptx() {
+  return snnkern::add_type<Kernel>("_ptx.Kernel") ? snnkern::make_module("_ptx", functions) : nullptr;
 }

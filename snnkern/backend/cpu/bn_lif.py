@@ -16,7 +16,8 @@ def bn_moments(layout, norm, y):
 
 
 def bn_prepare(plan, moments, parameters, table):
-    _C.prepare_cpu(plan_of(plan, table, moments), parameters_of(parameters), *addresses(moments, table))
+    moments_at, table_at = addresses(moments, table)
+    _C.prepare_cpu(plan_of(plan, table, moments), moments_at, parameters_of(parameters), table_at)
 
 
 def bn_sums(spec, layout, call):

@@ -19,7 +19,7 @@ def linear_pays(spikes: torch.Tensor, outputs: int) -> bool:
         return False
     rows = numbers // inputs
     sample = min(rows, SAMPLE)
-    found = _C.linear_count_cpu(_C.LinearShape(rows, inputs, outputs, False), spikes.data_ptr(), sample)
+    found = _C.linear_count_cpu(_C.LinearShape(rows, inputs, outputs, False), *addresses(spikes), sample)
     return found < DENSEST * sample * inputs and inputs <= _C.most_inputs
 
 
@@ -27,7 +27,7 @@ def linear_forward(spikes, weight, bias):
     """Returns y, and spikes as bits, or None if there are others than 0 and 1 among them."""
     (rows, inputs), outputs = spikes.shape, len(weight)
     shape = _C.LinearShape(rows, inputs, outputs, bias is not None)
-    weight_t = torch.zeros(inputs + (bias is not None), shape.stride)
+    weight_t = torch.zeros(inputs + (bias is not None), _C.linear_stride(shape))
     weight_t[:inputs, :outputs] = weight.t()
     if bias is not None:
         weight_t[inputs, :outputs] = bias
@@ -41,8 +41,8 @@ def linear_backward(bits, grad, biased):
     """Gradients of the weight and, if there is one, of the bias."""
     (rows, outputs), inputs = grad.shape, bits.shape[1]
     shape = _C.LinearShape(rows, inputs, outputs, biased)
-    grad_t = torch.empty(inputs + biased, shape.stride)
-    sums = torch.empty(shape.parts, *grad_t.shape)
+    grad_t = torch.empty(inputs + biased, _C.linear_stride(shape))
+    sums = torch.empty(_C.linear_parts(shape), *grad_t.shape)
     _C.linear_backward_cpu(shape, *addresses(bits, grad, sums, grad_t), torch.get_num_threads())
     grad_t = grad_t[:, :outputs]
     return grad_t[:inputs].t().contiguous(), grad_t[inputs] if biased else None

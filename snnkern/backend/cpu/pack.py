@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from ...spec.layout import DTYPES
-from .._extension import _C
+from .._extension import _C, addresses
 
 
 def pack(x, bits, check):
-    return _C.pack_cpu(DTYPES.index(x.dtype), x.numel(), x.data_ptr(), bits.data_ptr(), torch.get_num_threads())
+    return _C.pack_cpu(DTYPES.index(x.dtype), x.numel(), *addresses(x, bits), torch.get_num_threads())
 
 
 def unpack(bits, x):
-    _C.unpack_cpu(DTYPES.index(x.dtype), x.numel(), bits.data_ptr(), x.data_ptr(), torch.get_num_threads())
+    _C.unpack_cpu(DTYPES.index(x.dtype), x.numel(), *addresses(bits, x), torch.get_num_threads())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ...spec.layout import DTYPES
-from .._extension import _C
+from .._extension import _C, addresses
 
 
 def ttm(layout, x, y):
     shape = _C.TTMShape(DTYPES.index(x.dtype), *layout[1:])
-    _C.ttm_cpu(shape, x.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    _C.ttm_cpu(shape, *addresses(x, y), torch.get_num_threads())

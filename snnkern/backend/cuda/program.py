@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import stat
 import warnings
 from functools import cache
 from pathlib import Path
@@ -98,6 +99,7 @@ def build(header: str, expression: str, target: str) -> tuple[bytes, str]:
     """The compiled kernel, from disk if it is there, and its name in it."""
     path = folder() / f"{_key(header, expression, target)}.{target}"
     try:
+        _ours(path.parent)
         head, _, image = path.read_bytes().partition(b"\n")
         name, _, digest = head.decode(errors="replace").partition(" ")
         if digest == _digest(image):
@@ -107,7 +109,8 @@ def build(header: str, expression: str, target: str) -> tuple[bytes, str]:
         pass
     image, name = compile(header, expression, target)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _ours(path.parent)
         own = path.with_name(f"{path.name}.{os.getpid()}")  # others may be writing it too
         with replacing(own) as file:
             file.write(f"{name} {_digest(image)}\n".encode() + image)
@@ -115,6 +118,14 @@ def build(header: str, expression: str, target: str) -> tuple[bytes, str]:
     except OSError as error:
         _warn_once(f"compiled kernels cannot be kept, so that every process compiles them anew: {error}")
     return image, name
+
+
+def _ours(path: Path) -> None:
+    """PermissionError if another user can put a file into the folder: what is in there runs as ours."""
+    found = path.stat()
+    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        why = f"other users can write to {path}"
+        raise PermissionError(f"{why}: empty it and `chmod go-w` it, or name a folder of your own in SNNKERN_CACHE")
 
 
 def _digest(data: bytes) -> str:

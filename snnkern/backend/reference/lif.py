@@ -62,8 +62,8 @@ def lif(
         if spec.reset is None:
             v = h - threshold * event
         else:
-            infinite = h.abs() == math.inf if spec.ternary else h == math.inf
-            finite = torch.where(infinite, threshold, h)  # 0 * inf would leave a NaN after the spike
+            infinite = (h.abs() == math.inf) & (event != 0)
+            finite = torch.where(infinite, spec.reset, h)  # 0 * inf would leave a NaN after the spike
             v = spec.reset * event + (1 - event) * finite
         if adaptive:
             a = spec.threshold_decay * a + s
@@ -112,7 +112,7 @@ def _fire(h, threshold, spec, smooth):
     if spec.reset is None:
         return up - down, up - down
     event = up + down
-    if spec.threshold_decay is not None and not smooth:  # both fire at a threshold that fell below 0: that is no spike
+    if not smooth:  # both fire at a threshold below 0, of a tensor or one that fell: that is no spike
         event = event - 2 * (up * down).detach()
     return up - down, event
 

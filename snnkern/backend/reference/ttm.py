@@ -10,11 +10,11 @@ from ...spec.layout import starts
 
 
 def ttm(x, steps, time_dim):
-    """``snnkern.ttm``; arguments checked by the caller."""
-    frames = x.unbind(time_dim)
+    """``snnkern.ttm``; arguments checked by the caller. Sums are in the dtype of the state, those of gradients too."""
+    frames = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32).unbind(time_dim)
     first = starts(max(steps, len(frames)), min(steps, len(frames)))
     groups = [range(begin, end) for begin, end in pairwise(first)]
     if steps > len(frames):
-        return torch.stack([frame for frame, group in zip(frames, groups, strict=True) for _ in group], time_dim)
-    state = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.stack([sum(frames[t].to(state) for t in group).to(x.dtype) for group in groups], time_dim)
+        repeated = [frame for frame, group in zip(frames, groups, strict=True) for _ in group]
+        return torch.stack(repeated, time_dim).to(x.dtype)
+    return torch.stack([sum(frames[t] for t in group).to(x.dtype) for group in groups], time_dim)
