@@ -502,12 +502,12 @@ def test_backward_moves_four_elements_of_few_steps_at_a_time_and_two_of_many(mon
 IMAGES, LONG = (4, 32, 64, 32, 32), (40, 32, 512, 8, 8)
 
 
+NORMED = [("sm_80", IMAGES, 2, LARGEST), ("sm_90", IMAGES, None, SMALLEST), ("gfx942", IMAGES, 2, SMALLEST)]
+LONGER = [("sm_80", LONG, 10, SMALLEST), ("sm_90", LONG, None, LARGEST), ("gfx942", LONG, 10, LARGEST)]
+
+
 @compiles
-@pytest.mark.parametrize(
-    "target, shape, steps_out, kind",
-    [("sm_80", IMAGES, 2, LARGEST), ("sm_90", IMAGES, None, SMALLEST), ("gfx942", IMAGES, 2, SMALLEST)]
-    + brief([("sm_80", LONG, 10, SMALLEST), ("sm_90", LONG, None, LARGEST), ("gfx942", LONG, 10, LARGEST)], []),
-)
+@pytest.mark.parametrize("target, shape, steps_out, kind", brief(NORMED + LONGER, NORMED))
 def test_kernels_with_a_norm(monkeypatch, tmp_path, target, shape, steps_out, kind):
     dtype, neuron = kind
     for name, kernel in compiled_norm(monkeypatch, target, shape, dtype, steps_out=steps_out, **neuron).items():
