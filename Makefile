@@ -16,12 +16,12 @@ demo: .venv/installed
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 -p no:benchmark
 
 test: .venv/installed
-	$(PYTEST)
+	$(PYTEST) --counts runs/trust/brief.json
 	TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py tests/test_lif.py tests/test_autograd.py tests/test_split.py \
 	  tests/test_ttm.py tests/test_bn_lif.py tests/test_pack.py
 	SNNKERN_EMULATE=1 $(PYTEST) -k "cuda or emulator" tests/test_cuda.py tests/test_emulator.py tests/test_lif.py \
 	  tests/test_autograd.py tests/test_split.py tests/test_ttm.py tests/test_bn_lif.py tests/test_pack.py \
-	  tests/test_recurrent.py
+	  tests/test_recurrent.py tests/test_properties.py
 
 # What docs/promises.md rests on, for an hour or so: random tests at length, every float32, kills, full disks, damage.
 TRUST := SNNKERN_THOROUGH=1 $(PYTEST) --counts runs/trust

@@ -11,6 +11,7 @@ way of Markdown that nobody sees::
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import signal
@@ -24,6 +25,7 @@ import typer
 from conftest import THOROUGH
 from test_cli import expanded
 
+from experiments import promises
 from snnkern.cli import app
 from snnkern.nn.node import BaseNode
 from snnkern.train.compare import named
@@ -204,3 +206,14 @@ def test_docstrings_name_every_argument(where, count):
         arguments = inspect.signature(value).parameters.keys() - {"args", "kwargs"}
         assert not [each for each in arguments if not re.search(rf"\b{each}\b", told)], name
         count("arguments", len(arguments))
+
+
+def test_promises_name_tests_and_their_page_is_their_counts():
+    made = json.loads((ROOT / "docs/promises.json").read_text())
+    assert (ROOT / "docs/promises.md").read_text() == promises.page(made)
+    for promise in (promise for room in promises.PROMISES.values() for promise in room):
+        assert promise.says in made["counts"], promise.says
+        for test in promise.tests:
+            path, _, function = test.partition("::")
+            assert f"def {function}" in (ROOT / "tests" / path).read_text(), test
+    assert not [numbers for places in made["counts"].values() for numbers in places.values() if numbers.get("failed")]

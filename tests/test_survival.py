@@ -1049,6 +1049,6 @@ def test_two_at_once_in_a_new_folder(tmp_path, count):
         said = [found.get(timeout=120), found.get(timeout=120)]
         assert [ended(process) for process in processes] == [0, 0]
         (refused,) = [text for text in said if text != "ended"]
-        assert "is being trained by process" in refused or "holds a run with other settings" in refused
+        assert "is being trained by" in refused or "holds a run with other settings" in refused
         assert restore(folder).recipe.settings() == runs.read_settings(folder)
         count("faults")
