@@ -216,3 +216,7 @@ def sentence(place: str, numbers: dict[str, int]) -> str:
     said = [f"{number:,} {what}" for what, number in numbers.items() if what not in outcomes]
     said.append(f"{numbers['passed']:,} cases" + (f", **{numbers['failed']} failed**" if numbers.get("failed") else ""))
     return f"{PLACES[place]}: {', '.join(said)}"
+
+
+if __name__ == "__main__":
+    main()
