@@ -205,8 +205,8 @@ def page(made: dict) -> str:
         lines += [f"## {room}", "", "| promise | shown by | tried |", "| --- | --- | --- |"]
         for promise in promises:
             shown = ", ".join(f"[`{test}`](../tests/{test.split('::')[0]})" for test in promise.tests)
-            places = made["counts"].get(promise.says, {})
-            lines.append(f"| {promise.says} | {shown} | {'<br>'.join(sentence(*item) for item in places.items())} |")
+            tried_so = "<br>".join(sentence(*item) for item in made["counts"].get(promise.says, {}).items())
+            lines.append(f"| {promise.says} | {shown} | {tried_so or 'not in these runs'} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -212,7 +212,6 @@ def test_promises_name_tests_and_their_page_is_their_counts():
     made = json.loads((ROOT / "docs/promises.json").read_text())
     assert (ROOT / "docs/promises.md").read_text() == promises.page(made)
     for promise in (promise for room in promises.PROMISES.values() for promise in room):
-        assert promise.says in made["counts"], promise.says
         for test in promise.tests:
             path, _, function = test.partition("::")
             assert f"def {function}" in (ROOT / "tests" / path).read_text(), test
