@@ -381,7 +381,7 @@ subprocess.run(["cp", "-r", f"{place}/out", sys.argv[1] + ".copy"], check=True)
 def test_a_small_file_system(tmp_path, two, count):
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("this user may not mount anything here")
-    for size in ("16k", "60k", "100k", "160k", "200k", "260k"):
+    for size in ("8k", "16k", "28k", "40k", "52k", "64k"):
         place = tmp_path / size
         place.mkdir()
         command = ["unshare", "-m", sys.executable, "-c", MOUNTED, str(place), size, *TWO]
@@ -483,8 +483,6 @@ def test_signals_to_all_and_a_killed_worker(tmp_path, words, count):
         meanwhile = partial(whole_group, number, 2)
         assert ended(start([*arguments, "--out", str(out)], log, meanwhile, group_attempt)) == 130, log.read_text()
         assert "interrupted in stage.0, epoch" in log.read_text().splitlines()[-1], log.read_text()
-        if not THOROUGH:
-            break
     assert ended(start([*arguments, "--out", str(out)], log)) == 0, log.read_text()
     assert_same_end(out, whole)
 

@@ -8,6 +8,7 @@ number of worker processes nor what happened before the epoch matters.
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,8 +111,9 @@ _NAME = f"{DataError.__module__}.{DataError.__qualname__}"
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """What asks to stop may reach all of us; the parent finishes its step and ends us, if need be by a SIGTERM more."""
+    """A terminal and ``kill -- -GROUP`` ask the whole group to stop; the parent finishes its step and ends us."""
+    os.setpgid(0, 0)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
