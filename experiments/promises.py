@@ -20,7 +20,7 @@ COMMAND = "python -m experiments.promises"
 ROOT = Path(__file__).parents[1]
 PLACES = {  # the files of runs/trust
     "cpu": "thorough, C++ kernels",
-    "triton": "thorough, Triton kernels in the interpreter",
+    "triton": "Triton kernels in the interpreter, far fewer",
     "cuda": "thorough, CUDA kernels in the emulator",
     "brief": "`make test`",
 }
@@ -197,8 +197,8 @@ def page(made: dict) -> str:
         "`make test`, before every change, and thoroughly by `make trust`, where random tests draw thousands of",
         "inputs, processes are killed, disks are full, files damaged. Rows without thorough figures: briefly.",
         "",
-        f"Tried on {made['versions']['processor']}, snnkern {made['versions']['snnkern']} ({made['commit']}), PyTorch "
-        f"{made['versions']['torch']}; written by `{COMMAND}` from [`promises.json`](promises.json).",
+        f"Tried on {made['versions']['processor']}, snnkern {made['versions']['snnkern']}, at {made['commit']} or shortly "
+        f"before, PyTorch {made['versions']['torch']}; written by `{COMMAND}` from [`promises.json`](promises.json).",
         "",
     ]
     for room, promises in PROMISES.items():
