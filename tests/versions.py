@@ -64,7 +64,7 @@ def main(words: list[str]) -> bool:
     told = {"processor": versions()["processor"], "system": platform.platform(), "rows": results}
     write_json(BUILD / "results.json", told)
     for row in results:
-        print("  ".join(f"{name} {value}" for name, value in row.items()))
+        print("  ".join(f"{name} {value}" for name, value in row.items() if name != "versions"))
     return not any("error" in row or row.get("failed") for row in results)
 
 
