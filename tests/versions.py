@@ -61,10 +61,11 @@ def main(words: list[str]) -> bool:
             row.folder.mkdir(exist_ok=True)
             write_json(row.folder / "result.json", found)
     results = [json.loads(path.read_text()) for path in sorted(BUILD.glob("*/result.json"))]
-    told = {"processor": versions()["processor"], "system": platform.platform(), "rows": results}
+    system = " ".join((platform.system(), platform.machine(), *platform.libc_ver()))
+    told = {"processor": versions()["processor"], "system": system, "rows": results}
     write_json(BUILD / "results.json", told)
     for row in results:
-        print("  ".join(f"{name} {value}" for name, value in row.items()))
+        print("  ".join(f"{name} {value}" for name, value in row.items() if name != "versions"))
     return not any("error" in row or row.get("failed") for row in results)
 
 
