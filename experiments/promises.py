@@ -197,8 +197,9 @@ def page(made: dict) -> str:
         "`make test`, before every change, and thoroughly by `make trust`, where random tests draw thousands of",
         "inputs, processes are killed, disks are full, files damaged. Rows without thorough figures: briefly.",
         "",
-        f"Tried on {made['versions']['processor']}, snnkern {made['versions']['snnkern']}, at {made['commit']} or shortly "
-        f"before, PyTorch {made['versions']['torch']}; written by `{COMMAND}` from [`promises.json`](promises.json).",
+        f"Tried on {made['versions']['processor']}, snnkern {made['versions']['snnkern']}, at {made['commit']} or "
+        f"shortly before, PyTorch {made['versions']['torch']}; written by `{COMMAND}` from "
+        "[`promises.json`](promises.json).",
         "",
     ]
     for room, promises in PROMISES.items():
