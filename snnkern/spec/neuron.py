@@ -14,7 +14,7 @@ from ..surrogate import Integer, Surrogate
 from .arguments import number
 from .norm import Norm
 
-FLOAT32_MAX, FLOAT32_TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+TINY = torch.finfo(torch.float32).tiny
 FORMS = ("decay", "tau_input", "tau", "tau_input_inverse", "tau_inverse")  # in the order of csrc/lif.h's Leak
 
 
@@ -104,7 +104,7 @@ def new_spec(
     ):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be True or False, got {flag!r}")
-    reset = None if reset is None else _number("reset", reset)
+    reset = None if reset is None else number("reset", reset)
     v_start = 0.0 if tau is None and inverse_tau is None else reset or 0.0
     of_tau = "tau_input" if decay_input else "tau"
     if isinstance(tau, Real) and tau == math.inf:
@@ -115,8 +115,7 @@ def new_spec(
         form, leak = of_tau, _leak("tau", tau)
         if leak is not None and leak <= 0:
             raise ValueError(f"tau must be > 0, got {tau!r}")
-        if leak is not None and leak < FLOAT32_TINY:
-            raise ValueError(f"tau must be at least {FLOAT32_TINY}, a normal float32, got {tau!r}")
+        _normal("tau", leak)
     elif inverse_tau is not None:
         form, leak = f"{of_tau}_inverse", _leak("inverse_tau", inverse_tau)
         if leak is not None and leak < 0:
@@ -126,7 +125,7 @@ def new_spec(
         if leak is not None and not 0 <= leak <= 1:
             raise ValueError(f"decay must be in [0, 1], got {decay!r}")
     threshold = _leak("threshold", threshold)
-    v_min = None if v_min is None else _number("v_min", v_min)
+    v_min = None if v_min is None else number("v_min", v_min)
     if isinstance(surrogate, Integer):
         if reset is not None or ternary or fire_at_threshold:
             what = "reset=None, ternary=False and fire_at_threshold=False"
@@ -136,8 +135,8 @@ def new_spec(
             raise ValueError(f"threshold must be positive with {surrogate!r}, got {threshold!r}")
     if ternary and threshold is not None and threshold <= 0:
         raise ValueError(f"threshold must be positive with ternary=True, got {threshold!r}")
-    if (ternary or isinstance(surrogate, Integer)) and threshold is not None and threshold < FLOAT32_TINY:
-        raise ValueError(f"threshold must be at least {FLOAT32_TINY}, a normal float32, got {threshold!r}")
+    if ternary or isinstance(surrogate, Integer):
+        _normal("threshold", threshold)
     if synapse_decay is not None:
         synapse_decay = _factor("synapse_decay", synapse_decay)
     if (threshold_decay is None) != (threshold_jump is None):
@@ -145,7 +144,7 @@ def new_spec(
         raise ValueError(f"threshold_decay and threshold_jump make one adaptive threshold, give both: got {got}")
     adaptation = None, 0.0
     if threshold_decay is not None:
-        adaptation = _factor("threshold_decay", threshold_decay), _number("threshold_jump", threshold_jump)
+        adaptation = _factor("threshold_decay", threshold_decay), number("threshold_jump", threshold_jump)
     flags = detach_reset, fire_at_threshold, ternary
     return LIFSpec(form, leak, threshold, reset, surrogate, *flags, v_min, v_start, synapse_decay, *adaptation)
 
@@ -158,14 +157,13 @@ def _factor(name: str, value) -> float:
 
 
 def _leak(name: str, value) -> float | None:
-    return None if value is GIVEN else _number(name, value)
+    return None if value is GIVEN else number(name, value)
 
 
-def _number(name: str, value) -> float:
-    value = number(name, value)
-    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
-        raise ValueError(f"{name} must be finite in float32, got {value!r}")
-    return value
+def _normal(name: str, value: float | None) -> None:
+    """ValueError for a positive number that kernels divide by, unless its inverse is finite in float32."""
+    if value is not None and value < TINY:
+        raise ValueError(f"{name} must be at least {TINY}, a normal float32, got {value!r}")
 
 
 make_spec = lru_cache(maxsize=512, typed=True)(new_spec)  # TypeError, too, for what cannot be hashed
