@@ -10,7 +10,7 @@ from torch import nn
 
 from ..nn import BNLIF, LIF, Linear, TdBatchNorm
 from ..ops.ttm import ttm
-from ..spec.arguments import positive
+from ..spec.arguments import flag, positive
 from ..surrogate import Triangle
 
 
@@ -144,8 +144,7 @@ class Neurons:
     def __init__(
         self, neuron: Callable[[], nn.Module] | None, backend: str | None, fused: bool = True, **settings
     ) -> None:
-        if not isinstance(fused, bool):
-            raise TypeError(f"fused must be True or False, got {fused!r}")
+        flag("fused", fused)
         if neuron is None:
             settings = {"decay": 0.5, "threshold": 1.0, "surrogate": Triangle(1.0), **settings}
             neuron = partial(LIF, **settings, backend=backend)

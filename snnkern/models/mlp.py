@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..nn import BNLIF, LIF, Linear, TdBatchNorm
-from ..spec.arguments import positive
+from ..spec.arguments import flag, positive
 from .layers import Neurons, Staged, fire, fire_behind, over_steps
 
 
@@ -52,8 +52,7 @@ class SpikingMLP(Staged):
         super().__init__()
         if not isinstance(hidden, Sequence) or not hidden:
             raise TypeError(f"hidden must be a sequence of one width or more, got {hidden!r}")
-        if not isinstance(norm, bool):
-            raise TypeError(f"norm must be True or False, got {norm!r}")
+        flag("norm", norm)
         self.inputs = positive("inputs", inputs)
         make = Neurons(neuron, backend, fused, decay=decay)
         layers = []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..ops.ttm import ttm
-from ..spec.arguments import positive
+from ..spec.arguments import flag, positive
 from .layers import ConvNorm, Neurons, Stage, Staged, as_frames, over_steps, per_frame
 
 
@@ -154,8 +154,7 @@ class Residual(Staged):
 
     def zero_init(self, wanted: bool, bias: float = 0.0) -> None:
         """If wanted, the last norm of every block starts with weight 0 and this bias: at first only shortcuts count."""
-        if not isinstance(wanted, bool):
-            raise TypeError(f"zero_init must be True or False, got {wanted!r}")
+        flag("zero_init", wanted)
         if wanted:
             for block in self.blocks:
                 nn.init.zeros_(block.second.norm.weight)

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from ..spec.arguments import number, positive
+from ..spec.arguments import flag, number, positive
 from ..surrogate import Dspike, Sigmoid
 from .layers import Neurons
 from .residual import BasicBlock, Residual, SEWBlock
@@ -37,8 +37,7 @@ class _TdResNet(Residual):
         neurons = Neurons(neuron, backend, fused, threshold=threshold, **settings)
         scale = number("threshold", threshold)
         last = number("alpha", alpha) * scale
-        if not isinstance(pooled_shortcuts, bool):
-            raise TypeError(f"pooled_shortcuts must be True or False, got {pooled_shortcuts!r}")
+        flag("pooled_shortcuts", pooled_shortcuts)
         block = partial(BasicBlock, neurons=neurons, scale=scale, last=last, pooled_shortcut=pooled_shortcuts)
         super().__init__(stem, groups, block, neurons, classes, in_channels, steps, scale, hidden)
 

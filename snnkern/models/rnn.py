@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..nn import LI, LIF, Linear, RecurrentLIF
-from ..spec.arguments import number, positive
+from ..spec.arguments import flag, number, positive
 from .layers import Neurons, fire_behind
 
 
@@ -95,8 +95,7 @@ class SpikingRNN(nn.Module):
         super().__init__()
         if not isinstance(hidden, Sequence) or not hidden:
             raise TypeError(f"hidden must be a sequence of one width or more, got {hidden!r}")
-        if not isinstance(recurrent, bool):
-            raise TypeError(f"recurrent must be True or False, got {recurrent!r}")
+        flag("recurrent", recurrent)
         self.inputs = positive("inputs", inputs)
         states = {"synapse_decay": synapse_decay, "threshold_decay": threshold_decay, "threshold_jump": threshold_jump}
         make = Neurons(neuron, backend, decay=decay, **states)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ..spec.arguments import number
+from ..spec.arguments import flag, number
 from ..surrogate import Dspike
 from .chain import Chain
 from .layers import Neurons
@@ -53,8 +53,7 @@ class VGGSNN(Chain):
         neuron: Callable[[], nn.Module] | None = None,
         fused: bool = True,
     ) -> None:
-        if not isinstance(pooling, bool):
-            raise TypeError(f"pooling must be True or False, got {pooling!r}")
+        flag("pooling", pooling)
         neurons = Neurons(neuron, backend, fused)
         super().__init__(self.PLAN, neurons, classes, in_channels, size, steps, bias=True, strided=not pooling)
         self.kaiming()

@@ -16,7 +16,7 @@ from ..ops.lif import lif
 from ..ops.linear import linear
 from ..ops.recurrent import recurrent_lif
 from ..ops.ttm import ttm
-from ..spec.arguments import check_residual, check_x, number, positive, whole
+from ..spec.arguments import check_residual, check_x, flag, number, positive, whole
 from ..spec.neuron import GIVEN, new_spec
 from ..surrogate import Sigmoid, Surrogate, Triangle, from_spikingjelly
 
@@ -172,8 +172,7 @@ class LinearLIF(LIF):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, **neuron
     ) -> None:
-        if not isinstance(bias, bool):
-            raise TypeError(f"bias must be True or False, got {bias!r}")
+        flag("bias", bias)
         features = positive("in_features", in_features), positive("out_features", out_features)
         plain = nn.Linear(*features, bias, device, dtype)
         super().__init__(bias=plain.bias, **neuron)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..backend import ORDER
 from ..ops.lif import lif
-from ..spec.arguments import check_alive, number
+from ..spec.arguments import check_alive, flag, number
 from ..spec.layout import state_dtype
 from ..spec.neuron import GIVEN, new_spec
 from ..surrogate import Integer, Sigmoid, Surrogate, from_spikingjelly
@@ -226,9 +226,7 @@ class BaseNode(nn.Module):
 
     @store_v_seq.setter
     def store_v_seq(self, value: bool) -> None:
-        if not isinstance(value, bool):
-            raise TypeError(f"store_v_seq must be True or False, got {value!r}")
-        self._store_v_seq = value
+        self._store_v_seq = flag("store_v_seq", value)
         self.v_seq = None
 
     def supported_step_mode(self) -> tuple[str, ...]:

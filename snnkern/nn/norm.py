@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..backend.reference.bn_lif import normalise
 from ..ops.bn_lif import bn_lif
-from ..spec.arguments import check_group, number, positive
+from ..spec.arguments import check_group, flag, number, positive
 from ..spec.norm import Batch, Parameters
 from .layers import LIF
 from .node import LIFNode
@@ -26,9 +26,8 @@ class _TimeNorm(_NormBase):
     """
 
     def __init__(self, num_features, eps, momentum, affine, track_running_stats, scale, process_group):
-        for name, flag in (("affine", affine), ("track_running_stats", track_running_stats)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be True or False, got {flag!r}")
+        flag("affine", affine)
+        flag("track_running_stats", track_running_stats)
         number("eps", eps)
         if momentum is not None:
             number("momentum", momentum)
@@ -98,8 +97,7 @@ class TdBatchNorm(_TimeNorm):
         process_group: torch.distributed.ProcessGroup | None = None,
     ):
         factor = number("alpha", alpha) * number("v_threshold", v_threshold)
-        if not isinstance(constant, bool):
-            raise TypeError(f"constant must be True or False, got {constant!r}")
+        flag("constant", constant)
         if not constant and not affine:
             raise ValueError("constant=False needs affine=True: the factor is then where weight starts from")
         scale = factor if constant else 1.0

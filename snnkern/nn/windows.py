@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from ..spec.arguments import check_alive, positive, whole
+from ..spec.arguments import check_alive, flag, positive, whole
 from ..spec.layout import state_dtype
 from .layers import Carried, carrying, mapped
 
@@ -71,8 +71,7 @@ class Windows(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if not isinstance(truncate, bool):
-            raise TypeError(f"truncate must be True or False, got {truncate!r}")
+        flag("truncate", truncate)
         if whole("time_dim", time_dim) < 0:
             raise ValueError(f"time_dim must be at least 0, got {time_dim}")
         self.model, self.steps, self.truncate, self.time_dim = model, positive("steps", steps), truncate, time_dim

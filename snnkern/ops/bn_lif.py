@@ -6,7 +6,7 @@ import torch
 import torch.distributed
 
 from ..backend import choose
-from ..spec.arguments import check_dense, check_group, check_residual, check_state, check_x, number, plan_steps
+from ..spec.arguments import check_dense, check_group, check_residual, check_state, check_x, flag, number, plan_steps
 from ..spec.layout import are_plain_gradients, is_plain, state_dtype
 from ..spec.neuron import make_spec, new_spec
 from ..spec.norm import Batch, Parameters
@@ -96,8 +96,7 @@ def bn_lif(
         surrogate = from_spikingjelly(surrogate)
     flags = detach_reset, fire_at_threshold
     neuron = decay, tau, decay_input, threshold, reset, surrogate, *flags, inverse_tau, ternary, v_min
-    if not isinstance(return_v, bool):
-        raise TypeError(f"return_v must be True or False, got {return_v!r}")
+    flag("return_v", return_v)
     plain = is_plain(y, v, residual, weight, bias, running_mean, running_var)
     if not plain:
         check_dense(
@@ -186,8 +185,7 @@ def _check_norm(y, weight, bias, running_mean, running_var, training, momentum, 
             )
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var belong together: give both or neither")
-    if not isinstance(training, bool):
-        raise TypeError(f"training must be True or False, got {training!r}")
+    flag("training", training)
     if not training and running_mean is None:
         raise ValueError("running_mean must be given where training=False: there are no other statistics")
     momentum, eps, scale = number("momentum", momentum), number("eps", eps), number("scale", scale)

@@ -60,6 +60,13 @@ def check_residual(residual, name: str = "residual") -> None:
         raise TypeError(f"{name} must be a tensor or None, got {type(residual).__name__}")
 
 
+def flag(name: str, value) -> bool:
+    """``value`` if it is True or False itself, else TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def check_group(group) -> None:
     if group is not None and not isinstance(group, torch.distributed.ProcessGroup):
         raise TypeError(f"process_group must be a torch.distributed.ProcessGroup or None, got {group!r}")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..surrogate import Integer, Surrogate
-from .arguments import number
+from .arguments import flag, number
 from .norm import Norm
 
 TINY = torch.finfo(torch.float32).tiny
@@ -96,14 +96,10 @@ def new_spec(
         raise ValueError(
             f"decay and tau are two forms of the same leak, give one: got decay={decay!r}, tau={tau!r}{inverse}"
         )
-    for name, flag in (
-        ("decay_input", decay_input),
-        ("detach_reset", detach_reset),
-        ("fire_at_threshold", fire_at_threshold),
-        ("ternary", ternary),
-    ):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be True or False, got {flag!r}")
+    flag("decay_input", decay_input)
+    flag("detach_reset", detach_reset)
+    flag("fire_at_threshold", fire_at_threshold)
+    flag("ternary", ternary)
     reset = None if reset is None else number("reset", reset)
     v_start = 0.0 if tau is None and inverse_tau is None else reset or 0.0
     of_tau = "tau_input" if decay_input else "tau"
