@@ -153,16 +153,15 @@ def claim(folder: Path, settings: dict) -> None:
     prepared(folder)
     path = folder / "settings.json"
     if path.exists():
-        held = read_settings(folder)
         with reading(path):
-            ours, held = _flat(settings), _flat(held)
+            kept = _read(folder)
+            ours, held, before = _flat(settings), _flat({**kept["settings"]}), kept.get("versions", {})
+            now = versions()
+            others = [f"{k} {v} there, {now.get(k)} here" for k, v in before.items() if v != now.get(k)]
         keys = [key for key in {**held, **ours} if key.partition(".")[0] not in FREE]
         changed = [f"{k} {held.get(k)!r} there, {ours.get(k)!r} here" for k in keys if held.get(k) != ours.get(k)]
         if changed:
             raise RunError(f"{folder} holds a run with other settings ({'; '.join(changed)}); choose another folder")
-        with reading(path):
-            before, now = json.loads(path.read_bytes()).get("versions", {}), versions()
-            others = [f"{k} {v} there, {now.get(k)} here" for k, v in before.items() if v != now.get(k)]
         if others:
             text = f"{folder} was begun elsewhere ({'; '.join(others)}): it goes on, but its last bits may differ"
             warnings.warn(text, stacklevel=2)
@@ -201,18 +200,19 @@ def holding(folder: Path) -> Iterator[None]:
 
 
 def read_settings(folder: Path) -> dict:
+    with reading(folder / "settings.json"):
+        return {**_read(folder)["settings"]}
+
+
+def _read(folder: Path) -> dict:
+    """What ``claim`` wrote."""
     path = folder / "settings.json"
     try:
-        text = path.read_bytes()
+        return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         inside = ", ".join(sorted(str(p.parent) for p in folder.glob("*/settings.json")))
         hint = f"; the runs in it are {inside}" if inside else ""
         raise RunError(f"{path} does not exist: {folder} is not the folder of a run{hint}") from error
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {reason(error)}") from error
-    with reading(path):
-        held = json.loads(text)
-        return {**held["settings"]}
 
 
 def grouped(paths: Sequence[str | Path]) -> dict[str, list[Path]]:
