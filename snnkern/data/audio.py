@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..spec.arguments import number, positive
-from .base import ROOT, Data, DataError, one_of
+from .base import ROOT, Data, DataError, in_a_line, one_of
 
 CLASSES = {"SHD": 20, "SSC": 35}
 CHANNELS = 700
@@ -48,7 +48,7 @@ class Words(Dataset):
             with h5py.File(self.file) as held:
                 times, units = (held[f"spikes/{name}"][index] for name in ("times", "units"))
         except Exception as error:  # h5py has its own kinds
-            raise DataError(f"{self.file}: word {index} cannot be read: {' '.join(str(error).split())}") from error
+            raise DataError(f"{self.file}: word {index} cannot be read: {in_a_line(error)}") from error
         if len(times) != len(units) or (units >= CHANNELS).any():
             raise DataError(f"{self.file}: word {index} is not one of {CHANNELS} channels")
         times, units = torch.from_numpy(times.astype("float64")), torch.from_numpy(units.astype("int64"))

@@ -42,6 +42,10 @@ class Recorded(TensorDataset):
         return self.recordings[index]
 
 
+def in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 class DataError(ValueError):
     """A sample cannot be read; the message names its file and says why, in one line."""
 

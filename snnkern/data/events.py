@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from ..spec.arguments import positive
-from .base import ROOT, Data, DataError, one_of
+from .base import ROOT, Data, DataError, in_a_line, one_of
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORDINGS, TRAINING = 1000, 900  # of every class
@@ -138,7 +138,7 @@ class Recordings(Dataset):
             frames = to_frames(*self.events(self.files[index]), self.frames, self.by, self.sensor)
         except Exception as error:  # each layer has its own kind
             problem = f"{self.files[index]} is not a recording of {width} x {height} pixels"
-            raise DataError(f"{problem}: {' '.join(str(error).split())}") from error
+            raise DataError(f"{problem}: {in_a_line(error)}") from error
         if self.values == "binary":
             frames = frames.clamp(max=1)
         if self.sensor != (self.size, self.size):

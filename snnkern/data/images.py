@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import TensorDataset
 
-from .base import ROOT, Data, DataError, one_of
+from .base import ROOT, Data, DataError, in_a_line, one_of
 
 # Mean and standard deviation of the training pixels, per channel, as the public code of TET and SEENN has them; MNIST's
 # is everyone's.
@@ -119,7 +119,7 @@ def _read(path: str):
     try:
         return vision()[0].folder.pil_loader(path)
     except OSError as error:  # missing, cut off, no image
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path} cannot be read: {in_a_line(error)}") from error
 
 
 def imagenet(root: Path | None = None, seed: int = 0, *, augment: str = "crop-flip") -> Data:
