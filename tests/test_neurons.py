@@ -67,8 +67,11 @@ def named(case):
 def parameter(kind, shape, low, high, dtype, device="cpu"):
     """Of a kind of SHAPES for x without time, multiples of 1/16 in [low, high]."""
     shape = [shape[i] if n < 0 else n for i, n in enumerate(SHAPES[kind])]
-    generator = torch.Generator().manual_seed(len(shape) + 11)
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
+    return sixteenths(shape, low, high, dtype, device, len(shape) + 11)
+
+
+def sixteenths(shape, low, high, dtype, device, seed):
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * (high - low) + low
     return drawn.mul(16).round().div(16).to(dtype).to(device).requires_grad_()
 
 

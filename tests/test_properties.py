@@ -18,6 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_bn_lif import norm_of
 from test_lif import SURROGATES, draw, moved
+from test_neurons import sixteenths
 from test_recurrent import states_of as recurrent_states_of
 from test_recurrent import weight_of
 from torch.nn import functional as F
@@ -26,6 +27,7 @@ import snnkern
 from snnkern.backend import choose
 from snnkern.backend.cpu import linear as sparse
 from snnkern.backend.reference.bn_lif import normalise
+from snnkern.check.calls import BETWEEN
 from snnkern.ops.pack import pack, unpack
 from snnkern.spec.layout import INTEGERS, state_dtype
 from snnkern.spec.neuron import GIVEN
@@ -152,13 +154,10 @@ def made(case, backend, device):
         v = [each.to(device).requires_grad_() for each in v]
         inputs += v
         v = v[0] if count == 1 else tuple(v)
-    ranges = {"decay": (0.2, 0.9), "tau": (1.2, 3.0), "inverse_tau": (0.2, 0.9), "threshold": (0.4, 0.9)}
     own = [n if case["mask"] >> i & 1 else 1 for i, n in enumerate(shape)] if case["mask"] else []
-    for k, name in enumerate(("decay", "tau", "inverse_tau", "threshold", "bias")):
+    for k, (name, between) in enumerate(BETWEEN.items()):
         if neuron.get(name) is GIVEN:
-            low, high = ranges.get(name, (-0.3, 0.6))
-            drawn = torch.rand(own, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
-            neuron[name] = (drawn * (high - low) + low).mul(16).round().div(16).to(state).to(device).requires_grad_()
+            neuron[name] = sixteenths(own, *between, state, device, k)
             inputs.append(neuron[name])
     neuron |= {"time_dim": front, "return_v": case["return_v"], "steps_out": case["steps_out"]}
     out = [*shape[:front], case["steps_out"] or case["steps"], *shape[front:]]

@@ -25,6 +25,7 @@ import torch
 from conftest import THOROUGH, needs_thorough
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_train import TIMES, At, learnt
 from torch.utils.data import TensorDataset, get_worker_info
 from typer.testing import CliRunner
 
@@ -41,7 +42,6 @@ from snnkern.train import folder as runs
 from snnkern.train.compare import read_results
 from snnkern.train.evaluation import restore
 from snnkern.train.folder import Interrupted, RunError, load_weights, read_metrics
-from snnkern.train.progress import Watch
 from snnkern.train.recipe import RecipeError, load
 
 SMALL = "device=cpu", "threads=1", "batch=20", "checkpoint_minutes=1e-9"
@@ -54,7 +54,6 @@ MIXED = "digits-mtt", *SMALL, "data.train=40", "seed=3", "stage.epochs=2", "stag
     "test_steps=[1,2]"  # fmt: skip
 WORDS = "long-shd", *SMALL, "data.steps=5", "data.channels=70", "model.hidden=[8]", "stage.epochs=2", "stage.steps=5", \
     "test_steps=[5]", "workers=1", "seed=3"  # fmt: skip
-TIMES = "images_per_second", "seconds", "search_seconds", "memory"
 
 
 def once(arguments):
@@ -146,7 +145,7 @@ def assert_same_end(folder, whole):
     for path in files:
         ours, theirs = folder / path, whole / path
         if path.name == "metrics.jsonl":
-            assert without_times(read_metrics(ours.parent)) == without_times(read_metrics(theirs.parent))
+            assert learnt(ours.parent) == learnt(theirs.parent)
         elif path.name == "results.json":
             assert without_times(json.loads(ours.read_text())) == without_times(json.loads(theirs.read_text()))
         elif path.name == "checkpoint.pt":
@@ -393,20 +392,6 @@ def test_a_small_file_system(tmp_path, two, count):
         assert "Read-only file system" in refused and str(place) in refused
         count("faults", 2)
         assert_same_end(tmp_path / f"{size}.copy" / "seed3", two[0])
-
-
-class At(Watch):
-    """``action`` at the n-th call of ``step``."""
-
-    interval = -1.0
-
-    def __init__(self, call, action):
-        self.call, self.action = call, action
-
-    def step(self, recipe, state, cost, numbers):
-        self.call -= 1
-        if self.call == 0:
-            self.action()
 
 
 def test_a_folder_that_disappears(tmp_path, count):

@@ -61,18 +61,25 @@ def one_stage(*overrides):
     return load("digits-tet", ["data.train=120", "batch=50", "stage.steps=2", "stage.epochs=2", "seed=0", *overrides])
 
 
-class InterruptAt(Watch):
-    """Ctrl-C, as the terminal sends it, at the n-th call of ``step``."""
+class At(Watch):
+    """``action`` at the n-th call of ``step``."""
 
     interval = -1.0
 
-    def __init__(self, call):
-        self.call = call
+    def __init__(self, call, action):
+        self.call, self.action = call, action
 
     def step(self, recipe, state, cost, numbers):
         self.call -= 1
         if self.call == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            self.action()
+
+
+class InterruptAt(At):
+    """Ctrl-C, as the terminal sends it, at the n-th call of ``step``."""
+
+    def __init__(self, call):
+        super().__init__(call, lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def interrupt_at_call(monkeypatch, owner, name, call, action=lambda *args: None):
@@ -104,9 +111,11 @@ def whole(tmp_path_factory):
     return folder
 
 
+TIMES = "images_per_second", "seconds", "search_seconds", "memory"
+
+
 def learnt(folder):
-    timing = ("images_per_second", "seconds", "search_seconds", "memory")
-    return [{key: value for key, value in line.items() if key not in timing} for line in read_metrics(folder)]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in read_metrics(folder)]
 
 
 def weights(folder, stage=0, which="last"):
