@@ -967,8 +967,7 @@ def test_a_sample_that_cannot_be_read(tmp_path, words, workers, count):
         os.truncate(path, 3000)
 
     out = tmp_path / "out"
-    # HDF5 may have kept a part of what the file no longer has
-    with pytest.raises(DataError, match=rf"^{path}: word \d+ (cannot be read: [^\n]*|is not one of 700 channels)$"):
+    with pytest.raises(DataError, match=rf"^{path}: word \d+ cannot be read: [^\n]*$"):
         fit(once(recipe), out, At(1, damage))
     result = CliRunner().invoke(cli.app, ["train", *recipe, "--out", str(out)])
     assert result.exit_code == 1 and "shd_train.h5: " in result.stderr and "Traceback" not in result.stderr

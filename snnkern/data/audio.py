@@ -32,6 +32,7 @@ class Words(Dataset):
     """(counts [T, channels] float32, class) of every word of a file, read from it each time."""
 
     file: Path
+    size: int  # of the file, in bytes
     targets: list[int]
     steps: int
     channels: int
@@ -47,6 +48,8 @@ class Words(Dataset):
         try:
             with h5py.File(self.file) as held:
                 times, units = (held[f"spikes/{name}"][index] for name in ("times", "units"))
+            if (size := self.file.stat().st_size) != self.size:  # HDF5 may give anything in place of what is gone
+                raise OSError(f"the file had {self.size} bytes and has {size}")
         except Exception as error:  # h5py has its own kinds
             raise DataError(f"{self.file}: word {index} cannot be read: {in_a_line(error)}") from error
         if len(times) != len(units) or (units >= CHANNELS).any():
@@ -108,5 +111,5 @@ def spoken(
                 f"{name} is not in {root}, or not whole ({file.name}: {reason}). This gets it:"
                 f'\n    python -c "{command}"'
             ) from error
-        parts.append(Words(file, targets, steps, channels, values, float(window)))
+        parts.append(Words(file, file.stat().st_size, targets, steps, channels, values, float(window)))
     return Data(*parts, CLASSES[name], (steps, channels), True, parts[0])
