@@ -253,7 +253,7 @@ def test_what_cannot_be_imported_is_refused():
     graph = to_nir(dense(LIF), torch.zeros(4, 3, 8))
     ones = np.ones(16)
     graph.nodes["1"] = nir.CubaLIF(ones, ones, ones, ones, ones)
-    with pytest.raises(ValueError, match=r"^1: there is no module for nir.CubaLIF: there is no synaptic current here$"):
+    with pytest.raises(ValueError, match=r"^1: there is no module for nir.CubaLIF$"):
         from_nir(graph)
     graph.nodes["1"] = nir.LIF(ones, ones, 0 * ones, ones, np.arange(16.0))
     with pytest.raises(ValueError, match=r"^1: v_reset must be the same for all neurons of a layer, got 16 values"):
