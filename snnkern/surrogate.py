@@ -22,9 +22,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from numbers import Real
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -80,7 +82,7 @@ class Surrogate:
         # A plain string that `parse` reads back: torch.compile can carry it where it could not carry the object.
         twin = self._twin()
         if twin is not None:
-            values = "" if self.live else ", ".join(repr(getattr(self, field.name)) for field in fields(twin))
+            values = "" if self.live else ", ".join(repr(getattr(self, name)) for name in twin.__match_args__)
             object.__setattr__(self, "text", f"{twin.__name__}({values})")
 
     def now(self) -> Surrogate:
@@ -625,11 +627,14 @@ def parse(text: str, values: torch.Tensor | None = None) -> Surrogate:
     return _KNOWN[name](*values.tolist())
 
 
+_SAMPLED: WeakValueDictionary[int, Callable] = WeakValueDictionary()  # what ``_table_of`` got, by id
+_TABLES = type("Tables", (), {})()  # of compiled code, which guards one attribute alone
+
 # SpikingJelly's classes, by name, in ours; `a` is their alpha.
 _SPIKINGJELLY = {
     "Sigmoid": Sigmoid,
     "ATan": ATan,
-    "PiecewiseQuadratic": lambda a: Triangle(1 / a),
+    "PiecewiseQuadratic": lambda a: Triangle(1 / a, a),
     "PiecewiseExp": Exponential,
     "SoftSign": SoftSign,
     "SuperSpike": SuperSpike,
@@ -656,7 +661,9 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
     for cls in type(surrogate).__mro__:
         if cls.__module__.startswith("spikingjelly."):
             if cls.__name__ in _SPIKINGJELLY:
-                return _SPIKINGJELLY[cls.__name__](float(surrogate.alpha))
+                alpha = surrogate.alpha  # compiled, a tensor: a number that changes would be a symbol, without a text
+                alpha = torch.as_tensor(alpha, dtype=torch.float64) if _compiling() else float(alpha)
+                return _SPIKINGJELLY[cls.__name__](alpha)
             if cls.__name__ == "MultiLevelSpikeCount":
                 return _integer(surrogate)
         if {"forward", "spiking_function", "primitive_function", "backward"} & vars(cls).keys():
@@ -667,7 +674,22 @@ def from_spikingjelly(surrogate: object) -> Surrogate:
             f"({', '.join(_SPIKINGJELLY)} and others) or a function for surrogate.Table, got {surrogate!r}"
         )
     numbers = tuple((k, v) for k, v in getattr(surrogate, "__dict__", {}).items() if isinstance(v, (Real, str)))
+    if _compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_scalar  # of a number that changes, a symbol here
+
+        numbers = tuple((k, guard_scalar(v) if isinstance(v, float) else v) for k, v in numbers)
+        return getattr(_TABLES, _place_of(id(surrogate), numbers))
     return _table_of(surrogate, numbers)
+
+
+@torch.compiler.assume_constant_result
+def _place_of(key: int, numbers: tuple) -> str:
+    """The name in ``_TABLES`` of the table of a function that was sampled before somebody compiled."""
+    if key not in _SAMPLED:
+        raise TypeError("a surrogate_function was never used before it was compiled: give surrogate.Table of it")
+    table = _table_of(_SAMPLED[key], numbers)
+    setattr(_TABLES, name := f"table{id(table)}", table)
+    return name
 
 
 @lru_cache(maxsize=64)
@@ -678,6 +700,8 @@ def _table_of(function: Callable, numbers: tuple) -> Table:
             f"surrogate_function must be a spike, which steps from 0 to 1 at 0, got {function!r}: if it is the "
             "derivative of one, give surrogate.Table of it"
         )
+    with suppress(TypeError):  # of what has no weak references
+        _SAMPLED[id(function)] = function
     table = Table(function)
     if table.error > 1e-3:
         table = Table(function, cells=1 << 14)

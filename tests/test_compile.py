@@ -159,6 +159,34 @@ def test_the_temperature_of_dspike_may_change_at_every_epoch():
 
 
 @cpu_alone
+@pytest.mark.parametrize("name", ["ATan", "PiecewiseQuadratic", "QPseudoSpike", "a function"])
+def test_surrogates_of_others_compile(name):
+    """In two networks whose parameters differ, and after a change of one."""
+    if name == "a function":
+        functions = [lambda h: ATan(2.0)(h), lambda h: ATan(3.0)(h)]
+    else:
+        theirs = pytest.importorskip("spikingjelly.activation_based.surrogate")
+        functions = [getattr(theirs, name)(alpha) for alpha in (2.0, 3.0)]
+    nodes = [LIFNode(surrogate_function=function, step_mode="m") for function in functions]
+    x, (_, graphs), seen = draw((6, 3, 5)), compiled(nodes[0]), []
+    graphed = [torch.compile(node, fullgraph=True, backend="aot_eager") for node in nodes]
+
+    def gradient(f, node):
+        node.reset()
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(ramp(f(leaf)), leaf)[0]
+
+    for _ in range(2):
+        for f, node in zip(graphed, nodes, strict=True):
+            seen.append(gradient(f, node))
+            assert torch.equal(seen[-1], gradient(node, node))
+    assert graphs() == 2 and torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+    if name != "a function":
+        functions[0].alpha = 5.0
+        assert torch.equal(gradient(graphed[0], nodes[0]), gradient(nodes[0], nodes[0]))
+
+
+@cpu_alone
 def test_the_reference_compiles_too():
     model, x = LIF(surrogate=TABLE, backend="reference"), draw((2, 3, 5))
     assert_gradients_close(results(compiled(model)[0], x)[1], results(model, x)[1])

@@ -358,7 +358,8 @@ def test_layers_of_sinabs(trained):
 @pytest.mark.parametrize(
     "library, make, reason",
     [
-        ("snntorch", lambda s: s.Leaky(0.9), "reset_mechanism 'subtract'"),
+        ("snntorch", lambda s: s.Leaky(0.9), "reset_mechanism 'subtract' takes the threshold a step late"),
+        ("snntorch", lambda s: s.Leaky(0.9, reset_delay=False), "takes the threshold again"),
         ("snntorch", lambda s: s.Leaky(0.9, reset_mechanism="none"), "reset_mechanism is 'none'"),
         ("snntorch", lambda s: s.Leaky(0.9, reset_mechanism="zero", state_quant=lambda v: v), "state_quant"),
         ("snntorch", lambda s: s.Leaky(0.9, reset_mechanism="zero", surrogate_disable=True), "spike_grad"),
@@ -378,7 +379,9 @@ def test_layers_of_sinabs(trained):
             lambda s: single(s.IAF, surrogate_grad_fn=activation("PeriodicExponential")),
             "cannot be sampled",
         ),
-        ("sinabs.layers", lambda s: single(s.LIFRecurrent, 9.0, nn.Identity()), "defines"),
+        ("sinabs.layers", lambda s: single(s.LIFRecurrent, 9.0, nn.Identity()), "recurrent"),
+        ("sinabs.layers", lambda s: s.ExpLeak(9.0), "never spikes"),
+        ("sinabs.layers", lambda s: s.ExpLeakSqueeze(tau_mem=9.0, batch_size=2), "never spikes"),
     ],
 )
 def test_what_is_not_the_same_is_left(library, make, reason):

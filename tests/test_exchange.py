@@ -167,9 +167,9 @@ def test_spikingjelly_says_the_same():
         for module in ours[1], ours[3]:
             module.reset()
         assert torch.equal(import_from_nir(to_nir(ours, x), step_mode="m")(x)[0], ours(x))
-        graph = export_to_nir(theirs, x)
-        functional.reset_net(theirs)
-        assert torch.equal(from_nir(graph)(x), theirs(x))
+        for net in (theirs, ours):  # by its own tool, ours too
+            functional.reset_net(theirs)
+            assert torch.equal(from_nir(export_to_nir(net, x))(x), theirs(x))
 
 
 def test_snntorch_and_norse_say_the_same():
@@ -253,7 +253,7 @@ def test_what_cannot_be_imported_is_refused():
     graph = to_nir(dense(LIF), torch.zeros(4, 3, 8))
     ones = np.ones(16)
     graph.nodes["1"] = nir.CubaLIF(ones, ones, ones, ones, ones)
-    with pytest.raises(ValueError, match=r"^1: there is no module for nir.CubaLIF: there is no synaptic current here$"):
+    with pytest.raises(ValueError, match=r"^1: there is no module for nir.CubaLIF$"):
         from_nir(graph)
     graph.nodes["1"] = nir.LIF(ones, ones, 0 * ones, ones, np.arange(16.0))
     with pytest.raises(ValueError, match=r"^1: v_reset must be the same for all neurons of a layer, got 16 values"):

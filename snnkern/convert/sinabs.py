@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sinabs.activation as activation
 import sinabs.layers as layers
 import torch
@@ -113,4 +115,15 @@ def _new(module: nn.Module, backend: str | None) -> nn.Module:
     return new
 
 
-NEURONS = dict.fromkeys(_CLASSES, _new)
+def _unlike(reason: str) -> Callable[[nn.Module, str | None], nn.Module]:
+    def refuse(module: nn.Module, backend: str | None) -> nn.Module:
+        raise ValueError(reason)
+
+    return refuse
+
+
+NEURONS = {
+    **dict.fromkeys(_CLASSES, _new),
+    **dict.fromkeys(("ExpLeak", "ExpLeakSqueeze"), _unlike("it never spikes; nn.LI is a leaky integrator")),
+    **dict.fromkeys(("LIFRecurrent", "IAFRecurrent"), _unlike("it is recurrent, through a module of its own")),
+}

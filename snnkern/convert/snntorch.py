@@ -68,9 +68,8 @@ def _surrogate(module: nn.Module) -> Surrogate:
 def _new(module: nn.Module, backend: str | None) -> nn.Module:
     mechanism = module.state_function.__func__
     if mechanism is snntorch.Leaky._base_sub:
-        raise ValueError(
-            "its reset_mechanism 'subtract' takes the threshold a step late, undecayed; 'zero' has an equal"
-        )
+        late = "a step late, undecayed" if module.reset_delay else "again, a step late, from what is still above it"
+        raise ValueError(f"its reset_mechanism 'subtract' takes the threshold {late}; 'zero' has an equal")
     if mechanism is not snntorch.Leaky._base_zero or module.reset_mechanism != "zero":
         raise ValueError(f"its reset_mechanism is {module.reset_mechanism!r}; 'zero' has an equal")
     for name in ("inhibition", "state_quant"):

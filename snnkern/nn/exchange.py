@@ -357,8 +357,7 @@ def _module(nir, node, dt: float, options: dict) -> tuple[torch.Tensor | None, n
         return None, nn.Flatten(*(int(each) + 2 if each >= 0 else int(each) for each in (node.start_dim, node.end_dim)))
     if isinstance(node, nir.Scale):
         return None, torch.as_tensor(node.scale)
-    synapse = ": there is no synaptic current here" if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else ""
-    raise ValueError(f"there is no module for nir.{type(node).__name__}{synapse}")
+    raise ValueError(f"there is no module for nir.{type(node).__name__}")
 
 
 def _neuron(nir, node, dt: float, options: dict) -> tuple[torch.Tensor | None, LIF]:

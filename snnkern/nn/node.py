@@ -538,6 +538,21 @@ def _join(theirs: ModuleType) -> None:
                         setattr(BaseNode, name, _Missing())
 
 
+def _export(theirs: ModuleType) -> None:
+    """SpikingJelly's export to NIR looks for the classes themselves, not for what is of them: it finds ours, too."""
+    mapper = getattr(theirs, "_ModuleMapper", None)
+    known = getattr(mapper, "map_dict", None)
+    if isinstance(known, property):
+
+        def with_ours(self) -> dict:
+            found = known.fget(self)
+            named = {cls.__name__: export for cls, export in found.items()}
+            ours = {cls: named.get(cls.__name__.removeprefix("MultiStep")) for cls in _NODES}
+            return found | {cls: export for cls, export in ours.items() if export}
+
+        mapper.map_dict = property(with_ours)
+
+
 class _Missing:
     def __get__(self, instance, owner):
         raise AttributeError
@@ -556,6 +571,7 @@ _NODES = (
 )
 for _version in ("spikingjelly.activation_based.neuron", "spikingjelly.clock_driven.neuron"):
     after_import(_version, _join)
+after_import("spikingjelly.activation_based.nir_exchange.to_nir", _export)
 
 
 def _parameter(name: str, value: object) -> object:
