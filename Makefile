@@ -23,11 +23,11 @@ test: .venv/installed
 	  tests/test_autograd.py tests/test_split.py tests/test_ttm.py tests/test_bn_lif.py tests/test_pack.py \
 	  tests/test_recurrent.py tests/test_properties.py
 
-# What docs/promises.md rests on, for an hour or so: random tests at length, every float32, kills, full disks, damage.
+# What docs/promises.md rests on, for two hours or so: random tests at length, every float32, kills, full disks, damage,
+# and every case of what `make test` takes a part of.
 TRUST := SNNKERN_THOROUGH=1 $(PYTEST) --counts runs/trust
 trust: .venv/installed
-	$(TRUST)/cpu.json tests/test_properties.py tests/test_memory.py tests/test_hostile.py tests/test_survival.py \
-	  tests/test_check.py tests/test_examples.py tests/test_docs.py tests/test_house.py
+	$(TRUST)/cpu.json
 	TRITON_INTERPRET=1 $(TRUST)/triton.json tests/test_properties.py
 	SNNKERN_EMULATE=1 $(TRUST)/cuda.json tests/test_properties.py
 	$(BIN)/python -m experiments.promises

@@ -20,7 +20,7 @@ COMMAND = "python -m experiments.promises"
 ROOT = Path(__file__).parents[1]
 PLACES = {  # the files of runs/trust
     "cpu": "thorough, C++ kernels",
-    "triton": "Triton kernels in the interpreter, far fewer",
+    "triton": "thorough, Triton kernels in the interpreter",
     "cuda": "thorough, CUDA kernels in the emulator",
     "brief": "`make test`",
 }
@@ -44,11 +44,12 @@ PROMISES = {
             of("properties", "a_call_equals_the_reference", "recurrent_layers_equal_the_reference_and_their_pieces"),
         ),
         Promise(
-            "One step is right for every input: all floats of 16 bits; of float32 a sample and all near what decides",
+            "One step is right for every input: all floats of 16 bits, all of float32",
             of(
                 "properties",
                 "a_step_for_every_16_bit_input",
                 "a_step_for_float32_inputs_of_all_kinds",
+                "a_step_for_every_float32_input",
             ),
         ),
         Promise(

@@ -416,7 +416,7 @@ def test_every_surrogate_compiles(monkeypatch, tmp_path, surrogate):
 
 
 @compiles
-@pytest.mark.parametrize("dtype, neuron", [SMALLEST, LARGEST], ids=["the smallest", "the largest"])
+@pytest.mark.parametrize("dtype, neuron", brief([SMALLEST, LARGEST], [LARGEST]), ids=str)
 @pytest.mark.parametrize("target", brief(TARGETS, ["sm_90"]))
 def test_many_steps_stay_in_registers(monkeypatch, tmp_path, target, dtype, neuron):
     for kernel in compiled(monkeypatch, target, (64, LARGE), dtype, **neuron):
@@ -529,8 +529,7 @@ def test_statistics_are_made_in_float64(monkeypatch):
 @pytest.mark.parametrize(
     "shape, options",
     [
-        (IMAGES, {}),
-        ((32, 4, 256, 28, 28), {"time_dim": 1}),
+        *brief([(IMAGES, {}), ((32, 4, 256, 28, 28), {"time_dim": 1})], []),
         ((4, 32, 512, 8, 8), {"last": True}),
         ((4, 32, 64, 14, 14), {}),
     ],
@@ -608,7 +607,7 @@ def test_only_split_time_takes_more_launches(monkeypatch):
 
 @compiles
 @pytest.mark.parametrize("check", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", brief([torch.float32, torch.float16, torch.bfloat16], [torch.bfloat16]), ids=str)
 @pytest.mark.parametrize("target", brief(TARGETS, ["sm_90"]))
 def test_packing_compiles_and_moves_16_bytes_at_a_time(monkeypatch, tmp_path, target, dtype, check):
     made, module = [], sys.modules[backends.load("triton").pack.__module__]
