@@ -236,8 +236,8 @@ class Twice(nn.Module):
         (lambda: Of(lambda x, y: torch.cat((x, y), -1)), "the output must come from layers that NIR has"),
         (Twice, "linear must run once, got a second call"),
         (ForeignBias, "neuron: NIR has no bias, got one that is not of the Linear before it"),
-        (lambda: nn.Sequential(LinearLIF(8, 8)), "0: NIR has no bias, got bias="),
-        (lambda: nn.Sequential(LinearLIF(8, 8, False)), "0: NIR has no weight, got weight="),
+        (lambda: nn.Sequential(LinearLIF(8, 8)), "0: to_nir has no node for neurons with bias, got bias="),
+        (lambda: nn.Sequential(LinearLIF(8, 8, False)), "0: to_nir has no node for neurons with weight, got weight="),
         (lambda: nn.MaxPool1d(2), "layer: NIR has no node for MaxPool1d"),
     ],
 )

@@ -222,7 +222,7 @@ class _Trace(TorchFunctionMode):
             value = settings.get(name)
             if value is not None and value is not False:
                 shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-                raise ValueError(f"NIR has no {name}, got {name}={shown}")
+                raise ValueError(f"to_nir has no node for neurons with {name}, got {name}={shown}")
         if settings["reset"] is None:
             raise ValueError("NIR's neurons have a hard reset, got reset=None, the soft one")
         if type(settings["surrogate"]).__name__ == "Integer":
