@@ -15,21 +15,23 @@ demo: .venv/installed
 # Two processes; threads that wait must sleep, or they take the cores from the other process.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 -p no:benchmark
 
+# Where the kernels of GPUs run on a CPU: Triton's in its interpreter, CUDA's in an emulator of the machine code.
+OPS := test_lif test_autograd test_split test_ttm test_bn_lif test_pack
+ON_TRITON := $(patsubst %,tests/%.py,test_triton $(OPS))
+ON_CUDA := -k "cuda or emulator" $(patsubst %,tests/%.py,test_cuda test_emulator $(OPS) test_recurrent test_properties)
+
 test: .venv/installed
 	$(PYTEST) --counts runs/trust/brief.json
-	TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py tests/test_lif.py tests/test_autograd.py tests/test_split.py \
-	  tests/test_ttm.py tests/test_bn_lif.py tests/test_pack.py
-	SNNKERN_EMULATE=1 $(PYTEST) -k "cuda or emulator" tests/test_cuda.py tests/test_emulator.py tests/test_lif.py \
-	  tests/test_autograd.py tests/test_split.py tests/test_ttm.py tests/test_bn_lif.py tests/test_pack.py \
-	  tests/test_recurrent.py tests/test_properties.py
+	TRITON_INTERPRET=1 $(PYTEST) $(ON_TRITON)
+	SNNKERN_EMULATE=1 $(PYTEST) $(ON_CUDA)
 
-# What docs/promises.md rests on, for two hours or so: random tests at length, every float32, kills, full disks, damage,
-# and every case of what `make test` takes a part of.
+# What docs/promises.md rests on, for hours: random tests at length, every float32, kills, full disks, damage, and every
+# case of what `make test` takes a part of.
 TRUST := SNNKERN_THOROUGH=1 $(PYTEST) --counts runs/trust
 trust: .venv/installed
 	$(TRUST)/cpu.json
-	TRITON_INTERPRET=1 $(TRUST)/triton.json tests/test_properties.py
-	SNNKERN_EMULATE=1 $(TRUST)/cuda.json tests/test_properties.py
+	TRITON_INTERPRET=1 $(TRUST)/triton.json $(ON_TRITON) tests/test_properties.py
+	SNNKERN_EMULATE=1 $(TRUST)/cuda.json $(ON_CUDA)
 	$(BIN)/python -m experiments.promises
 
 # On a machine with an NVIDIA GPU. PYTHON here is one that has snnkern and pytest.
