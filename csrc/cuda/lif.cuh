@@ -418,12 +418,16 @@ __device__ __forceinline__ bool above_threshold(const Neuron<float>& n, float h)
   return kV.at_threshold ? h >= n.threshold : h > n.threshold;
 }
 
+// Whether the threshold may be infinite, of a tensor or raised; a number is not.
+template <LIFVariant kV>
+constexpr bool kUnlimited = kV.threshold > 0 || kV.adaptive;
+
 // Of h, the spike, and the potential in its place; of binary ones whether it is one.
 template <LIFVariant kV>
 __device__ __forceinline__ auto fire(const Neuron<float>& n, float& h) {
   if constexpr (kV.ternary || kV.integer) {
     const float s = spike(kind_of(kV), n, n.threshold, n.fire_above, h);
-    h = reset(kind_of(kV), n, n.threshold, h, s);
+    h = kV.hard || kUnlimited<kV> ? reset(kind_of(kV), n, n.threshold, h, s) : h - n.threshold * s;
     return s;
   } else {
     const bool fired = above_threshold<kV>(n, h);
@@ -539,7 +543,8 @@ struct Factors {
   float curve, through, of_threshold, through_threshold;
 };
 
-// neuron.h's pulled, but for the gradients. An infinite h has curve 0; the selects keep inf * 0 out.
+// neuron.h's pulled, but for the gradients and the bound. An infinite h, or threshold, has curve 0; the selects keep
+// inf * 0 out.
 template <LIFVariant kV>
 __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
   const auto curve = [&](float x) {
@@ -568,11 +573,11 @@ __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
   f.through_threshold = kV.hard ? 0.0f : -spike(kind_of(kV), n, n.threshold, n.fire_above, h);
   if constexpr (!kV.detached) {
     const float change = kV.hard ? n.reset - h : -n.threshold;  // of v, at an event
-    const auto at = [&](float event) { return kV.hard && event == 0.0f ? 0.0f : change; };
+    constexpr bool selects = kV.hard || kUnlimited<kV>;
+    const auto at = [&](float event) { return selects && event == 0.0f ? 0.0f : change; };
     f.through = __fmaf_rn(at(event), event, f.through);
     f.through_threshold = __fmaf_rn(at(event_by), -event_by, f.through_threshold);
   }
-  if (kV.bounded && h <= n.v_min) f.curve = f.through = 0.0f;
   return f;
 }
 
@@ -674,7 +679,8 @@ __device__ __forceinline__ void back(const Neurons<kV>& n, const LIFShape& s, co
         through[e] = f.through;
         g[e] = grad.v[e] * through[e];
         if constexpr (spiked) g[e] = __fmaf_rn(of_spike, f.curve, g[e]);
-        if constexpr (kV.grad_leak) of_chunk.leak[e] = __fmaf_rn(g[e], drives[e], of_chunk.leak[e]);
+        if (kV.bounded && h[e] <= own.v_min) g[e] = through[e] = 0.0f;
+        if (kV.grad_leak && g[e] != 0.0f) of_chunk.leak[e] = __fmaf_rn(g[e], drives[e], of_chunk.leak[e]);
         grad.v[e] = g[e] * own.state_gain;
         if constexpr (kV.synaptic) {
           g[e] = of_input(kV.form) ? __fmaf_rn(g[e], own.input_gain, grad.i[e]) : g[e] + grad.i[e];
@@ -783,7 +789,9 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> neu
   Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
       n, s, place, a, carry, sums, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
-      [&](const float (&)[1], const float (&through)[1]) { gain *= through[0] * neuron.state_gain; });
+      [&](const float (&)[1], const float (&through)[1]) {
+        gain = kV.bounded && through[0] == 0.0f ? 0.0f : gain * (through[0] * neuron.state_gain);
+      });
   float* gains = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
   *gains = gain;
   gains[s.segments * place.neurons] = carry.v[0];
@@ -806,7 +814,8 @@ __global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, back
 #pragma unroll 8
     for (int64_t later = s.segments - 1; later > segment; --later) {
       const float gain = gains[later * place.neurons], carry = carries[later * place.neurons];
-      grad.v[0] = grad.v[0] != 0.0f ? gain * grad.v[0] + carry : carry;
+      const bool some = grad.v[0] != 0.0f && !(kV.bounded && gain == 0.0f);
+      grad.v[0] = some ? gain * grad.v[0] + carry : carry;
     }
   }
   const int64_t stride = s.inner * size_of(kV.dtype);

@@ -549,7 +549,7 @@ __global__ void __launch_bounds__(32 * kV.warps)
       }
       if constexpr (kV.adaptive) grad.a = __fmaf_rn(neuron.jump, to.threshold, neuron.threshold_decay * grad.a);
       grad.v = to.h * own.state_gain;
-      if constexpr (kV.grad_leak) of_chunk.leak = __fmaf_rn(to.h, made.drive, of_chunk.leak);
+      if (kV.grad_leak && to.h != 0.0f) of_chunk.leak = __fmaf_rn(to.h, made.drive, of_chunk.leak);
       of_chunk.threshold += to.threshold;
       of_chunk.bias += grad_z;
       if (mine) {
