@@ -418,16 +418,15 @@ __device__ __forceinline__ bool above_threshold(const Neuron<float>& n, float h)
   return kV.at_threshold ? h >= n.threshold : h > n.threshold;
 }
 
-// Whether the threshold may be infinite, of a tensor or raised; a number is not.
-template <LIFVariant kV>
-constexpr bool kUnlimited = kV.threshold > 0 || kV.adaptive;
-
 // Of h, the spike, and the potential in its place; of binary ones whether it is one.
 template <LIFVariant kV>
 __device__ __forceinline__ auto fire(const Neuron<float>& n, float& h) {
   if constexpr (kV.ternary || kV.integer) {
     const float s = spike(kind_of(kV), n, n.threshold, n.fire_above, h);
-    h = kV.hard || kUnlimited<kV> ? reset(kind_of(kV), n, n.threshold, h, s) : h - n.threshold * s;
+    if constexpr (kV.hard || kV.threshold > 0)
+      h = reset(kind_of(kV), n, n.threshold, h, s);
+    else
+      h = h - n.threshold * s;  // which is finite
     return s;
   } else {
     const bool fired = above_threshold<kV>(n, h);
@@ -543,8 +542,8 @@ struct Factors {
   float curve, through, of_threshold, through_threshold;
 };
 
-// neuron.h's pulled, but for the gradients and the bound. An infinite h, or threshold, has curve 0; the selects keep
-// inf * 0 out.
+// neuron.h's pulled, but for the gradients. An infinite h, or threshold, which only a tensor has, has
+// curve 0; the selects keep inf * 0 out.
 template <LIFVariant kV>
 __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
   const auto curve = [&](float x) {
@@ -572,12 +571,13 @@ __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
   f.through = kV.hard && fired ? 0.0f : 1.0f;
   f.through_threshold = kV.hard ? 0.0f : -spike(kind_of(kV), n, n.threshold, n.fire_above, h);
   if constexpr (!kV.detached) {
-    const float change = kV.hard ? n.reset - h : -n.threshold;  // of v, at an event
-    constexpr bool selects = kV.hard || kUnlimited<kV>;
-    const auto at = [&](float event) { return selects && event == 0.0f ? 0.0f : change; };
+    const bool unlimited = kV.threshold > 0 && n.threshold - n.threshold != 0.0f;  // of all steps: asked once
+    const float change = kV.hard ? n.reset - h : unlimited ? 0.0f : -n.threshold;  // of v, at an event
+    const auto at = [&](float event) { return kV.hard && event == 0.0f ? 0.0f : change; };
     f.through = __fmaf_rn(at(event), event, f.through);
     f.through_threshold = __fmaf_rn(at(event_by), -event_by, f.through_threshold);
   }
+  if (kV.bounded && h <= n.v_min) f.curve = f.through = 0.0f;
   return f;
 }
 
@@ -679,8 +679,11 @@ __device__ __forceinline__ void back(const Neurons<kV>& n, const LIFShape& s, co
         through[e] = f.through;
         g[e] = grad.v[e] * through[e];
         if constexpr (spiked) g[e] = __fmaf_rn(of_spike, f.curve, g[e]);
-        if (kV.bounded && h[e] <= own.v_min) g[e] = through[e] = 0.0f;
-        if (kV.grad_leak && g[e] != 0.0f) of_chunk.leak[e] = __fmaf_rn(g[e], drives[e], of_chunk.leak[e]);
+        if (kV.bounded && h[e] <= own.v_min) g[e] = 0.0f;  // whatever came back
+        if constexpr (kV.grad_leak) {
+          const float driven = g[e] != 0.0f ? drives[e] : 0.0f;  // it may be infinite
+          of_chunk.leak[e] = __fmaf_rn(g[e], driven, of_chunk.leak[e]);
+        }
         grad.v[e] = g[e] * own.state_gain;
         if constexpr (kV.synaptic) {
           g[e] = of_input(kV.form) ? __fmaf_rn(g[e], own.input_gain, grad.i[e]) : g[e] + grad.i[e];
