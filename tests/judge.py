@@ -206,7 +206,7 @@ def adjoint(found: Judged, x, neuron, grads) -> Gradients:
         if not neuron["detach_reset"]:
             change = v.by(rest - h if hard else -at)
             of_h, of_at = of_h + change.by(*of_event), of_at + change.by(*of_event_at)
-        of_h = of_h.where(~torch.from_numpy(step.held))
+        of_h = Rounded(*(t.masked_fill(torch.from_numpy(step.held), 0.0) for t in of_h))  # whatever came back
         above = double(step.v) - (0 if found.form == "decay" else rest)
         drive = above if found.form == "decay" else double(step.x) - above if of_input else -above
         of_leak = of_leak + of_h.by(drive, drive.abs() + double(step.x).abs())

@@ -427,6 +427,58 @@ def test_infinite_and_missing_numbers(backend, device, spikes):
     assert potentials[:, fine].isfinite().all() and all(g[..., fine].isfinite().all() for g in gradients)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy, in the interpreter, about the lanes not selected
+@pytest.mark.parametrize("leak", ["decay", "tau", "inverse_tau"])
+def test_an_infinite_number_does_to_gradients_what_one_far_away_does(backend, device, leak):
+    """The leak's too, which are multiplied by it: nothing comes back from there."""
+    found, leaks = [], torch.full((40,), 0.5, device=device, requires_grad=True)
+    for far in (math.inf, 1e30):
+        x, v = draw((20, 40), device=device), torch.zeros(40, device=device)
+        x[3], x[9, ::3] = far, -far
+        if leak == "decay":
+            v[::2] = far
+        x, v = x.requires_grad_(), v.requires_grad_()
+        outputs = snnkern.lif(x, v, reset=0.0, v_min=-2.0, backend=backend, **{leak: leaks})
+        found.append(torch.autograd.grad(outputs, (x, v, leaks), (torch.ones_like(x), torch.ones_like(v))))
+    for g, wanted in zip(*found, strict=True):
+        assert torch.equal(g, wanted) and g.isfinite().all() and g.any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("kind", ["scalar", "neuron"])
+@pytest.mark.parametrize("spikes", SPIKES, ids=str)
+def test_a_neuron_of_infinite_threshold_is_silent(backend, device, spikes, kind):
+    x = draw((20, 40), device=device).requires_grad_()
+    threshold = torch.full(() if kind == "scalar" else (40,), math.inf, device=device)
+    if kind == "neuron":
+        threshold[::3] = 0.5
+    threshold.requires_grad_()
+    v, grads = state_of(x.detach()), (draw(x.shape, device=device, seed=5), draw(x.shape[1:], device=device, seed=6))
+    got, wanted = (
+        outcome(x, name, v, (x, threshold), grads, threshold=threshold, **spikes) for name in (backend, "reference")
+    )
+    assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1]) and got[1].isfinite().all()
+    assert not got[0][:, threshold == math.inf].any()
+    for g, w in zip(got[2], wanted[2], strict=True):
+        assert_gradients_close(g, w)
+
+
+@pytest.mark.parametrize("length", [16, 128])
+def test_where_the_bound_holds_nothing_passes_not_what_is_none(backend, device, force, length):
+    """Time in segments, too: a NaN comes back from the last of them to where the bound last held."""
+    launches = force(length, 16)
+    x = draw((100, 40), device=device)
+    x[90] = math.nan
+    x, grad = x.requires_grad_(), draw((100, 40), device=device, seed=5)
+    got, wanted = (
+        torch.autograd.grad(snnkern.lif(x, v_min=-0.5, surrogate=ATan(), backend=name)[0], x, grad)[0]
+        for name in (backend, "reference")
+    )
+    assert torch.equal(got.isnan(), wanted.isnan()) and got[:40].isfinite().all()
+    assert_gradients_close(got.nan_to_num(), wanted.nan_to_num())
+    assert any(split.segments > 1 for split in launches) == (length < 100)
+
+
 @pytest.mark.parametrize("kind", [{"reset": 0.25}, {"reset": None, "ternary": True}], ids=str)
 @pytest.mark.parametrize("states", STATES[1:3], ids=str)
 def test_infinite_and_missing_numbers_with_more_states(backend, device, kind, states):

@@ -355,6 +355,31 @@ def test_infinite_numbers(backend, device, states):
     assert spikes[1].nonzero().tolist() == [[0, 3]]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy, in the interpreter, about the lanes not selected
+def test_an_infinite_number_does_to_gradients_what_one_far_away_does(backend, device):
+    found, leak = [], torch.full((24,), 0.5, device=device, requires_grad=True)
+    weight = weight_of(24, device=device)
+    for far in (math.inf, 1e30):
+        x = draw((20, 3, 24), device=device)
+        x[3, 1:] = far
+        x = x.requires_grad_()
+        spikes, v = snnkern.recurrent_lif(x, weight, inverse_tau=leak, reset=0.0, backend=backend)
+        found.append(torch.autograd.grad(spikes.sum() + v.sum(), (x, weight, leak)))
+    for g, wanted in zip(*found, strict=True):
+        assert torch.equal(g, wanted) and g.isfinite().all() and g.any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("spikes", SPIKES, ids=str)
+def test_a_neuron_of_infinite_threshold_is_silent(backend, device, spikes):
+    threshold = torch.full((24,), 0.5, device=device)
+    threshold[::3] = math.inf
+    threshold.requires_grad_()
+    x, weight = draw((20, 3, 24), device=device), weight_of(24, device=device)
+    (fired, *states), _ = check(backend, x, weight, threshold=threshold, parameters=(threshold,), **spikes)
+    assert not fired[..., ::3].any() and fired.any() and all(t.isfinite().all() for t in states)
+
+
 def test_runs_are_bit_for_bit_the_same(backend, device):
     x, weight, neuron = draw((33, 6, 40), device=device), weight_of(40, device=device), STATES["both"]
     v, s = states_of(x, 0, neuron), spikes_before(x, 0, neuron)

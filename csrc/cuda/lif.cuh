@@ -423,7 +423,10 @@ template <LIFVariant kV>
 __device__ __forceinline__ auto fire(const Neuron<float>& n, float& h) {
   if constexpr (kV.ternary || kV.integer) {
     const float s = spike(kind_of(kV), n, n.threshold, n.fire_above, h);
-    h = reset(kind_of(kV), n, n.threshold, h, s);
+    if constexpr (kV.hard || kV.threshold > 0)
+      h = reset(kind_of(kV), n, n.threshold, h, s);
+    else
+      h = h - n.threshold * s;  // which is finite
     return s;
   } else {
     const bool fired = above_threshold<kV>(n, h);
@@ -539,7 +542,8 @@ struct Factors {
   float curve, through, of_threshold, through_threshold;
 };
 
-// neuron.h's pulled, but for the gradients. An infinite h has curve 0; the selects keep inf * 0 out.
+// neuron.h's pulled, but for the gradients. An infinite h, or threshold, which only a tensor has, has
+// curve 0; the selects keep inf * 0 out.
 template <LIFVariant kV>
 __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
   const auto curve = [&](float x) {
@@ -567,7 +571,8 @@ __device__ __forceinline__ Factors factors(const Neuron<float>& n, float h) {
   f.through = kV.hard && fired ? 0.0f : 1.0f;
   f.through_threshold = kV.hard ? 0.0f : -spike(kind_of(kV), n, n.threshold, n.fire_above, h);
   if constexpr (!kV.detached) {
-    const float change = kV.hard ? n.reset - h : -n.threshold;  // of v, at an event
+    const bool unlimited = kV.threshold > 0 && n.threshold - n.threshold != 0.0f;  // of all steps: asked once
+    const float change = kV.hard ? n.reset - h : unlimited ? 0.0f : -n.threshold;  // of v, at an event
     const auto at = [&](float event) { return kV.hard && event == 0.0f ? 0.0f : change; };
     f.through = __fmaf_rn(at(event), event, f.through);
     f.through_threshold = __fmaf_rn(at(event_by), -event_by, f.through_threshold);
@@ -674,7 +679,11 @@ __device__ __forceinline__ void back(const Neurons<kV>& n, const LIFShape& s, co
         through[e] = f.through;
         g[e] = grad.v[e] * through[e];
         if constexpr (spiked) g[e] = __fmaf_rn(of_spike, f.curve, g[e]);
-        if constexpr (kV.grad_leak) of_chunk.leak[e] = __fmaf_rn(g[e], drives[e], of_chunk.leak[e]);
+        if (kV.bounded && h[e] <= own.v_min) g[e] = 0.0f;  // whatever came back
+        if constexpr (kV.grad_leak) {
+          const float driven = g[e] != 0.0f ? drives[e] : 0.0f;  // it may be infinite
+          of_chunk.leak[e] = __fmaf_rn(g[e], driven, of_chunk.leak[e]);
+        }
         grad.v[e] = g[e] * own.state_gain;
         if constexpr (kV.synaptic) {
           g[e] = of_input(kV.form) ? __fmaf_rn(g[e], own.input_gain, grad.i[e]) : g[e] + grad.i[e];
@@ -783,7 +792,9 @@ __global__ void __launch_bounds__(backward_threads(1)) lif_map(Neuron<float> neu
   Column<kV.width, backward_threads(kV.width)> column(shared_memory);
   back<kV>(
       n, s, place, a, carry, sums, Input<kV>(s, place, a), column, begin, end, [](const auto&) {},
-      [&](const float (&)[1], const float (&through)[1]) { gain *= through[0] * neuron.state_gain; });
+      [&](const float (&)[1], const float (&through)[1]) {
+        gain = kV.bounded && through[0] == 0.0f ? 0.0f : gain * (through[0] * neuron.state_gain);
+      });
   float* gains = static_cast<float*>(a.scratch) + segment * place.neurons + place.state;
   *gains = gain;
   gains[s.segments * place.neurons] = carry.v[0];
@@ -806,7 +817,8 @@ __global__ void __launch_bounds__(backward_threads(kV.width), blocks_of(kV, back
 #pragma unroll 8
     for (int64_t later = s.segments - 1; later > segment; --later) {
       const float gain = gains[later * place.neurons], carry = carries[later * place.neurons];
-      grad.v[0] = grad.v[0] != 0.0f ? gain * grad.v[0] + carry : carry;
+      const bool some = grad.v[0] != 0.0f && !(kV.bounded && gain == 0.0f);
+      grad.v[0] = some ? gain * grad.v[0] + carry : carry;
     }
   }
   const int64_t stride = s.inner * size_of(kV.dtype);

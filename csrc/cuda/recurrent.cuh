@@ -134,7 +134,10 @@ __device__ __forceinline__ Stepped step(const Neuron<float>& n, const Own& own, 
   to.h = charge(kV.form, n, own.leak, at.v, z);
   if constexpr (kV.bounded) to.h = bound(n, to.h);
   to.s = spike(kind, n, to.threshold, own.fire_above, to.h);
-  at.v = reset(kind, n, to.threshold, to.h, to.s);
+  if constexpr (kV.hard || kV.valued)
+    at.v = reset(kind, n, to.threshold, to.h, to.s);
+  else
+    at.v = to.s != 0.0f ? to.h - to.threshold : to.h;
   if constexpr (kV.adaptive) at.a = adapted(n, at.a, to.s);
   return to;
 }
@@ -549,7 +552,7 @@ __global__ void __launch_bounds__(32 * kV.warps)
       }
       if constexpr (kV.adaptive) grad.a = __fmaf_rn(neuron.jump, to.threshold, neuron.threshold_decay * grad.a);
       grad.v = to.h * own.state_gain;
-      if constexpr (kV.grad_leak) of_chunk.leak = __fmaf_rn(to.h, made.drive, of_chunk.leak);
+      if constexpr (kV.grad_leak) of_chunk.leak = __fmaf_rn(to.h, to.h != 0.0f ? made.drive : 0.0f, of_chunk.leak);
       of_chunk.threshold += to.threshold;
       of_chunk.bias += grad_z;
       if (mine) {

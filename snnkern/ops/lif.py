@@ -114,7 +114,7 @@ def lif(
     and forward mode (``jvp``) raise, except on the ``reference`` backend, which has both.
 
     Not-a-number inputs never fire; an infinite potential fires, and under hard reset the neuron then recovers (a soft
-    reset takes a finite threshold from an infinite potential).
+    reset takes a finite threshold from an infinite potential). An infinite threshold, of a tensor, silences a neuron.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, device or value; the message names it.

@@ -60,7 +60,8 @@ def lif(
         if spec.detach_reset:
             event = event.detach()
         if spec.reset is None:
-            v = h - threshold * event
+            infinite = ~threshold.isfinite() & (event == 0)
+            v = h - torch.where(infinite, 0, threshold) * event  # 0 * inf would leave a NaN without a spike
         else:
             infinite = (h.abs() == math.inf) & (event != 0)
             finite = torch.where(infinite, spec.reset, h)  # 0 * inf would leave a NaN after the spike

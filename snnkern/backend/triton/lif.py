@@ -150,6 +150,8 @@ def _reset(h, s, threshold, rest, HARD: tl.constexpr):
         v = tl.where(_fired(s), 0.0 if rest is None else rest, h)
     elif s.dtype == tl.int1:
         v = tl.where(s, h - threshold, h)
+    elif len(threshold.shape) > 0:  # of a tensor, or raised: it may be infinite
+        v = tl.where(s != 0.0, h - threshold * s, h)
     else:
         v = h - threshold * s
     return v
@@ -329,9 +331,10 @@ def _of_lanes(
     """A parameter as a program's neurons have it: a number (SPAN None), or of a tensor the only one ("one") or those of
     their channels."""
     if SPAN == "one":
-        p = tl.load(p)
+        p = tl.broadcast_to(tl.load(p), [BLOCK])
     elif SPAN is not None:
-        p = tl.load(p + _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK))
+        channel = _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK)
+        p = tl.broadcast_to(tl.load(p + channel), [BLOCK])
     return p
 
 
@@ -588,7 +591,7 @@ def _adjoint(
         through = tl.fma(upstream, g, kept)
     elif event is None:
         curved = tl.fma(grad_v, change, upstream)
-        if HARD:
+        if HARD or len(threshold.shape) > 0:
             curved = tl.where(g != 0.0, curved, upstream)  # at an infinite h, g is 0 and the product a NaN
         through = tl.fma(curved, g, kept)
     else:
@@ -735,7 +738,7 @@ def _retrace(
                     through = synapse_decay * received
                     grad_current = through if WHOLE else tl.where(now, through, grad_current)
                 if grad_leak is not None:
-                    by_leak = grad_h * drives[k]
+                    by_leak = tl.where(grad_h != 0.0, grad_h * drives[k], 0.0)  # of an infinite potential
                     total += by_leak if WHOLE else tl.where(now, by_leak, 0.0)
                 if grad_threshold is not None:
                     moment -= by_threshold if WHOLE else tl.where(now, by_threshold, 0.0)
@@ -846,8 +849,9 @@ def lif_backward_kernel(
             for back in tl.range(1, segments - segment, loop_unroll_factor=8):  # loads in flight together
                 later = (segments - back) * neurons
                 carry = tl.load(carries + later, exists, other=0.0)
-                through = tl.load(gains + later, exists, other=0.0) * grad_v
-                grad_v = tl.where(grad_v != 0.0, through + carry, carry)
+                gain = tl.load(gains + later, exists, other=0.0)
+                some = grad_v != 0.0 if v_min is None else (grad_v != 0.0) & (gain != 0.0)
+                grad_v = tl.where(some, gain * grad_v + carry, carry)
         begin, end = _segment(segment, segment_steps, steps)
         if grad_bias is not None:
             grad_bias += segment * neurons

@@ -215,7 +215,8 @@ def recurrent_backward_kernel(
                 received += grad_current
                 grad_current = synapse_decay * received
             if grad_leak is not None:
-                by_leak += grad_h * tl.load(drives + k * neurons, exists, other=0.0)
+                driven = tl.load(drives + k * neurons, exists, other=0.0)
+                by_leak += tl.where(grad_h != 0.0, grad_h * driven, 0.0)
             by_threshold -= less
             if threshold_decay is not None:
                 grad_adaptation = threshold_decay * grad_adaptation - jump * less
