@@ -65,10 +65,12 @@ once(TWO).load_data()  # what a process that is forked from here need not do aga
 
 @pytest.fixture(scope="module", autouse=True)
 def prepared():
-    """One thread; and the process that others are forked from has imported everything once."""
+    """One thread; and the process that others are forked from has imported everything once, without a pool of threads,
+    which no fork has."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
         FORKS.set_forkserver_preload(["test_survival"])
         forkserver.ensure_running()
