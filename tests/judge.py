@@ -148,7 +148,8 @@ def _slope(surrogate, u):
     off = (surrogate.grad(u + (u.abs() + 1) * 2**-10) - g).abs() * 2**10
     if isinstance(surrogate, Dspike):  # 1 - tanh^2, in the reference
         off = off + surrogate.grad(torch.zeros_like(u))
-    lost = torch.where(g.abs() < 2**-120, g.abs() * 2**50, 0.0)  # what underflows, or whose inverse overflows
+    least = 2**-120 * surrogate.grad(torch.zeros_like(u)).clamp(min=1.0)  # of what is then multiplied by a large peak
+    lost = torch.where(g.abs() < least, g.abs() * 2**50, 0.0)  # what underflows, or whose inverse overflows
     return g, g.abs() + off + lost
 
 
@@ -207,6 +208,8 @@ def adjoint(found: Judged, x, neuron, grads) -> Gradients:
             change = v.by(rest - h if hard else -at)
             of_h, of_at = of_h + change.by(*of_event), of_at + change.by(*of_event_at)
         of_h = Rounded(*(t.masked_fill(torch.from_numpy(step.held), 0.0) for t in of_h))  # whatever came back
+        far = of_h.value.abs() > float(np.finfo(number).max)  # whatever it is multiplied by
+        of_h = of_h._replace(error=of_h.error.masked_fill(far, math.inf))
         above = double(step.v) - (0 if found.form == "decay" else rest)
         drive = above if found.form == "decay" else double(step.x) - above if of_input else -above
         of_leak = of_leak + of_h.by(drive, drive.abs() + double(step.x).abs())

@@ -335,6 +335,8 @@ def _of_lanes(
     elif SPAN is not None:
         channel = _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK)
         p = tl.broadcast_to(tl.load(p + channel), [BLOCK])
+    elif p is not None:
+        p = tl.cast(p, tl.float32)  # which it is, but in the interpreter, where it is Python's
     return p
 
 
@@ -521,6 +523,9 @@ def lif_repair_kernel(
         differ |= _differ(tl.load(ends + (p - 1) * neurons, exists, other=0.0), start, exists)
     if tl.max(differ, 0) > 0:
         offset = _of_lanes(bias, bias_channels, bias_period, inner, per_row, BIAS, SIDE, FLAT, BLOCK)
+        leak, threshold = tl.cast(leak, tl.float32), tl.cast(threshold, tl.float32)  # as in _of_lanes
+        if fire_above is not None:
+            fire_above = tl.cast(fire_above, tl.float32)
         v = tl.load(ends, exists, other=0.0)  # stays in registers: a new end stored may be another thread's to load
         for p in range(1, segments):
             if tl.max(_differ(v, tl.load(starts + p * neurons, exists, other=0.0), exists), 0) > 0:
