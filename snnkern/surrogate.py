@@ -30,6 +30,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+TINY = torch.finfo(torch.float32).tiny
 tl = None  # triton.language, which the twins below speak; bound by backend/triton when it is first used
 
 __all__ = [
@@ -76,8 +77,9 @@ class Surrogate:
                 found = float(value)
             except OverflowError:
                 found = math.inf
-            if not 0 < found < math.inf:
-                raise ValueError(f"{type(self).__name__}: {field.name} must be positive and finite, got {value!r}")
+            if not TINY <= found <= 1 / TINY:
+                wanted = "positive and finite in float32, with its inverse"
+                raise ValueError(f"{type(self).__name__}: {field.name} must be {wanted}, got {value!r}")
             object.__setattr__(self, field.name, found)
         # A plain string that `parse` reads back: torch.compile can carry it where it could not carry the object.
         twin = self._twin()

@@ -124,7 +124,7 @@ def test_different_parameters_differ():
     assert Triangle(1.0) != Triangle(0.5) and ATan() != Sigmoid() and SoftSign(1.0) != SuperSpike(1.0)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, 5e-324, 1e38])
 def test_parameters_must_be_positive_and_finite(value):
     with pytest.raises(ValueError, match="alpha must be positive and finite"):
         ATan(value)

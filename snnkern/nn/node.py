@@ -13,7 +13,7 @@ from torch import nn
 
 from ..backend import ORDER
 from ..ops.lif import lif
-from ..spec.arguments import check_alive, flag, number
+from ..spec.arguments import check_alive, flag, number, positive
 from ..spec.layout import state_dtype
 from ..spec.neuron import GIVEN, new_spec
 from ..surrogate import Integer, Sigmoid, Surrogate, from_spikingjelly
@@ -488,7 +488,7 @@ class MultiStepLIFNode(_MultiStep, LIFNode):
         lava_s_cale: int = 1 << 6,
     ):
         super().__init__(tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, "m", backend)
-        self.lava_s_cale = lava_s_cale
+        self.lava_s_cale = positive("lava_s_cale", lava_s_cale)
 
 
 class MultiStepIFNode(_MultiStep, IFNode):
@@ -504,7 +504,7 @@ class MultiStepIFNode(_MultiStep, IFNode):
         lava_s_cale: int = 1 << 6,
     ):
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, "m", backend)
-        self.lava_s_cale = lava_s_cale
+        self.lava_s_cale = positive("lava_s_cale", lava_s_cale)
 
 
 class MultiStepParametricLIFNode(_MultiStep, ParametricLIFNode):

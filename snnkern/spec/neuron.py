@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..surrogate import Integer, Surrogate
+from ..surrogate import TINY, Integer, Surrogate
 from .arguments import flag, number
 from .norm import Norm
 
-TINY = torch.finfo(torch.float32).tiny
 FORMS = ("decay", "tau_input", "tau", "tau_input_inverse", "tau_inverse")  # in the order of csrc/lif.h's Leak
 
 
