@@ -242,6 +242,8 @@ def draw_call(random: Random, variant: Variant, device: str, small: bool = False
         options["steps_out"] = random.randint(1, steps + 2)
     if op == "bn_lif":
         channels = (shape[2],)
+        if math.prod(shape) < 16 * shape[2]:  # of few numbers, the gradients through their statistics cancel
+            options["training"] = False
         for name, then in _NORM.items():
             if name in FROZEN or random.random() < 0.8:
                 tensors[name] = Drawn(channels, (*then, place[1]))
