@@ -150,7 +150,7 @@ def _reset(h, s, threshold, rest, HARD: tl.constexpr):
         v = tl.where(_fired(s), 0.0 if rest is None else rest, h)
     elif s.dtype == tl.int1:
         v = tl.where(s, h - threshold, h)
-    elif len(threshold.shape) > 0:  # of a tensor, or raised: it may be infinite
+    elif len(tl.cast(threshold, tl.float32).shape) > 0:  # of a tensor, or raised: it may be infinite
         v = tl.where(s != 0.0, h - threshold * s, h)
     else:
         v = h - threshold * s
@@ -596,7 +596,7 @@ def _adjoint(
         through = tl.fma(upstream, g, kept)
     elif event is None:
         curved = tl.fma(grad_v, change, upstream)
-        if HARD or len(threshold.shape) > 0:
+        if HARD or len(tl.cast(threshold, tl.float32).shape) > 0:
             curved = tl.where(g != 0.0, curved, upstream)  # at an infinite h, g is 0 and the product a NaN
         through = tl.fma(curved, g, kept)
     else:
