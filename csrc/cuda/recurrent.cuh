@@ -134,10 +134,7 @@ __device__ __forceinline__ Stepped step(const Neuron<float>& n, const Own& own, 
   to.h = charge(kV.form, n, own.leak, at.v, z);
   if constexpr (kV.bounded) to.h = bound(n, to.h);
   to.s = spike(kind, n, to.threshold, own.fire_above, to.h);
-  if constexpr (kV.hard || kV.valued)
-    at.v = reset(kind, n, to.threshold, to.h, to.s);
-  else
-    at.v = to.s != 0.0f ? to.h - to.threshold : to.h;
+  at.v = reset(kind, n, to.threshold, to.h, to.s);
   if constexpr (kV.adaptive) at.a = adapted(n, at.a, to.s);
   return to;
 }
