@@ -311,7 +311,10 @@ def test_overrides():
         ("neuron.decay=2", "neuron: decay must be in [0, 1], got 2"),
         ("neuron.surrogate=Triangle", "neuron.surrogate must be a table with a name, got 'Triangle'"),
         ("neuron.surrogate.name=Tent", "neuron.surrogate.name must be one of "),
-        ("neuron.surrogate.gamma=-1", "neuron.surrogate: Triangle: gamma must be positive and finite in float32, with"),
+        (
+            "neuron.surrogate.gamma=-1",
+            "neuron.surrogate: Triangle: gamma must be positive and finite in float32, with its inverse, got -1",
+        ),
         ("data.name=svhn", "data.name must be one of digits, "),
         ("amp=half", "amp must be 'off', 'bfloat16' or 'float16', got 'half'"),
         ("accumulate=61", "accumulate must be at most batch, 60, got 61"),

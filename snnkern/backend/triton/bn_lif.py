@@ -21,7 +21,7 @@ import triton.language as tl
 
 from ...spec.split import CHUNK
 from .. import on
-from .lif import FEW, _curve, _form, _groups, _in_time, _machine, _numbers, _retrace, _sizes_of, _start, _Tile
+from .lif import FEW, _curve, _form, _groups, _in_time, _machine, _number, _numbers, _retrace, _sizes_of, _start, _Tile
 
 _counts = ["per_part", "images", "channels", "period", "groups", "steps", "neurons", "inner", "x_outer", "x_step"]
 
@@ -198,6 +198,7 @@ def bn_sums_kernel(
     lines, channels, period = _lines(channels, period, UNIT, SPAN)
     neurons, inner = neurons.to(tl.int64) * UNIT, inner.to(tl.int64) * UNIT
     x_outer, x_step = x_outer.to(tl.int64) * UNIT, x_step.to(tl.int64) * UNIT
+    leak, threshold, fire_above = _number(leak), _number(threshold), _number(fire_above)
     row, channel, p = _lanes(ROWS, CHANNELS, SPAN)
     mean = tl.load(table + channel, channel < channels, other=0.0)
     scale = tl.load(table + channels + channel, channel < channels, other=0.0)

@@ -150,7 +150,7 @@ def _reset(h, s, threshold, rest, HARD: tl.constexpr):
         v = tl.where(_fired(s), 0.0 if rest is None else rest, h)
     elif s.dtype == tl.int1:
         v = tl.where(s, h - threshold, h)
-    elif len(tl.cast(threshold, tl.float32).shape) > 0:  # of a tensor, or raised: it may be infinite
+    elif len(threshold.shape) > 0:  # of a tensor, or raised: it may be infinite
         v = tl.where(s != 0.0, h - threshold * s, h)
     else:
         v = h - threshold * s
@@ -325,18 +325,25 @@ def _channel(
 
 
 @triton.jit
+def _number(p):
+    """A number, or None, as a kernel has it: of float32, where the interpreter has Python's."""
+    if p is not None:
+        p = tl.cast(p, tl.float32)
+    return p
+
+
+@triton.jit
 def _of_lanes(
     p, channels, period, inner, per_row, SPAN: tl.constexpr, SIDE: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr
 ):
     """A parameter as a program's neurons have it: a number (SPAN None), or of a tensor the only one ("one") or those of
     their channels."""
-    if SPAN == "one":
+    if SPAN is None:
+        p = _number(p)
+    else:
+        if SPAN != "one":
+            p += _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK)
         p = tl.broadcast_to(tl.load(p), [BLOCK])
-    elif SPAN is not None:
-        channel = _channel(inner, per_row, channels, period, SPAN, SIDE, FLAT, BLOCK)
-        p = tl.broadcast_to(tl.load(p + channel), [BLOCK])
-    elif p is not None:
-        p = tl.cast(p, tl.float32)  # which it is, but in the interpreter, where it is Python's
     return p
 
 
@@ -523,9 +530,7 @@ def lif_repair_kernel(
         differ |= _differ(tl.load(ends + (p - 1) * neurons, exists, other=0.0), start, exists)
     if tl.max(differ, 0) > 0:
         offset = _of_lanes(bias, bias_channels, bias_period, inner, per_row, BIAS, SIDE, FLAT, BLOCK)
-        leak, threshold = tl.cast(leak, tl.float32), tl.cast(threshold, tl.float32)  # as in _of_lanes
-        if fire_above is not None:
-            fire_above = tl.cast(fire_above, tl.float32)
+        leak, threshold, fire_above = _number(leak), _number(threshold), _number(fire_above)
         v = tl.load(ends, exists, other=0.0)  # stays in registers: a new end stored may be another thread's to load
         for p in range(1, segments):
             if tl.max(_differ(v, tl.load(starts + p * neurons, exists, other=0.0), exists), 0) > 0:
@@ -596,7 +601,7 @@ def _adjoint(
         through = tl.fma(upstream, g, kept)
     elif event is None:
         curved = tl.fma(grad_v, change, upstream)
-        if HARD or len(tl.cast(threshold, tl.float32).shape) > 0:
+        if HARD or len(threshold.shape) > 0:
             curved = tl.where(g != 0.0, curved, upstream)  # at an infinite h, g is 0 and the product a NaN
         through = tl.fma(curved, g, kept)
     else:

@@ -31,6 +31,7 @@ from .lif import (
     _gains,
     _given,
     _machine,
+    _number,
     _numbers,
     _pulled,
     _receive,
@@ -59,7 +60,7 @@ def _place(size, inner, BLOCK: tl.constexpr):
 @triton.jit
 def _of_neurons(p, channels, period, n, exists):
     """A parameter that is a number (channels None) or a tensor."""
-    return tl.cast(p, tl.float32) if channels is None else tl.load(p + n // period % channels, exists, other=1.0)
+    return _number(p) if channels is None else tl.load(p + n // period % channels, exists, other=1.0)
 
 
 @triton.jit
