@@ -164,7 +164,8 @@ SNN_HD V spike(Kind kind, const Neuron<S>& n, P threshold, P fire_above, V h) {
 template <class V, class S, class P>
 SNN_HD V reset(Kind kind, const Neuron<S>& n, P threshold, V h, V s) {
   if (kind.hard) return s != S(0) ? n.reset + V{} : h;
-  return s != S(0) ? h - (kind.ternary || kind.integer ? threshold * s : threshold + V{}) : h;
+  const V lowered = kind.ternary || kind.integer ? h - threshold * s : h - threshold;
+  return s != S(0) ? lowered : h;
 }
 
 // dh/dleak; where charge divides, times -leak^2, which is for whoever adds it up over time.
